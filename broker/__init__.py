@@ -1,0 +1,27 @@
+"""How messages travel: the Transport protocol, in memory and over RabbitMQ. No machine learning."""
+
+from broker.errors import (
+    AccessRefused,
+    BrokerUnreachable,
+    Closed,
+    LeadershipLost,
+    MessageTooLarge,
+    TopologyMismatch,
+    Unroutable,
+)
+from broker.transport import AggregatorPort, Broker, Delivery, Envelope, WorkerPort
+
+__all__ = [
+    "AccessRefused",
+    "AggregatorPort",
+    "Broker",
+    "BrokerUnreachable",
+    "Closed",
+    "Delivery",
+    "Envelope",
+    "LeadershipLost",
+    "MessageTooLarge",
+    "TopologyMismatch",
+    "Unroutable",
+    "WorkerPort",
+]

@@ -1,0 +1,31 @@
+"""What can go wrong between us and a broker. All but three are a person's to mend: exit code 2."""
+
+from schemas.errors import UserError
+
+
+class BrokerUnreachable(UserError):
+    """No broker answered there, after visible retries."""
+
+
+class AccessRefused(UserError):
+    """The broker refused the credentials, the virtual host, or a right that we need."""
+
+
+class MessageTooLarge(UserError):
+    """The broker takes no message of this size; names the size and the setting."""
+
+
+class TopologyMismatch(UserError):
+    """A queue or exchange is there already with other arguments (406)."""
+
+
+class Unroutable(Exception):
+    """A mandatory message found no queue."""
+
+
+class LeadershipLost(Exception):
+    """Another aggregator leads: this one must stop and commit nothing."""
+
+
+class Closed(Exception):
+    """This port was closed while waiting."""

@@ -1,0 +1,152 @@
+"""How messages travel, in the domain's verbs. ``embedded`` and ``rabbitmq`` implement it alike.
+
+A ``Broker`` is where a federation meets; it hands out ports. A port is thread-safe, keeps its
+connection alive by itself and hides reconnects: after one the topology is there again, what was
+not confirmed has been published again, and every delivery that was not acked comes back with a
+new receipt (acking an old one does nothing). Order between messages is never promised.
+
+The transport moves bytes. It reads only an envelope's headers, and of those only what
+``schemas.messages.order`` needs to tell a newer model from an older one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from schemas.messages import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """An encoded message with the properties that make RabbitMQ's UI readable."""
+
+    body: bytes
+    type: str = ""
+    message_id: str = ""
+    headers: Mapping[str, int | str] = field(default_factory=dict)
+    #: On arrival: the user that the broker vouches for (None on the embedded broker).
+    user_id: str | None = None
+
+    @classmethod
+    def of(cls, message: Message, body: bytes) -> Envelope:
+        """The envelope of a message that was encoded to ``body``."""
+        return cls(body, message.type, message.message_id, message.headers())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delivery:
+    """A message in our hands until it is acked."""
+
+    envelope: Envelope
+    #: How often it was delivered before and came back (0 the first time).
+    delivery_count: int
+    #: The port's own; dead after a reconnect.
+    receipt: object
+
+
+class AggregatorPort(Protocol):
+    """What an aggregator does with a broker. All but ``lead`` and ``close`` need the lead."""
+
+    def lead(self, timeout_s: float) -> bool:
+        """Take the leader's lock, waiting up to ``timeout_s``; True once this port leads.
+
+        On the first call that succeeds the whole topology is declared.
+        """
+        ...
+
+    def latest_model(self, timeout_s: float = 2.0) -> Envelope | None:
+        """The newest model that anybody published here, whatever its run; None if there is none."""
+        ...
+
+    def publish_model(self, envelope: Envelope) -> None:
+        """To every mailbox and to the late joiners' store; returns once confirmed.
+
+        Raises: MessageTooLarge, LeadershipLost, Closed.
+        """
+        ...
+
+    def assign(self, envelopes: Sequence[Envelope], expires_s: float) -> None:
+        """Put turns into the work queue, each gone after ``expires_s``; returns once confirmed."""
+        ...
+
+    def purge_assignments(self) -> int:
+        """Remove the turns that no worker holds; how many they were."""
+        ...
+
+    def consume(self, prefetch: int) -> None:
+        """Start to receive updates and events, or go on with another prefetch (updates in hand).
+
+        Deliveries in hand stay in hand when the prefetch changes.
+        """
+        ...
+
+    def receive(self, timeout_s: float) -> Delivery | None:
+        """The next update or event (told apart by ``envelope.type``); None after ``timeout_s``.
+
+        Events are acked by the port. Raises: LeadershipLost, Closed.
+        """
+        ...
+
+    def ack(self, deliveries: Iterable[Delivery]) -> None:
+        """These are durable with us. Receipts from before a reconnect are skipped."""
+        ...
+
+    def reject(self, delivery: Delivery, reason: str) -> None:
+        """A confirmed copy with a ``reason`` header to ``updates.rejected``, then the ack."""
+        ...
+
+    def close(self) -> None:
+        """Give everything unacked and the leader's lock back. May be called twice."""
+        ...
+
+
+class WorkerPort(Protocol):
+    """What a worker or an evaluator does with a broker."""
+
+    def newest_model(self) -> Envelope | None:
+        """The newest model seen so far, from the mailbox or the late joiners' store."""
+        ...
+
+    def wait_model(
+        self, newer_than: tuple[int, int, int, int] | None, timeout_s: float
+    ) -> Envelope | None:
+        """The newest model once its ``order`` is above ``newer_than``; None after ``timeout_s``."""
+        ...
+
+    def receive_assignment(self, timeout_s: float) -> Delivery | None:
+        """The next turn; at most ``slots`` are unacked at a time. Raises: Closed."""
+        ...
+
+    def ack(self, delivery: Delivery) -> None:
+        """This turn is done with: its answer is confirmed, or it was for another time."""
+        ...
+
+    def submit(self, envelope: Envelope) -> None:
+        """Send what an aggregator must not lose; returns once the broker has confirmed it.
+
+        Waits, and says so, while the broker is away or the queue full. Raises: MessageTooLarge,
+        Closed.
+        """
+        ...
+
+    def emit(self, envelope: Envelope) -> None:
+        """Send an event. Returns at once; it may be lost."""
+        ...
+
+    def close(self) -> None:
+        """Give unacked turns back and delete the mailbox. May be called twice."""
+        ...
+
+
+class Broker(Protocol):
+    """Where a federation meets."""
+
+    def aggregator(self) -> AggregatorPort:
+        """A port for one aggregator."""
+        ...
+
+    def worker(self, worker_id: str, slots: int) -> WorkerPort:
+        """A port for one worker; ``slots`` = 0 takes no turns (an evaluator, a resident site)."""
+        ...

@@ -1,0 +1,37 @@
+"""What travels and what is configured: messages, the tensor codec, the experiment file. No I/O."""
+
+from schemas.codec import SCHEMA_VERSION, decode, encode
+from schemas.errors import DecodeError, UserError
+from schemas.experiment import Experiment, Plan
+from schemas.messages import (
+    Assignment,
+    ClientFailed,
+    ClientUpdate,
+    Evaluation,
+    Event,
+    GlobalModel,
+    Message,
+    Run,
+)
+from schemas.tensors import Tensors, group, tensors_sha256
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Assignment",
+    "ClientFailed",
+    "ClientUpdate",
+    "DecodeError",
+    "Evaluation",
+    "Event",
+    "Experiment",
+    "GlobalModel",
+    "Message",
+    "Plan",
+    "Run",
+    "Tensors",
+    "UserError",
+    "decode",
+    "encode",
+    "group",
+    "tensors_sha256",
+]

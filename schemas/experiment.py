@@ -1,0 +1,206 @@
+"""The experiment file: every key, its default and its bounds. One TOML table per class."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Table(BaseModel):
+    """One table of the experiment file. Unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ExperimentTable(Table):
+    """When to stop, and the seed of everything random."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    seed: int = Field(42, ge=0, lt=2**32)
+    #: Stop after this many versions.
+    versions: int = Field(100, ge=1)
+    #: Stop when an evaluation reaches this accuracy.
+    target_accuracy: Fraction | None = None
+    #: Stop after this time.
+    max_minutes: Positive | None = None
+
+
+class TaskTable(Table):
+    """What is learned, and by how many clients."""
+
+    name: str = "mnist-mlp"
+    clients: int = Field(10, ge=1, le=1_000_000)
+
+
+class PartitionTable(Table):
+    """Which examples each client holds."""
+
+    kind: Literal["contiguous", "iid", "shards", "dirichlet"] = "contiguous"
+    #: shards: how many label-sorted shards a client gets (McMahan et al. 2017: 2).
+    shards_per_client: int = Field(2, ge=1)
+    #: dirichlet: concentration; smaller is more skewed (Hsu et al. 2019, arXiv 1909.06335).
+    alpha: Positive = 0.5
+    #: Keep at most this many examples of each client.
+    examples_per_client: int | None = Field(None, ge=1)
+
+
+class TrainingTable(Table):
+    """Local training of one client."""
+
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(32, ge=1)
+    #: sgd, adam (compiled into the training loop) or the name of any other Keras optimizer.
+    optimizer: str = "adam"
+    learning_rate: Positive = 0.001
+    #: sgd only.
+    momentum: float = Field(0.0, ge=0, lt=1)
+    nesterov: bool = False
+
+
+class ParticipationTable(Table):
+    """Who trains when."""
+
+    mode: Literal["concurrent", "cohort"] = "concurrent"
+    #: concurrent: how many clients are in flight at once (M). Default: all.
+    concurrency: int | None = Field(None, ge=1)
+    #: cohort: the share of clients chosen for each version.
+    sampling_rate: Fraction = 1.0
+    #: cohort: choose this many times more clients than the quorum needs.
+    over_selection: float = Field(1.0, ge=1)
+    #: An assignment that brings nothing within this time is a dropout.
+    assignment_deadline_s: Positive = 600.0
+    #: A client rests between its turns for a time drawn uniformly from [low, high] seconds.
+    pause_s: tuple[NonNegative, NonNegative] = (0.0, 0.0)
+
+
+class AggregationTable(Table):
+    """When a buffer closes, and what is made of it."""
+
+    strategy: Literal["fedavg", "fedbuff", "fedasync"] = "fedbuff"
+    #: How many updates close the buffer (K). Default: fedasync 1, cohort its size, else 3.
+    quorum: int | None = Field(None, ge=1)
+    #: The time after which the buffer closes without a quorum.
+    deadline_s: Positive = 10.0
+    #: At the deadline without a quorum: step (with min_updates, else extend), extend or abort.
+    on_deadline: Literal["step", "extend", "abort"] = "step"
+    min_updates: int = Field(1, ge=1)
+    #: Updates staler than this are rejected. Default: none is too stale.
+    max_staleness: int | None = Field(None, ge=0)
+    #: The weight of a stale update: constant 1; polynomial (1+tau)^-a; hinge 1/(a(tau-b)+1) past b.
+    staleness: Literal["constant", "polynomial", "hinge"] = "polynomial"
+    staleness_a: NonNegative = 0.5
+    staleness_b: NonNegative = 4.0
+    #: fedavg: weigh updates by examples, or all the same.
+    weighting: Literal["examples", "uniform"] = "examples"
+    #: fedbuff: the server's learning rate (eta_g).
+    server_learning_rate: Positive = 1.0
+    #: fedasync: the mixing weight (alpha).
+    mixing: Fraction = 0.6
+    #: cohort: fold in client order, so that every version has the same bytes on any transport.
+    deterministic: bool = False
+    #: A partial checkpoint is taken when updates have been held for this long.
+    hold_s: Positive = 60.0
+    #: Weight files of this many last versions stay in the run folder.
+    keep_versions: int = Field(3, ge=1)
+
+
+class EvaluationTable(Table):
+    """How often a version is measured on held-out examples."""
+
+    #: Evaluate when this many updates have been counted since the last time; 0 never.
+    every_updates: int = Field(10, ge=0)
+    #: Use only this many of the test examples. Default: all.
+    examples: int | None = Field(None, ge=1)
+
+
+class Experiment(Table):
+    """A whole experiment file."""
+
+    experiment: ExperimentTable = ExperimentTable()
+    task: TaskTable = TaskTable()
+    partition: PartitionTable = PartitionTable()
+    training: TrainingTable = TrainingTable()
+    participation: ParticipationTable = ParticipationTable()
+    aggregation: AggregationTable = AggregationTable()
+    evaluation: EvaluationTable = EvaluationTable()
+
+    @property
+    def concurrency(self) -> int:
+        """M: how many clients are in flight at once (a cohort's size in cohort mode)."""
+        if self.participation.mode == "cohort":
+            wanted = self.sampled * self.participation.over_selection
+            return min(self.task.clients, math.ceil(wanted - 1e-9))
+        return min(self.participation.concurrency or self.task.clients, self.task.clients)
+
+    @property
+    def sampled(self) -> int:
+        """How many clients a cohort has before over-selection."""
+        return max(1, round(self.participation.sampling_rate * self.task.clients))
+
+    @property
+    def quorum(self) -> int:
+        """K: how many updates close the buffer."""
+        if self.aggregation.quorum is not None:
+            return self.aggregation.quorum
+        if self.aggregation.strategy == "fedasync":
+            return 1
+        if self.participation.mode == "cohort":
+            return self.sampled
+        return min(3, self.concurrency)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        cohort = self.participation.mode == "cohort"
+        if self.quorum > self.concurrency:
+            raise ValueError(
+                f"aggregation.quorum = {self.quorum} can never be reached: at most "
+                f"{self.concurrency} clients are in flight "
+                f"(task.clients, participation.{'sampling_rate' if cohort else 'concurrency'})"
+            )
+        if self.aggregation.min_updates > self.quorum:
+            raise ValueError("aggregation.min_updates is larger than the quorum")
+        if self.aggregation.strategy == "fedasync" and self.quorum != 1:
+            raise ValueError(
+                "fedasync makes a version of every update: remove aggregation.quorum, or set it to 1"
+            )
+        if self.aggregation.deterministic and not (cohort and self.quorum == self.concurrency):
+            raise ValueError(
+                "aggregation.deterministic needs participation.mode = 'cohort' and a quorum of the "
+                "whole cohort"
+            )
+        if self.participation.pause_s[0] > self.participation.pause_s[1]:
+            raise ValueError("participation.pause_s is [low, high]")
+        if self.training.nesterov and not self.training.momentum:
+            raise ValueError("training.nesterov needs training.momentum")
+        return self
+
+
+class Plan(Table):
+    """How clients train a model: the part of the experiment that travels with it."""
+
+    seed: int = Field(ge=0, lt=2**32)
+    sends: Literal["delta", "weights"]
+    task: TaskTable
+    partition: PartitionTable
+    training: TrainingTable
+    evaluation: EvaluationTable
+    pause_s: tuple[NonNegative, NonNegative] = (0.0, 0.0)
+
+    @classmethod
+    def of(cls, experiment: Experiment, sends: Literal["delta", "weights"]) -> Plan:
+        """The plan of an experiment whose strategy wants deltas or weights."""
+        return cls(
+            seed=experiment.experiment.seed,
+            sends=sends,
+            task=experiment.task,
+            partition=experiment.partition,
+            training=experiment.training,
+            evaluation=experiment.evaluation,
+            pause_s=experiment.participation.pause_s,
+        )

@@ -1,0 +1,182 @@
+"""The messages of the protocol (DESIGN section 4), validated on both sides of the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SkipValidation
+
+from schemas.experiment import Plan
+from schemas.tensors import Tensors
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Seconds = Annotated[FiniteFloat, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$")]
+Text = Annotated[str, Field(max_length=2000)]
+Metrics = Annotated[dict[Annotated[str, Field(max_length=64)], FiniteFloat], Field(max_length=64)]
+Payload = Annotated[Tensors, SkipValidation]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", arbitrary_types_allowed=True
+    )
+
+
+class Run(_Strict):
+    """Which run, since when, under which leader: what tells old messages from new ones.
+
+    ``run_started`` is Unix time in milliseconds, raised where needed so that a later run on the
+    same broker always has the larger one. ``epoch`` grows with every start of an aggregator.
+    """
+
+    run_id: Name
+    run_started: Count
+    epoch: Count
+
+
+class Message(_Strict):
+    """One message; ``type`` names it on the wire and in RabbitMQ's UI."""
+
+    type: ClassVar[str]
+    run: Run
+
+    @property
+    def message_id(self) -> str:
+        """What RabbitMQ's UI shows as the message's id."""
+        return f"{self.run.run_id}:{self.type}"
+
+    def headers(self) -> dict[str, int | str]:
+        """AMQP headers: readable without decoding a body."""
+        run = self.run
+        base = {"run_id": run.run_id, "run_started": run.run_started, "epoch": run.epoch}
+        shown = ("version", "attempt", "client", "turn", "base_version", "worker", "kind")
+        fields = {k: getattr(self, k) for k in shown if getattr(self, k, None) is not None}
+        return {**base, **fields}
+
+
+class GlobalModel(Message):
+    """The weights at a version, with the plan for training them."""
+
+    type: ClassVar[str] = "global-model"
+
+    version: Count
+    attempt: Count = 0
+    final: bool = False
+    #: Updates counted in this and all earlier versions.
+    updates: Count = 0
+    plan: Plan
+    tensors: Payload
+
+    @property
+    def message_id(self) -> str:
+        return f"{self.run.run_id}:v{self.version}:{self.run.epoch}.{self.attempt}"
+
+
+class Assignment(Message):
+    """Client c, it is your turn. ``initialise`` asks for the seeded weights of version 0."""
+
+    type: ClassVar[str] = "assignment"
+
+    kind: Literal["train", "initialise"] = "train"
+    assignment_id: Name
+    client: Name
+    turn: Count
+    version: Count
+    #: In cohort mode a turn is for ``version`` and no other.
+    exact_version: bool = False
+    #: Only ``initialise`` carries it: there is no model yet to bring it.
+    plan: Plan | None = None
+
+    @property
+    def message_id(self) -> str:
+        return self.assignment_id
+
+
+class _FromClient(Message):
+    """What answers an assignment. ``update_id`` is the assignment's id."""
+
+    update_id: Name
+    client: Name
+    turn: Count
+    base_version: Count
+    worker: Name
+
+    @property
+    def message_id(self) -> str:
+        return self.update_id
+
+
+class ClientUpdate(_FromClient):
+    """What a client sends after local training.
+
+    ``trainable`` tensors hold local − base where ``sends`` is "delta", the local values where it
+    is "weights"; ``non_trainable`` ones always hold values. "initial" answers ``initialise``.
+    """
+
+    type: ClassVar[str] = "client-update"
+
+    sends: Literal["delta", "weights", "initial"]
+    examples: Count
+    metrics: Metrics = Field(default_factory=dict)
+    #: Time spent training, and the slot's time since its last turn ended (waiting included).
+    train_s: Seconds = 0.0
+    slot_s: Seconds = 0.0
+    tensors: Payload
+
+
+class ClientFailed(_FromClient):
+    """A training that failed says so: it must not cost a whole deadline."""
+
+    type: ClassVar[str] = "client-failed"
+
+    reason: Text
+
+
+class Evaluation(Message):
+    """The metrics of one version on held-out examples."""
+
+    type: ClassVar[str] = "evaluation"
+
+    version: Count
+    worker: Name
+    metrics: Metrics
+    examples: Count
+    seconds: Seconds = 0.0
+
+    @property
+    def message_id(self) -> str:
+        return f"{self.run.run_id}:evaluation:v{self.version}:{self.worker}"
+
+
+class Event(Message):
+    """Something to show a person. May be lost: no decision is made from it."""
+
+    type: ClassVar[str] = "event"
+
+    kind: Literal["joined", "training", "left"]
+    worker: Name
+    client: Name | None = None
+    slots: Count | None = None
+    peak_rss_mb: FiniteFloat | None = None
+
+
+#: What goes through the updates queue.
+FromWorker = ClientUpdate | ClientFailed | Evaluation
+
+TYPES: Mapping[str, type[Message]] = {
+    cls.type: cls
+    for cls in (GlobalModel, Assignment, ClientUpdate, ClientFailed, Evaluation, Event)
+}
+
+
+def order(headers: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    """Sorts models by newness: (run_started, epoch, version, attempt) of the AMQP headers.
+
+    Raises: KeyError, TypeError, ValueError where the headers are not ours.
+    """
+    started, epoch, version, attempt = (
+        int(headers[key]) for key in ("run_started", "epoch", "version", "attempt")
+    )
+    return started, epoch, version, attempt

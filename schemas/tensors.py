@@ -1,0 +1,58 @@
+"""Named tensors: the payload of models and updates.
+
+A payload is a flat mapping from ``group/index`` to an array, in the order of the Keras model's
+weights. Groups: ``trainable``; ``non_trainable`` (batch-norm statistics: values, never deltas, and
+averaged, never touched by a server optimizer); and what a strategy adds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+Tensors = dict[str, Array]
+
+#: dtypes that may travel: fixed size, no objects, no strings.
+DTYPES: Mapping[str, np.dtype[np.generic]] = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in (
+        "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()
+    )
+}
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,31}/[0-9]{1,5}")
+
+
+def group(name: str, tensors: Mapping[str, Array]) -> list[Array]:
+    """The arrays of one group, in order."""
+    return [array for key, array in tensors.items() if key.startswith(name + "/")]
+
+
+def named(name: str, arrays: list[Array]) -> Tensors:
+    """A list of arrays as the tensors ``name/0``, ``name/1``, …"""
+    return {f"{name}/{i}": array for i, array in enumerate(arrays)}
+
+
+def spec(tensors: Mapping[str, Array]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (dtype, shape): what has to agree between a model and its updates."""
+    return {key: (array.dtype.name, array.shape) for key, array in tensors.items()}
+
+
+def tensors_sha256(tensors: Mapping[str, Array]) -> str:
+    """SHA-256 over names, dtypes, shapes and little-endian bytes, in order."""
+    digest = hashlib.sha256()
+    for key, array in tensors.items():
+        digest.update(f"{key} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(raw(array))
+    return digest.hexdigest()
+
+
+def raw(array: Array) -> memoryview:
+    """The array's little-endian bytes in C order, without a copy where it has them already."""
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return little.reshape(-1).view(np.uint8).data
