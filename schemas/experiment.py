@@ -167,7 +167,7 @@ class Experiment(Table):
             raise ValueError("aggregation.min_updates is larger than the quorum")
         if self.aggregation.strategy == "fedasync" and self.quorum != 1:
             raise ValueError(
-                "fedasync makes a version of every update: remove aggregation.quorum, or set it to 1"
+                "fedasync makes a version of every update: remove aggregation.quorum, or make it 1"
             )
         if self.aggregation.deterministic and not (cohort and self.quorum == self.concurrency):
             raise ValueError(

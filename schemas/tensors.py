@@ -21,7 +21,8 @@ Tensors = dict[str, Array]
 DTYPES: Mapping[str, np.dtype[np.generic]] = {
     name: np.dtype(name).newbyteorder("<")
     for name in (
-        "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()
+        *("float16", "float32", "float64", "bool"),
+        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     )
 }
 

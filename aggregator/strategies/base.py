@@ -1,0 +1,44 @@
+"""What a strategy is: three pure functions on a dict of arrays (after FedJAX).
+
+The state's keys tell what an array is for:
+
+- ``model/<group>/<i>``: the global model, in the dtypes of the Keras model;
+- ``server/…``: what a server optimizer keeps between versions;
+- ``buffer/…``: float64 sums over the updates folded since the last version. A state without
+  ``buffer/`` keys has an empty buffer.
+
+Pure: no I/O, no clock, no randomness, same inputs same outputs. ``accept`` owns the state that it
+is handed and may add into its sums in place; nobody else keeps a reference to it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from schemas import ClientUpdate, Tensors
+
+State = Tensors
+
+
+class Strategy(Protocol):
+    """How updates become the next version."""
+
+    #: What clients send of ``trainable`` tensors (``non_trainable`` are always values).
+    sends: Literal["delta", "weights"]
+
+    def init(self, weights: Tensors) -> State:
+        """The state at version 0."""
+        ...
+
+    def accept(self, state: State, update: ClientUpdate, staleness: int) -> State:
+        """Fold one update, ``staleness`` versions old, into the buffer."""
+        ...
+
+    def step(self, state: State) -> State:
+        """Close the buffer: the state of the next version, its buffer empty."""
+        ...
+
+
+def model_of(state: State) -> Tensors:
+    """The global model of a state."""
+    return {k.removeprefix("model/"): a for k, a in state.items() if k.startswith("model/")}
