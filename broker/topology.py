@@ -1,0 +1,160 @@
+"""Every name, argument and property that we have on a RabbitMQ server (DESIGN section 4).
+
+Arguments are protocol constants: a queue that is there already with others answers 406. Nothing
+here is deprecated in RabbitMQ 4 (no transient queue that is not exclusive, no global QoS), and
+nothing is newer than 3.10.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+MIB = 1024**2
+
+#: A message that came back this often and then once more is dead.
+DELIVERY_LIMIT = 20
+#: Updates that wait; more are refused, and their senders wait.
+UPDATES_MAX_BYTES = 4 * 1024 * MIB
+#: Of what could not be used the newest are kept.
+REJECTED_MAX_BYTES = 2 * 1024 * MIB
+EVENTS_MAX_LENGTH = 10_000
+EVENTS_TTL_S = 60
+#: The late joiners' store: whole segments beyond this are deleted, the last one stays.
+LATEST_MODEL_MAX_BYTES = 64 * MIB
+LATEST_MODEL_SEGMENT_BYTES = 16 * MIB
+
+#: Routing keys.
+UPDATES = "updates"
+EVENTS = "events"
+ASSIGNMENTS = "assignments"
+REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A queue, and the exchange and key it is bound by (None: bound by nothing)."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    exchange: str | None = None
+    key: str = ""
+    exclusive: bool = False
+
+    @property
+    def durable(self) -> bool:
+        """Exclusive queues go with their connection; all others outlive the broker."""
+        return not self.exclusive
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The names of one federation."""
+
+    federation: str = "fluffle"
+
+    @property
+    def global_model(self) -> str:
+        """Fanout exchange: every new global model."""
+        return f"{self.federation}.global-model"
+
+    @property
+    def assign(self) -> str:
+        """Direct exchange: turns."""
+        return f"{self.federation}.assign"
+
+    @property
+    def submit(self) -> str:
+        """Direct exchange: what workers send."""
+        return f"{self.federation}.submit"
+
+    @property
+    def dead_letter(self) -> str:
+        """Direct exchange: what could not be used."""
+        return f"{self.federation}.dead-letter"
+
+    @property
+    def exchanges(self) -> Mapping[str, str]:
+        """Name -> type, all durable."""
+        return {
+            self.global_model: "fanout",
+            self.assign: "direct",
+            self.submit: "direct",
+            self.dead_letter: "direct",
+        }
+
+    @property
+    def latest_model(self) -> Queue:
+        """Stream: late joiners read its end."""
+        arguments = {
+            "x-queue-type": "stream",
+            "x-max-length-bytes": LATEST_MODEL_MAX_BYTES,
+            "x-stream-max-segment-size-bytes": LATEST_MODEL_SEGMENT_BYTES,
+        }
+        return Queue(f"{self.federation}.latest-model", _frozen(arguments), self.global_model)
+
+    @property
+    def assignments(self) -> Queue:
+        """Work queue: turns for pooled clients, each with an expiration of its own."""
+        arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
+        name = f"{self.federation}.assignments"
+        return Queue(name, _frozen(arguments), self.assign, ASSIGNMENTS)
+
+    @property
+    def updates(self) -> Queue:
+        """Work queue: updates, failures and evaluations."""
+        arguments = {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-dead-letter-exchange": self.dead_letter,
+            "x-dead-letter-routing-key": REJECTED,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+            "x-max-length-bytes": UPDATES_MAX_BYTES,
+        }
+        return Queue(f"{self.federation}.updates", _frozen(arguments), self.submit, UPDATES)
+
+    @property
+    def events(self) -> Queue:
+        """Classic queue: may lose."""
+        arguments = {
+            "x-queue-type": "classic",
+            "x-max-length": EVENTS_MAX_LENGTH,
+            "x-message-ttl": EVENTS_TTL_S * 1000,
+        }
+        return Queue(f"{self.federation}.events", _frozen(arguments), self.submit, EVENTS)
+
+    @property
+    def rejected(self) -> Queue:
+        """Quorum queue behind the dead-letter exchange: for a person to look at."""
+        arguments = {"x-queue-type": "quorum", "x-max-length-bytes": REJECTED_MAX_BYTES}
+        name = f"{self.federation}.updates.rejected"
+        return Queue(name, _frozen(arguments), self.dead_letter, REJECTED)
+
+    @property
+    def aggregator(self) -> Queue:
+        """Exclusive queue: whoever has it leads."""
+        arguments = {"x-queue-type": "classic"}
+        return Queue(f"{self.federation}.aggregator", _frozen(arguments), exclusive=True)
+
+    def mailbox(self, worker_id: str) -> Queue:
+        """Exclusive queue of one connection of one worker: the newest model only.
+
+        The nonce lets a restarted worker in at once: the old name stays locked until the broker
+        has missed the heartbeats of the old connection.
+        """
+        arguments = {"x-queue-type": "classic", "x-max-length": 1, "x-overflow": "drop-head"}
+        name = f"{self.federation}.worker.{worker_id}.{secrets.token_hex(4)}"
+        return Queue(name, _frozen(arguments), self.global_model, exclusive=True)
+
+    @property
+    def shared(self) -> tuple[Queue, ...]:
+        """All queues that outlive a connection; what dead letters go to comes first."""
+        return self.rejected, self.updates, self.events, self.assignments, self.latest_model
+
+
+def _frozen(arguments: dict[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(arguments)
