@@ -1,0 +1,131 @@
+"""Partitions: what each kind promises, and what holds for all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from schemas import UserError
+from schemas.experiment import PartitionTable
+from worker.partitions import partition
+
+KINDS = ("contiguous", "iid", "shards", "dirichlet")
+
+
+def labels_of(examples: int, classes: int = 10) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, classes, examples).astype(np.uint8)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[PartitionTable, NDArray[np.uint8], int, int]:
+    labels = np.array(draw(st.lists(st.integers(0, 5), min_size=1, max_size=120)), np.uint8)
+    table = PartitionTable(
+        kind=draw(st.sampled_from(KINDS)),
+        shards_per_client=draw(st.integers(1, 4)),
+        alpha=draw(st.floats(1e-300, 1e6)),
+    )
+    most = len(labels) // (table.shards_per_client if table.kind == "shards" else 1)
+    if most == 0:
+        table, most = table.model_copy(update={"shards_per_client": 1}), len(labels)
+    return table, labels, draw(st.integers(1, most)), draw(st.integers(0, 2**32 - 1))
+
+
+@given(cases())
+def test_every_example_belongs_to_exactly_one_client_and_every_client_has_one(
+    case: tuple[PartitionTable, NDArray[np.uint8], int, int],
+) -> None:
+    parts = partition(*case)
+    assert len(parts) == case[2]
+    assert all(part.dtype == np.int32 and len(part) for part in parts)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(case[1])))
+
+
+@given(cases())
+def test_the_same_seed_gives_the_same_partition(
+    case: tuple[PartitionTable, NDArray[np.uint8], int, int],
+) -> None:
+    for first, second in zip(partition(*case), partition(*case), strict=True):
+        assert np.array_equal(first, second)
+
+
+@given(cases(), st.integers(1, 20))
+def test_a_cap_keeps_the_first_examples_of_each_client(
+    case: tuple[PartitionTable, NDArray[np.uint8], int, int], cap: int
+) -> None:
+    capped = partition(case[0].model_copy(update={"examples_per_client": cap}), *case[1:])
+    for whole, part in zip(partition(*case), capped, strict=True):
+        assert np.array_equal(whole[:cap], part)
+
+
+@pytest.mark.parametrize("kind", ["iid", "shards", "dirichlet"])
+def test_another_seed_gives_another_partition(kind: str) -> None:
+    table = PartitionTable.model_validate({"kind": kind})
+    first, second = (np.concatenate(partition(table, labels_of(600), 10, s)) for s in (1, 2))
+    assert not np.array_equal(first, second)
+
+
+def test_contiguous_gives_ten_clients_of_mnist_slices_of_six_thousand() -> None:
+    parts = partition(PartitionTable(kind="contiguous"), labels_of(60_000), 10, 42)
+    for k, part in enumerate(parts):
+        assert np.array_equal(part, np.arange(6000 * k, 6000 * (k + 1)))
+
+
+def test_parts_differ_by_one_example_at_most_when_they_cannot_be_equal() -> None:
+    for kind in ("contiguous", "iid", "dirichlet"):
+        table = PartitionTable.model_validate({"kind": kind})
+        sizes = [len(part) for part in partition(table, labels_of(1003), 10, 1)]
+        assert max(sizes) - min(sizes) == 1
+
+
+def test_shards_give_each_client_exactly_two_label_sorted_shards_as_mcmahan_has_it() -> None:
+    # Given MNIST's size and 100 clients, the paper's 200 shards of 300
+    labels = labels_of(60_000)
+    parts = partition(PartitionTable(kind="shards"), labels, 100, 7)
+
+    # Then each client's examples fill two of the 200 stretches of the sorted examples
+    place = np.empty(60_000, int)
+    place[np.argsort(labels, kind="stable")] = np.arange(60_000)
+    for part in parts:
+        shards, sizes = np.unique(place[part] // 300, return_counts=True)
+        assert len(shards) == 2
+        assert set(sizes) == {300}
+
+
+def test_a_cap_on_shards_keeps_examples_of_both_shards() -> None:
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 600)
+    table = PartitionTable(kind="shards", examples_per_client=100)
+    # Each shard holds one label only, so a client has as many labels as different shards' labels.
+    whole = partition(PartitionTable(kind="shards"), labels, 10, 3)
+    for part, full in zip(partition(table, labels, 10, 3), whole, strict=True):
+        assert set(labels[part]) == set(labels[full])
+
+
+def test_a_small_alpha_is_skewed_and_a_large_one_is_like_the_whole() -> None:
+    # Given 20 clients of a balanced data set
+    labels = np.tile(np.arange(10, dtype=np.uint8), 2000)
+
+    def skew(alpha: float) -> float:
+        """Mean distance (total variation) between a client's classes and the whole's."""
+        parts = partition(PartitionTable(kind="dirichlet", alpha=alpha), labels, 20, 5)
+        shares = np.array([np.bincount(labels[p], minlength=10) / len(p) for p in parts])
+        return float(np.abs(shares - 0.1).sum(axis=1).mean() / 2)
+
+    # Then alpha = 1000 is nearly even, and alpha = 0.01 leaves a client little more than one class
+    assert skew(1000) < 0.08
+    assert 0.3 < skew(1) < 0.6
+    assert skew(0.01) > 0.7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_clients_than_examples_is_an_error_that_says_what_to_change(kind: str) -> None:
+    table = PartitionTable.model_validate({"kind": kind, "shards_per_client": 1})
+    with pytest.raises(UserError, match=r"11 clients.*at least 11 examples.*10.*task\.clients"):
+        partition(table, labels_of(10), 11, 0)
+
+
+def test_more_shards_than_examples_is_an_error_that_names_the_shards() -> None:
+    with pytest.raises(UserError, match="6 clients with 2 shards each need at least 12 examples"):
+        partition(PartitionTable(kind="shards"), labels_of(11), 6, 0)
