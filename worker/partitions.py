@@ -67,7 +67,8 @@ def _dirichlet(
 ) -> list[NDArray[np.integer]]:
     """Hsu et al. 2019 (arXiv 1909.06335), section 3: client by client, q ~ Dir(alpha p).
 
-    p is the share of each class in the whole data set. Clients have equally many examples, drawn
+    p is the share of each class in the whole data set, so alpha is the sum of the concentrations
+    (not one of them, as some libraries have it). Clients have equally many examples, drawn
     by q without replacement; where a class runs out, q is renormalised over those that are left.
     """
     by_class = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]

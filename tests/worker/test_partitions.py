@@ -103,20 +103,20 @@ def test_a_cap_on_shards_keeps_examples_of_both_shards() -> None:
         assert set(labels[part]) == set(labels[full])
 
 
-def test_a_small_alpha_is_skewed_and_a_large_one_is_like_the_whole() -> None:
-    # Given 20 clients of a balanced data set
-    labels = np.tile(np.arange(10, dtype=np.uint8), 2000)
+def test_the_classes_of_a_client_vary_as_a_dirichlet_of_alpha_times_the_prior_does() -> None:
+    # Given the first of 20 clients (no class has run out for it) under 400 seeds
+    labels = np.tile(np.arange(10, dtype=np.uint8), 200)
 
-    def skew(alpha: float) -> float:
-        """Mean distance (total variation) between a client's classes and the whole's."""
-        parts = partition(PartitionTable(kind="dirichlet", alpha=alpha), labels, 20, 5)
-        shares = np.array([np.bincount(labels[p], minlength=10) / len(p) for p in parts])
-        return float(np.abs(shares - 0.1).sum(axis=1).mean() / 2)
+    for alpha in (0.3, 1.0, 10.0):
+        table = PartitionTable(kind="dirichlet", alpha=alpha)
+        firsts = [labels[partition(table, labels, 20, seed)[0]] for seed in range(400)]
+        shares = np.array([np.bincount(first, minlength=10) / 100 for first in firsts])
 
-    # Then alpha = 1000 is nearly even, and alpha = 0.01 leaves a client little more than one class
-    assert skew(1000) < 0.08
-    assert 0.3 < skew(1) < 0.6
-    assert skew(0.01) > 0.7
+        # Then a class's share has the variance p (1 - p) / (alpha + 1), and that of 100 draws
+        between = 0.1 * 0.9 / (alpha + 1)
+        expected = between + (0.1 * 0.9 - between) / 100
+        assert shares.mean(axis=0) == pytest.approx(np.full(10, 0.1), abs=0.05)
+        assert np.mean((shares - 0.1) ** 2) == pytest.approx(expected, rel=0.15)
 
 
 @pytest.mark.parametrize("kind", KINDS)
