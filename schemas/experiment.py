@@ -174,6 +174,8 @@ class Experiment(Table):
                 "aggregation.deterministic needs participation.mode = 'cohort' and a quorum of the "
                 "whole cohort"
             )
+        if self.aggregation.deterministic and self.aggregation.on_deadline != "extend":
+            raise ValueError("aggregation.deterministic needs aggregation.on_deadline = 'extend'")
         if self.participation.pause_s[0] > self.participation.pause_s[1]:
             raise ValueError("participation.pause_s is [low, high]")
         if self.training.nesterov and not self.training.momentum:

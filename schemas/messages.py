@@ -123,6 +123,8 @@ class ClientUpdate(_FromClient):
     #: Time spent training, and the slot's time since its last turn ended (waiting included).
     train_s: Seconds = 0.0
     slot_s: Seconds = 0.0
+    #: Bytes of global models that this worker has received since its last update.
+    received_bytes: Count = 0
     tensors: Payload
 
 

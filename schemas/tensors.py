@@ -26,7 +26,7 @@ DTYPES: Mapping[str, np.dtype[np.generic]] = {
     )
 }
 
-NAME = re.compile(r"[a-z][a-z0-9_]{0,31}/[0-9]{1,5}")
+NAME = re.compile(r"[a-z][a-z0-9_]{0,31}(/[a-z0-9_]{1,32}){1,3}")
 
 
 def group(name: str, tensors: Mapping[str, Array]) -> list[Array]:

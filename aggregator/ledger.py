@@ -1,0 +1,334 @@
+"""The ledger: one SQLite file that says what became of every update.
+
+A record and what it counts are one transaction, and every transaction is conditional on the
+epoch: a leader that was replaced without noticing commits nothing (``StaleLeader``). Weights are
+in files beside it (``store``), written and fsynced before the transaction that names them.
+
+Dispositions of an update: ``buffered`` (in the open buffer, by a partial checkpoint), ``counted``
+(in a version), ``unused`` (the run ended before its buffer closed). Rejections are kept by the
+hash of the message, since a rejected message may carry anybody's id.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aggregator.effects import Checkpoint, Fold, MakeVersion, SaveBuffer
+from aggregator.store import Store, cannot_write
+from aggregator.strategies.base import model_of
+from schemas import (
+    Assignment,
+    ClientFailed,
+    ClientUpdate,
+    Evaluation,
+    Experiment,
+    UserError,
+    decode,
+    encode,
+    tensors_sha256,
+)
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE versions (
+    version INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, closed_by TEXT NOT NULL,
+    updates INTEGER NOT NULL, weights_sha256 TEXT NOT NULL, file TEXT NOT NULL,
+    made_at REAL NOT NULL, elapsed_s REAL NOT NULL);
+CREATE TABLE updates (
+    update_id TEXT PRIMARY KEY, disposition TEXT NOT NULL, version INTEGER, position INTEGER,
+    client TEXT NOT NULL, turn INTEGER NOT NULL, base_version INTEGER NOT NULL,
+    staleness INTEGER NOT NULL, examples INTEGER NOT NULL, worker TEXT NOT NULL,
+    metrics TEXT NOT NULL, train_s REAL NOT NULL, slot_s REAL NOT NULL,
+    bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL);
+CREATE INDEX updates_by_version ON updates (version);
+CREATE TABLE waiting (update_id TEXT PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE rejections (
+    message_sha256 TEXT PRIMARY KEY, message_id TEXT NOT NULL, reason TEXT NOT NULL,
+    at REAL NOT NULL);
+CREATE TABLE failures (
+    assignment_id TEXT PRIMARY KEY, client TEXT NOT NULL, worker TEXT NOT NULL,
+    reason TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE dropouts (assignment_id TEXT PRIMARY KEY, client TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE evaluations (
+    version INTEGER NOT NULL, worker TEXT NOT NULL, metrics TEXT NOT NULL,
+    examples INTEGER NOT NULL, seconds REAL NOT NULL, elapsed_s REAL NOT NULL,
+    PRIMARY KEY (version, worker));
+"""
+
+#: Keys that may differ when a run is resumed: they say when to stop, not what is learned.
+_MAY_CHANGE = (
+    "experiment.versions",
+    "experiment.target_accuracy",
+    "experiment.max_minutes",
+    "evaluation.every_updates",
+)
+
+
+class StaleLeader(Exception):
+    """Another aggregator has started on this ledger since: stop, and commit nothing."""
+
+
+class Ledger:
+    """One run's ledger. Not thread-safe: the aggregator's own thread uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.epoch = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self.store = Store(folder)
+        try:
+            self._db = sqlite3.connect(folder / "ledger.sqlite", isolation_level=None, timeout=30)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            with self._transaction(check=False):
+                if not self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+                    for statement in SCHEMA.split(";"):
+                        self._db.execute(statement)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise cannot_write(folder, error) from error
+            raise UserError(f"{folder / 'ledger.sqlite'} is no ledger: {error}") from error
+
+    # ---- starting and resuming
+
+    def open_run(self, experiment: Experiment, run_id: str, run_started: int) -> None:
+        """Enter a new run, or check that the folder holds one of this experiment.
+
+        Raises: UserError where it holds another experiment's.
+        """
+        stored = self.meta.get("experiment")
+        document = experiment.model_dump(mode="json")
+        if stored is not None:
+            difference = _difference(json.loads(stored), document)
+            if difference:
+                raise UserError(
+                    f"{self.folder} holds a run of another experiment ({difference} differs): "
+                    "choose another --out, or the experiment file that it was started with"
+                )
+        with self._transaction(check=False):
+            self._set(experiment=json.dumps(document))
+            if stored is None:
+                self._set(run_id=run_id, run_started=run_started, epoch=0, status="running")
+                self._set(created_at=time.time())
+
+    def lead(self, newer_than: int | None = None) -> None:
+        """Begin an epoch: whoever led before can commit no more.
+
+        ``newer_than`` is the ``run_started`` of the newest model of another run on this broker;
+        ours has to be larger, or workers would take us for the past.
+        """
+        with self._transaction(check=False):
+            self.epoch = int(self.meta["epoch"]) + 1
+            self._set(epoch=self.epoch)
+            if newer_than is not None and newer_than >= int(self.meta["run_started"]):
+                self._set(run_started=newer_than + 1)
+
+    def load(self) -> Checkpoint:
+        """Where the run stands."""
+        meta = self.meta
+        checkpoint = Checkpoint(
+            turn=int(meta.get("turn", 0)), elapsed_s=float(meta.get("elapsed_s", 0))
+        )
+        row = self._db.execute(
+            "SELECT version, file FROM versions ORDER BY version DESC LIMIT 1"
+        ).fetchone()
+        if row is None:
+            return checkpoint
+        checkpoint.version, file = row
+        checkpoint.state = self.store.read(file)
+        if meta.get("buffer_file"):
+            checkpoint.state |= self.store.read(meta["buffer_file"])
+        checkpoint.updates = self.count("updates WHERE disposition = 'counted' AND version > 0")
+        checkpoint.buffered = [
+            Fold(*(json.loads(v) if i == 7 else v for i, v in enumerate(row)))
+            for row in self._db.execute(
+                "SELECT update_id, client, turn, base_version, staleness, examples, worker,"
+                " metrics, train_s, slot_s, bytes_down FROM updates"
+                " WHERE disposition = 'buffered' ORDER BY position"
+            )
+        ]
+        for (body,) in self._db.execute("SELECT body FROM waiting ORDER BY rowid"):
+            update = decode(body)
+            assert isinstance(update, ClientUpdate)
+            checkpoint.waiting.append(update)
+        return checkpoint
+
+    # ---- records: each is one transaction, durable when the method returns
+
+    def seen(self, update_id: str) -> bool:
+        """Whether this update has been recorded."""
+        row = self._db.execute("SELECT 1 FROM updates WHERE update_id = ?", (update_id,))
+        return row.fetchone() is not None
+
+    def make_version(
+        self, made: MakeVersion, sizes: Mapping[str, int], elapsed_s: float, keep: int
+    ) -> None:
+        """A version and everything that it was made of. Raises: StaleLeader, UserError."""
+        kept = {k: a for k, a in made.state.items() if not k.startswith("buffer/")}
+        file = self.store.write("model", made.version, self.epoch, kept)
+        with self._transaction():
+            self._add_folds(made.folds, sizes)
+            self._db.execute(
+                "UPDATE updates SET disposition = 'counted', version = ?"
+                " WHERE disposition = 'buffered'",
+                (made.version,),
+            )
+            self._db.execute("DELETE FROM waiting")
+            updates = self.count("updates WHERE version = ?", made.version)
+            self._db.execute(
+                "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(made.version, self.epoch, made.closed_by, updates),
+                    *(tensors_sha256(model_of(made.state)), file, time.time(), elapsed_s),
+                ),
+            )
+            self._set(turn=made.turn, elapsed_s=elapsed_s, buffer_file="")
+        self.store.keep(self._kept_files(keep))
+
+    def save_buffer(self, saved: SaveBuffer, sizes: Mapping[str, int], elapsed_s: float) -> None:
+        """A partial checkpoint of the open buffer. Raises: StaleLeader, UserError."""
+        version = self.latest_version()
+        sums = {k: a for k, a in saved.state.items() if k.startswith("buffer/")}
+        file = self.store.write("buffer", version, self.epoch, sums) if sums else ""
+        with self._transaction():
+            self._add_folds(saved.folds, sizes)
+            self._db.executemany(
+                "INSERT OR IGNORE INTO waiting VALUES (?, ?)",
+                [(update.update_id, encode(update)) for update in saved.waiting],
+            )
+            self._set(turn=saved.turn, elapsed_s=elapsed_s, buffer_file=file)
+
+    def record_rejection(self, message_sha256: str, message_id: str, reason: str) -> None:
+        """A message of no use."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR IGNORE INTO rejections VALUES (?, ?, ?, ?)",
+                (message_sha256, message_id[:200], reason, time.time()),
+            )
+
+    def record_failure(self, failure: ClientFailed) -> None:
+        """A training that failed."""
+        row = (failure.update_id, failure.client, failure.worker, failure.reason, time.time())
+        with self._transaction():
+            self._db.execute("INSERT OR IGNORE INTO failures VALUES (?, ?, ?, ?, ?)", row)
+
+    def record_dropouts(self, assignments: Sequence[Assignment]) -> None:
+        """Assignments that brought nothing in time."""
+        rows = [(a.assignment_id, a.client, time.time()) for a in assignments]
+        with self._transaction():
+            self._db.executemany("INSERT OR IGNORE INTO dropouts VALUES (?, ?, ?)", rows)
+
+    def record_evaluation(self, evaluation: Evaluation, elapsed_s: float) -> None:
+        """The metrics of a version."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    *(evaluation.version, evaluation.worker, json.dumps(evaluation.metrics)),
+                    *(evaluation.examples, evaluation.seconds, elapsed_s),
+                ),
+            )
+
+    def record_duplicate(self) -> None:
+        """A message whose update had been counted before."""
+        with self._transaction():
+            self._set(duplicates=int(self.meta.get("duplicates", 0)) + 1)
+
+    def finish(
+        self, status: str, detail: str, unused: Sequence[Fold], sizes: Mapping[str, int],
+        elapsed_s: float,
+    ) -> None:  # fmt: skip
+        """The run is over."""
+        with self._transaction():
+            self._add_folds(unused, sizes)
+            self._db.execute(
+                "UPDATE updates SET disposition = 'unused' WHERE disposition = 'buffered'"
+            )
+            self._set(status=status, detail=detail, elapsed_s=elapsed_s, buffer_file="")
+
+    def reopen(self) -> None:
+        """A finished run goes on: its experiment now stops later."""
+        with self._transaction():
+            self._set(status="running", detail="")
+
+    # ---- reading
+
+    @property
+    def meta(self) -> dict[str, str]:
+        """What is known of the run as a whole."""
+        return dict(self._db.execute("SELECT key, value FROM meta"))
+
+    def latest_version(self) -> int:
+        """The newest version; -1 if there is none."""
+        return int(
+            self._db.execute("SELECT COALESCE(MAX(version), -1) FROM versions").fetchone()[0]
+        )
+
+    def count(self, what: str, *parameters: Any) -> int:
+        """How many rows: ``what`` is "table" or "table WHERE condition"."""
+        return int(self._db.execute(f"SELECT COUNT(*) FROM {what}", parameters).fetchone()[0])
+
+    def query(self, sql: str, *parameters: Any) -> list[Any]:
+        """Rows of a read-only query."""
+        return self._db.execute(sql, parameters).fetchall()
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._db.close()
+
+    # ---- inside
+
+    def _add_folds(self, folds: Sequence[Fold], sizes: Mapping[str, int]) -> None:
+        position = self.count("updates WHERE disposition = 'buffered'")
+        self._db.executemany(
+            "INSERT INTO updates VALUES (?, 'buffered', NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    *(f.update_id, position + i, f.client, f.turn, f.base_version, f.staleness),
+                    *(f.examples, f.worker, json.dumps(f.metrics), f.train_s, f.slot_s),
+                    *(sizes.get(f.update_id, 0), f.received_bytes),
+                )
+                for i, f in enumerate(folds)
+            ],
+        )
+
+    def _kept_files(self, keep: int) -> set[str]:
+        rows = self.query("SELECT file FROM versions ORDER BY version DESC LIMIT ?", keep)
+        buffer_file = self.meta.get("buffer_file")
+        return {name for (name,) in rows} | ({buffer_file} if buffer_file else set())
+
+    def _set(self, **values: object) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?)", [(k, str(v)) for k, v in values.items()]
+        )
+
+    @contextmanager
+    def _transaction(self, check: bool = True) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            if check and int(self.meta["epoch"]) != self.epoch:
+                raise StaleLeader(f"epoch {self.meta['epoch']} has begun; this was {self.epoch}")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise cannot_write(self.folder, error) from error
+            raise
+
+
+def _difference(stored: dict[str, Any], given: dict[str, Any]) -> str | None:
+    """The first key in which two experiments differ that must not."""
+    for table in given:
+        for key in given[table]:
+            name = f"{table}.{key}"
+            if name not in _MAY_CHANGE and stored.get(table, {}).get(key) != given[table][key]:
+                return name
+    return None

@@ -1,0 +1,301 @@
+"""The aggregator as a service: drives the coordinator from a port, executes its effects.
+
+Order is everything here: weights on disk, then the ledger's transaction, then the acks, then the
+publish. A crash between any two of these costs a redelivery and nothing else.
+
+    receive ─> decode ─> seen before? ─> coordinator ─> effects ─┬─> ledger ─> ack
+                 └─> undecodable: ledger, copy to rejected, ack   └─> publish, assign
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from aggregator.coordinator import Coordinator
+from aggregator.effects import (
+    Assign,
+    CallAt,
+    Checkpoint,
+    Duplicate,
+    Effect,
+    Finish,
+    Hold,
+    MakeVersion,
+    Publish,
+    RecordDropouts,
+    RecordEvaluation,
+    RecordFailure,
+    Reject,
+    SaveBuffer,
+)
+from aggregator.ledger import Ledger, StaleLeader
+from aggregator.strategies import make_strategy
+from broker import AggregatorPort, Delivery, Envelope, LeadershipLost
+from schemas import (
+    ClientFailed,
+    ClientUpdate,
+    DecodeError,
+    Evaluation,
+    Event,
+    Experiment,
+    GlobalModel,
+    Message,
+    Run,
+    Tensors,
+    UserError,
+    decode,
+    encode,
+)
+from schemas.messages import FromWorker
+
+#: Updates that may be in our hands at once, by number and by bytes.
+MAX_PREFETCH = 64
+MAX_PREFETCH_BYTES = 256 * 1024**2
+#: A message that came back this often may be what kills us: take what follows one by one.
+SUSPICIOUS = 3
+#: How often the loop looks up from waiting for messages.
+_LOOK_UP_S = 0.5
+
+
+@dataclass
+class _Held:
+    """An update that is folded but not recorded: its deliveries (bodies gone), its size."""
+
+    size: int
+    deliveries: list[Delivery] = field(default_factory=list)
+
+
+class AggregatorService:
+    """Leads one run over one port until it is finished or stopped."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        port: AggregatorPort,
+        folder: Path,
+        *,
+        run_id: str,
+        initial: Tensors | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_status: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.experiment = experiment
+        self.folder = folder
+        self.coordinator: Coordinator | None = None
+        self._port = port
+        self._run_id = run_id
+        self._initial = initial
+        self._clock = clock
+        self._say = on_status
+        self._stop = threading.Event()
+        self._held: dict[str, _Held] = {}
+        self._call_at = 0.0
+        self._outcome: str | None = None
+        self._prefetch = 0
+        self._normal_prefetch = MAX_PREFETCH
+
+    def stop(self) -> None:
+        """Stop soon, after a partial checkpoint. From any thread, or a signal handler."""
+        self._stop.set()
+
+    def run(self) -> str:
+        """Lead until the end: "finished", "failed", "aborted", or "stopped" (resume later).
+
+        Raises: UserError (another leader took over, disk full, another experiment's folder, …).
+        """
+        try:
+            if not self._lead():
+                return "stopped"
+            self._ledger = Ledger(self.folder)
+            try:
+                self._start()
+                self._loop()
+            finally:
+                self._ledger.close()
+        except (LeadershipLost, StaleLeader) as error:
+            raise UserError(
+                f"another aggregator took over the run in {self.folder} ({error}): "
+                "this one has stopped and nothing is lost"
+            ) from error
+        return self._outcome or "stopped"
+
+    # ---- start
+
+    def _lead(self) -> bool:
+        said = False
+        while not self._stop.is_set():
+            if self._port.lead(timeout_s=1.0):
+                return True
+            if not said:
+                self._say("another aggregator leads here; waiting to take over")
+                said = True
+        return False
+
+    def _start(self) -> None:
+        ledger, experiment = self._ledger, self.experiment
+        ledger.open_run(experiment, self._run_id, int(time.time() * 1000))
+        run_id = ledger.meta["run_id"]
+        newest = self._port.latest_model()
+        other = newest is not None and newest.headers.get("run_id") != run_id
+        ledger.lead(int(newest.headers.get("run_started", 0)) if newest and other else None)
+        run = Run(run_id=run_id, run_started=int(ledger.meta["run_started"]), epoch=ledger.epoch)
+        checkpoint = ledger.load()
+        if checkpoint.version >= experiment.experiment.versions:
+            self._outcome = ledger.meta["status"]
+            return
+        ledger.reopen()
+        self._port.purge_assignments()
+        self.coordinator = Coordinator(experiment, make_strategy(experiment), run, checkpoint)
+        self._resume_text(checkpoint)
+        self._consume(1)
+        self._execute(self.coordinator.start(self._clock(), self._initial), None)
+
+    def _resume_text(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.state is not None:
+            buffered = f" and {len(checkpoint.buffered)} updates" if checkpoint.buffered else ""
+            self._say(f"resuming at version {checkpoint.version}{buffered}")
+
+    # ---- the loop
+
+    def _loop(self) -> None:
+        while self._outcome is None and self.coordinator is not None:
+            if self._stop.is_set():
+                self._execute(self.coordinator.pause(), None)
+                return
+            now = self._clock()
+            if now >= self._call_at:
+                self._execute(self.coordinator.on_timer(now), None)
+                continue
+            delivery = self._port.receive(min(self._call_at - now, _LOOK_UP_S))
+            if delivery is not None:
+                self._on_delivery(delivery)
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        assert self.coordinator is not None
+        if delivery.envelope.type == Event.type:
+            self._on_event(delivery.envelope)
+            return
+        self._consume(1 if delivery.delivery_count >= SUSPICIOUS else self._normal_prefetch)
+        try:
+            message = decode(delivery.envelope.body)
+        except DecodeError as error:
+            self._say(f"rejected a message: {error}")
+            self._reject(delivery, "undecodable")
+            return
+        if not isinstance(message, ClientUpdate | ClientFailed | Evaluation):
+            self._reject(delivery, "wrong_type")
+            return
+        seen_in = self._seen_in(message)
+        if seen_in == "buffer" and delivery.delivery_count == 0:
+            self._ledger.record_duplicate()  # the same update twice, not one that came back
+        effects = self.coordinator.on_update(message, seen_in, self._clock())
+        self._execute(effects, delivery)
+
+    def _on_event(self, envelope: Envelope) -> None:
+        assert self.coordinator is not None
+        try:
+            event = decode(envelope.body)
+        except DecodeError:
+            return
+        if isinstance(event, Event):
+            self.coordinator.on_event(event, self._clock())
+
+    def _seen_in(self, message: FromWorker) -> Literal["ledger", "buffer"] | None:
+        if not isinstance(message, ClientUpdate):
+            return None
+        if message.update_id in self._held:
+            return "buffer"
+        return "ledger" if self._ledger.seen(message.update_id) else None
+
+    # ---- effects
+
+    def _execute(self, effects: Iterable[Effect], delivery: Delivery | None) -> None:
+        for effect in effects:
+            self._do(effect, delivery)
+
+    def _do(self, effect: Effect, delivery: Delivery | None) -> None:
+        assert self.coordinator is not None
+        ledger, elapsed_s = self._ledger, self.coordinator.elapsed_s(self._clock())
+        match effect:
+            case CallAt(at):
+                self._call_at = at
+            case Hold(update_id):
+                self._hold(update_id, _of(delivery))
+            case Duplicate():
+                ledger.record_duplicate()
+                self._port.ack([_of(delivery)])
+            case Reject(_, reason):
+                self._reject(_of(delivery), reason)
+            case RecordFailure(failure):
+                ledger.record_failure(failure)
+                self._port.ack([_of(delivery)])
+                self._say(f"client {failure.client} failed: {failure.reason}")
+            case RecordEvaluation(evaluation):
+                ledger.record_evaluation(evaluation, elapsed_s)
+                self._port.ack([_of(delivery)])
+            case RecordDropouts(assignments):
+                ledger.record_dropouts(assignments)
+            case MakeVersion():
+                keep = self.experiment.aggregation.keep_versions
+                ledger.make_version(effect, self._sizes(), elapsed_s, keep)
+                self._settle()
+            case SaveBuffer():
+                ledger.save_buffer(effect, self._sizes(), elapsed_s)
+                self._settle()
+            case Publish(model):
+                self._publish(model)
+            case Assign(assignments, expires_s):
+                self._port.assign([_envelope(a) for a in assignments], expires_s)
+            case Finish(status, detail, unused):
+                ledger.finish(status, detail, unused, self._sizes(), elapsed_s)
+                self._settle()
+                self._outcome = status
+
+    def _hold(self, update_id: str, delivery: Delivery) -> None:
+        envelope = delivery.envelope
+        held = self._held.setdefault(update_id, _Held(len(envelope.body)))
+        # Once folded the body has done its work; memory must not grow with the buffer.
+        bare = dataclasses.replace(envelope, body=b"")
+        held.deliveries.append(dataclasses.replace(delivery, envelope=bare))
+
+    def _sizes(self) -> dict[str, int]:
+        return {update_id: held.size for update_id, held in self._held.items()}
+
+    def _settle(self) -> None:
+        self._port.ack([d for held in self._held.values() for d in held.deliveries])
+        self._held.clear()
+
+    def _reject(self, delivery: Delivery, reason: str) -> None:
+        digest = hashlib.sha256(delivery.envelope.body).hexdigest()
+        self._ledger.record_rejection(digest, delivery.envelope.message_id, reason)
+        self._port.reject(delivery, reason)
+
+    def _publish(self, model: GlobalModel) -> None:
+        envelope = _envelope(model)
+        fitting = MAX_PREFETCH_BYTES // len(envelope.body)
+        self._normal_prefetch = max(2, min(MAX_PREFETCH, fitting))
+        self._port.publish_model(envelope)
+
+    def _consume(self, prefetch: int) -> None:
+        """Updates in hand at once; with one at a time each is recorded before the next comes."""
+        assert self.coordinator is not None
+        self.coordinator.hold_updates = max(1, prefetch // 2)
+        if prefetch != self._prefetch:
+            self._prefetch = prefetch
+            self._port.consume(prefetch)
+
+
+def _of(delivery: Delivery | None) -> Delivery:
+    assert delivery is not None, "this effect answers a delivery"
+    return delivery
+
+
+def _envelope(message: Message) -> Envelope:
+    return Envelope.of(message, encode(message))

@@ -1,0 +1,147 @@
+"""Turns: who is in flight, what is overdue, and who is next.
+
+concurrent: M turns are open at any time; a client has at most one. cohort: the clients of one
+version are chosen together; only they count for it, and one that drops out or fails is replaced.
+A cohort is a function of the seed and of the turn its version started with, so a restart issues
+the very same turns again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aggregator.admission import assignment_id
+from aggregator.selection import choose, choose_cohort
+from schemas import Assignment, ClientUpdate, Experiment, Plan, Run
+
+#: The turn that asks for version 0, however often it is asked: training starts with turn 1.
+INITIALISE = 0
+
+
+class Turns:
+    """The open assignments of a run, in the order of their deadlines."""
+
+    def __init__(
+        self, experiment: Experiment, run: Run, next_turn: int, contributed: Sequence[str]
+    ) -> None:
+        #: The next turn to be issued.
+        self.next = self.first = max(next_turn, INITIALISE + 1)
+        #: assignment id -> (assignment, when it is overdue); the oldest first.
+        self.open: dict[str, tuple[Assignment, float]] = {}
+        self._experiment = experiment
+        self._run = run
+        self._cohort_mode = experiment.participation.mode == "cohort"
+        self._busy: set[str] = set()
+        #: cohort: client -> whether it has contributed, for the current version.
+        self._cohort = dict.fromkeys(contributed, True)
+
+    @property
+    def resume_from(self) -> int:
+        """The turn to go on with after a restart: in cohort mode the whole cohort's first."""
+        return self.first if self._cohort_mode else self.next
+
+    def start_version(self) -> None:
+        """A new version: in cohort mode all open turns were for the old one."""
+        if self._cohort_mode:
+            self.open.clear()
+            self._busy.clear()
+            self._cohort.clear()
+        self.first = self.next
+
+    def initialise(self, plan: Plan, now: float) -> Assignment:
+        """A turn that asks for the seeded weights of version 0."""
+        assignment = Assignment(
+            run=self._run,
+            kind="initialise",
+            assignment_id=assignment_id(self._run.run_id, INITIALISE, "0"),
+            client="0",
+            turn=INITIALISE,
+            version=0,
+            plan=plan,
+        )
+        return self._add(assignment, now)
+
+    def issue(self, version: int, now: float) -> list[Assignment]:
+        """Open as many turns as there is room for."""
+        return self._issue_cohort(version, now) if self._cohort_mode else self._fill(version, now)
+
+    def in_time(self, update: ClientUpdate) -> bool:
+        """Whether this update may count (its version is the coordinator's concern)."""
+        return not self._cohort_mode or self._cohort.get(update.client) is False
+
+    def contributed(self, update: ClientUpdate) -> None:
+        """This update was folded."""
+        self.close(update.update_id)
+        if self._cohort_mode:
+            self._cohort[update.client] = True
+
+    def close(self, update_id: str) -> bool:
+        """Close a turn; False if it was not open."""
+        entry = self.open.pop(update_id, None)
+        if entry is None:
+            return False
+        self._busy.discard(entry[0].client)
+        return True
+
+    def overdue(self, now: float) -> list[Assignment]:
+        """Close the turns whose deadline has passed: dropouts."""
+        dropped = []
+        for assignment, deadline in self.open.values():
+            if deadline > now:
+                break
+            dropped.append(assignment)
+        for assignment in dropped:
+            self.close(assignment.assignment_id)
+        return dropped
+
+    def next_deadline(self) -> float:
+        """When the oldest open turn is overdue; infinity if none is open."""
+        return next((deadline for _, deadline in self.open.values()), float("inf"))
+
+    def _fill(self, version: int, now: float) -> list[Assignment]:
+        experiment, issued = self._experiment, []
+        while len(self.open) < experiment.concurrency:
+            client = choose(
+                experiment.experiment.seed, self.next, experiment.task.clients, self._busy
+            )
+            if client is None:
+                break
+            issued.append(self._open(client, version, now))
+        return issued
+
+    def _issue_cohort(self, version: int, now: float) -> list[Assignment]:
+        experiment, issued = self._experiment, []
+        seed, clients = experiment.experiment.seed, experiment.task.clients
+        if self.next == self.first:
+            for client in choose_cohort(seed, self.first, clients, experiment.concurrency):
+                if self._cohort.setdefault(client, False):
+                    self.next += 1  # contributed before the restart: its turn is spent
+                else:
+                    issued.append(self._open(client, version, now))
+        while sum(self._cohort.values()) + len(self.open) < experiment.concurrency:
+            client = choose(seed, self.next, clients, self._cohort) or self._absent()
+            self._cohort.setdefault(client, False)
+            issued.append(self._open(client, version, now))
+        return issued
+
+    def _absent(self) -> str:
+        """A member of the cohort that has dropped out or failed."""
+        return next(c for c, done in self._cohort.items() if not done and c not in self._busy)
+
+    def _open(self, client: str, version: int, now: float) -> Assignment:
+        assignment = Assignment(
+            run=self._run,
+            assignment_id=assignment_id(self._run.run_id, self.next, client),
+            client=client,
+            turn=self.next,
+            version=version,
+            exact_version=self._cohort_mode,
+        )
+        self.next += 1
+        return self._add(assignment, now)
+
+    def _add(self, assignment: Assignment, now: float) -> Assignment:
+        deadline = now + self._experiment.participation.assignment_deadline_s
+        self.open[assignment.assignment_id] = (assignment, deadline)
+        self._busy.add(assignment.client)
+        return assignment
