@@ -1,0 +1,223 @@
+"""The command line. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from schemas.errors import UserError
+
+app = typer.Typer(
+    help="Asynchronous, dropout-tolerant federated learning over RabbitMQ.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+File = Annotated[Path, typer.Argument(help="The experiment file (TOML).")]
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045 typer reads it
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: aggregation.quorum=5."),
+]
+BrokerUrl = Annotated[
+    str, typer.Option("--broker", envvar="FLUFFLE_BROKER", help="amqp://user:password@host/vhost")
+]
+Federation = Annotated[str, typer.Option(help="Prefix of all names on the broker.")]
+Slots = Annotated[int, typer.Option(min=1, help="Clients trained at the same time.")]
+Parent = Annotated[int, typer.Option(hidden=True, help="Leave when this process is gone.")]
+
+
+@app.command()
+def run(
+    file: File,
+    broker: Annotated[
+        str,
+        typer.Option(
+            envvar="FLUFFLE_BROKER",
+            help="embedded (in this process), local (a private RabbitMQ node) or amqp://…",
+        ),
+    ] = "embedded",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Worker processes. 0: threads in this process.")
+    ] = 0,
+    slots: Annotated[
+        int, typer.Option(min=0, help="Clients trained at the same time, per worker. 0: by cores.")
+    ] = 0,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045 typer reads it
+        typer.Option(help="Run folder. One that holds this experiment's run resumes it."),
+    ] = None,
+    settings: Settings = None,
+    federation: Federation = "fluffle",
+    json: Annotated[
+        bool, typer.Option("--json", help="The last line on stdout is the summary object.")
+    ] = False,
+) -> None:
+    """Run an experiment, or resume it."""
+    from worker.tasks import prepare
+
+    from fluffle.display import Display, print_summary
+    from fluffle.experiment_file import load_experiment
+    from fluffle.run import run_experiment
+
+    experiment = load_experiment(file, settings or [], os.environ)
+    name = experiment.experiment.name
+    folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    slots = slots or max(1, (os.cpu_count() or 1) // max(1, workers))
+    with Display(name, quiet=json) as display:
+        prepare(experiment.task, display.fetching)
+        summary = run_experiment(
+            experiment,
+            folder,
+            display,
+            broker=broker,
+            federation=federation,
+            workers=workers,
+            slots=slots,
+        )
+    _print_summary(summary, json, lambda: print_summary(display.console, summary, str(folder)))
+    if summary["status"] == "running":
+        again = " ".join(["fluffle run", str(file), *_flags(broker, workers, settings)])
+        display.say(f"stopped; to resume: {again} --out {folder}")
+        raise typer.Exit(130)
+    if summary["status"] != "finished":
+        raise typer.Exit(1)
+
+
+@app.command()
+def aggregator(
+    file: File,
+    broker: BrokerUrl,
+    out: Annotated[Path, typer.Option(help="Run folder; one that holds a run resumes it.")],
+    settings: Settings = None,
+    federation: Federation = "fluffle",
+    initial: Annotated[
+        Optional[Path],  # noqa: UP045 typer reads it
+        typer.Option(help="Weights of version 0: a weights file of another run's folder."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="The last line on stdout is the summary object.")
+    ] = False,
+) -> None:
+    """Lead a run: consume updates, make versions."""
+    from fluffle.experiment_file import load_experiment
+    from fluffle.services import lead
+
+    experiment = load_experiment(file, settings or [], os.environ)
+    summary = lead(experiment, broker, federation, out, initial)
+    _print_summary(summary, json, lambda: None)
+    if summary["status"] not in ("finished", "running"):
+        raise typer.Exit(1)
+
+
+@app.command()
+def worker(
+    broker: BrokerUrl,
+    slots: Slots = 1,
+    name: Annotated[str, typer.Option(help="Default: host and process id.")] = "",
+    federation: Federation = "fluffle",
+    stay: Annotated[bool, typer.Option(help="Wait for the next run when one is over.")] = False,
+    parent: Parent = 0,
+) -> None:
+    """Train clients. Needs nothing but the broker's URL: the plan travels with the model."""
+    from fluffle.services import work
+
+    work(broker, federation, name, slots, stay, parent)
+
+
+@app.command()
+def evaluator(
+    broker: BrokerUrl,
+    name: Annotated[str, typer.Option(help="Default: host and process id.")] = "",
+    federation: Federation = "fluffle",
+    stay: Annotated[bool, typer.Option(help="Wait for the next run when one is over.")] = False,
+    parent: Parent = 0,
+) -> None:
+    """Measure versions of the global model on held-out examples."""
+    from fluffle.services import evaluate
+
+    evaluate(broker, federation, name, stay, parent)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+) -> None:
+    """Check a run's ledger against the invariants; exit code 0 or 1."""
+    from aggregator.ledger import Ledger
+    from aggregator.summary import summarise
+    from aggregator.verify import CHECKS
+    from aggregator.verify import verify as check
+
+    if not (folder / "ledger.sqlite").is_file():
+        raise UserError(f"{folder} is no run folder: there is no ledger.sqlite in it")
+    ledger = Ledger(folder)
+    problems = check(ledger)
+    for problem in problems:
+        typer.echo(f"wrong: {problem}")
+    if problems:
+        raise typer.Exit(1)
+    summary = summarise(ledger)
+    rejected = sum(summary["updates_rejected"].values())
+    typer.echo(
+        f"ok: {summary['run_id']} ({summary['status']}): {summary['versions']} versions from "
+        f"{summary['updates_counted']} updates, {rejected} rejected, {summary['duplicates']} "
+        f"duplicates; {len(CHECKS)} checks passed"
+    )
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """The data sets, and whether they are here."""
+    from worker.datasets import describe
+
+    for recipe, path in describe():
+        where = str(path) if path else f"not here yet: fluffle data fetch {recipe.name}"
+        typer.echo(f"{recipe.name:16} {where}")
+
+
+@data_app.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(help="As in fluffle data list.")]) -> None:
+    """Fetch a data set, and check it."""
+    from fluffle.display import Display
+    from worker.datasets import fetch
+
+    with Display(name) as display:
+        path = fetch(name, display.fetching)
+    typer.echo(f"{name}: {path}")
+
+
+def _print_summary(summary: dict[str, Any], as_json: bool, otherwise: Any) -> None:
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(summary))
+    else:
+        otherwise()
+
+
+def _flags(broker: str, workers: int, settings: list[str] | None) -> list[str]:
+    flags = [f"--set {setting}" for setting in settings or []]
+    if workers:
+        flags.append(f"--workers {workers}")
+    if broker != "embedded":
+        flags.append(f"--broker {broker if broker == 'local' else 'URL'}")
+    return flags
+
+
+def main() -> None:
+    """Entry point: what a person can mend is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"fluffle: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,161 @@
+"""What a person sees during a run: a live block on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from aggregator.service import AggregatorService
+
+_LINE_EVERY_S = 10.0
+#: Rates are over this much of the recent past.
+_WINDOW_S = 15.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a run stands right now."""
+
+    phase: str
+    version: int
+    versions: int
+    accuracy: float | None
+    updates: int
+    in_flight: int
+    buffer: int
+    quorum: int
+
+
+def snapshot(service: AggregatorService) -> Snapshot | None:
+    """Reads the service from outside its thread; numbers may be one message old."""
+    coordinator = service.coordinator
+    if coordinator is None:
+        return None
+    evaluated = coordinator.evaluated
+    return Snapshot(
+        phase=coordinator.phase,
+        version=coordinator.version,
+        versions=service.experiment.experiment.versions,
+        accuracy=evaluated.metrics.get("accuracy") if evaluated else None,
+        updates=coordinator.updates + coordinator.buffer.size,
+        in_flight=len(coordinator.turns.open),
+        buffer=coordinator.buffer.size,
+        quorum=service.experiment.quorum,
+    )
+
+
+class Display:
+    """Shows a run on stderr, so that stdout is free for the summary."""
+
+    def __init__(self, name: str, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self._name = name
+        self._quiet = quiet
+        self._live = Live(console=self.console, refresh_per_second=5, transient=True)
+        self._history: deque[tuple[float, int, int]] = deque()
+        self._last_line = -_LINE_EVERY_S
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal and not self._quiet:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live.is_started:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {text}", soft_wrap=True)
+
+    def show(self, now: Snapshot | None) -> None:
+        """The state of the run, a few times a second."""
+        if self._live.is_started:
+            self._live.update(self._block(now))
+        elif now is not None and self._line_is_due():
+            self.say("  ".join(f"{key} {value}" for key, value in self._fields(now)))
+
+    def fetching(self, what: str, done: int, total: int | None) -> None:
+        """A data set on its way, in bytes."""
+        if self._live.is_started:
+            bar = ProgressBar(total=total, completed=done, width=30, pulse=total is None)
+            grid = Table.grid(padding=(0, 2))
+            grid.add_row(what, bar, f"{done / 1e6:.1f} MB")
+            self._live.update(grid)
+        elif self._line_is_due():
+            self.say(f"{what}: {done / 1e6:.1f} MB")
+
+    def _line_is_due(self) -> bool:
+        due = not self._quiet and time.monotonic() - self._last_line >= _LINE_EVERY_S
+        if due:
+            self._last_line = time.monotonic()
+        return due
+
+    def _block(self, now: Snapshot | None) -> Table:
+        grid = Table.grid(padding=(0, 2))
+        if now is None or now.phase == "initialising":
+            grid.add_row(f"[bold]{self._name}[/]", "starting the trainers …")
+            return grid
+        bar = ProgressBar(total=now.versions, completed=now.version, width=30)
+        grid.add_row(f"[bold]{self._name}[/]", bar)
+        for key, value in self._fields(now):
+            grid.add_row(f"[dim]{key}[/]", value)
+        return grid
+
+    def _fields(self, now: Snapshot) -> list[tuple[str, str]]:
+        updates_per_s, left_s = self._rates(now)
+        return [
+            ("version", f"{now.version} of {now.versions}"),
+            ("accuracy", "–" if now.accuracy is None else f"{now.accuracy:.2%}"),
+            ("updates/s", "–" if updates_per_s is None else f"{updates_per_s:.1f}"),
+            ("in flight", str(now.in_flight)),
+            ("buffer", f"{now.buffer} of {now.quorum}"),
+            ("time left", "–" if left_s is None else _duration(left_s)),
+        ]
+
+    def _rates(self, now: Snapshot) -> tuple[float | None, float | None]:
+        self._history.append((time.monotonic(), now.updates, now.version))
+        while self._history[-1][0] - self._history[0][0] > _WINDOW_S:
+            self._history.popleft()
+        (then, updates, version), (last, *_) = self._history[0], self._history[-1]
+        passed = last - then
+        if passed < 1 or now.version == version:
+            return None, None
+        per_version = passed / (now.version - version)
+        return (now.updates - updates) / passed, per_version * (now.versions - now.version)
+
+
+def print_summary(console: Console, summary: dict[str, Any], folder: str) -> None:
+    """The end of a run, for a person."""
+    rejected = sum(summary["updates_rejected"].values())
+    lost = f"{rejected} rejected, {summary['dropouts']} dropouts, {summary['failures']} failures"
+    rows = [
+        ("status", f"{summary['status']} ({summary['detail']})"),
+        ("versions", str(summary["versions"])),
+        ("updates", f"{summary['updates_counted']} counted, {lost}"),
+        ("accuracy", _percent(summary["accuracy"])),
+        ("time", f"{_duration(summary['wall_s'])}, {summary['updates_per_s'] or '–'} updates/s"),
+        ("training", f"{_percent(summary['train_fraction'])} of the slots' time"),
+        ("memory", f"{summary['peak_rss_mb']:.0f} MB at its peak"),
+        ("run folder", folder),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    for key, value in rows:
+        grid.add_row(f"[dim]{key}[/]", value)
+    console.print(grid)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2%}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,159 @@
+"""``fluffle run``: an aggregator, workers and an evaluator around one broker, until the end."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from aggregator.ledger import Ledger
+from aggregator.service import AggregatorService
+from aggregator.summary import summarise
+from broker import Broker
+from fluffle.display import Display, snapshot
+from fluffle.memory import MemoryWatch
+from fluffle.team import Processes, Team, Threads
+from schemas import Experiment, UserError
+
+_REFRESH_S = 0.2
+
+
+def run_experiment(
+    experiment: Experiment,
+    folder: Path,
+    display: Display,
+    *,
+    broker: str = "embedded",
+    federation: str = "fluffle",
+    workers: int = 0,
+    slots: int = 1,
+) -> dict[str, Any]:
+    """Run or resume the experiment in ``folder``; the summary object.
+
+    broker: "embedded", "local" (a private RabbitMQ node) or an AMQP URL.
+    workers: worker processes; 0 for threads in this process.
+    Raises: UserError.
+    """
+    if broker == "embedded" and workers:
+        raise UserError(
+            "worker processes need a broker that they can share: add --broker local, or leave "
+            "--workers out and use --slots"
+        )
+    evaluates = experiment.evaluation.every_updates > 0
+    with ExitStack() as stack:
+        memory = MemoryWatch()
+        stack.callback(memory.close)
+        if broker in ("embedded", "local"):
+            stack.enter_context(_lock(folder))  # elsewhere the broker's leader lock does this
+        place, url = _open_broker(broker, federation, stack, display)
+        port = place.aggregator()
+        stack.callback(port.close)
+        service = AggregatorService(
+            experiment, port, folder, run_id=new_run_id(experiment), on_status=display.say
+        )
+        team: Team = (
+            Processes(url, workers, slots, evaluates, folder / "logs")
+            if workers
+            else Threads(place, slots, evaluates, display.say)
+        )
+        _drive(service, team, display)
+        return read_summary(folder, memory.peak_mb)
+
+
+def new_run_id(experiment: Experiment) -> str:
+    """A name for a run that no other has."""
+    return f"{experiment.experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def read_summary(folder: Path, peak_rss_mb: float) -> dict[str, Any]:
+    """The summary of the run in this folder."""
+    ledger = Ledger(folder)
+    try:
+        return {**summarise(ledger), "peak_rss_mb": peak_rss_mb, "folder": str(folder)}
+    finally:
+        ledger.close()
+
+
+@contextmanager
+def stopping(stop: Any) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call ``stop``; a second Ctrl-C interrupts as ever."""
+
+    def on_signal(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop()
+
+    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _drive(service: AggregatorService, team: Team, display: Display) -> None:
+    """The aggregator works in a thread of its own; this one shows it and hears Ctrl-C."""
+    failure: list[BaseException] = []
+
+    def lead() -> None:
+        try:
+            service.run()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=lead, name="aggregator", daemon=True)
+    try:
+        with stopping(service.stop):
+            thread.start()
+            team.start()
+            while thread.is_alive():
+                display.show(snapshot(service))
+                thread.join(_REFRESH_S)
+                team.check()
+    finally:
+        service.stop()
+        thread.join()
+        team.stop()
+    if failure:
+        raise failure[0]
+
+
+def _open_broker(
+    kind: str, federation: str, stack: ExitStack, display: Display
+) -> tuple[Broker, str]:
+    if kind == "embedded":
+        from broker.embedded import EmbeddedBroker
+
+        return EmbeddedBroker(), ""
+    from broker.rabbitmq import RabbitMQBroker
+
+    if kind == "local":
+        from broker.node import Node
+
+        display.say("starting a private RabbitMQ node …")
+        url = stack.enter_context(Node()).url
+    else:
+        url = kind
+    return RabbitMQBroker(url, federation, on_status=display.say), url
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use by another aggregator: wait for it, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

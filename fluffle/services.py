@@ -1,0 +1,118 @@
+"""``fluffle aggregator``, ``worker`` and ``evaluator``: one service each, one process each."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from broker.rabbitmq import RabbitMQBroker
+
+from broker import Broker
+from fluffle.run import new_run_id, read_summary, stopping
+from schemas import Experiment, Tensors, UserError
+
+_PARENT_EVERY_S = 1.0
+
+
+def say(text: str) -> None:
+    """One line with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def lead(
+    experiment: Experiment, url: str, federation: str, folder: Path, initial: Path | None
+) -> dict[str, Any]:
+    """Lead a run until its end, or a signal; the summary object. Raises: UserError."""
+    from aggregator.service import AggregatorService
+
+    port = _connect(url, federation, "aggregator").aggregator()
+    service = AggregatorService(
+        experiment,
+        port,
+        folder,
+        run_id=new_run_id(experiment),
+        initial=_read_weights(initial) if initial else None,
+        on_status=say,
+    )
+    try:
+        with stopping(service.stop):
+            say(f"{service.run()}: {folder}")
+    finally:
+        port.close()
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return read_summary(folder, round(peak_mb, 1))
+
+
+def work(url: str, federation: str, name: str, slots: int, stay: bool, parent: int) -> None:
+    """Train clients until the run is over, or a signal. Raises: UserError."""
+    from worker.runtime import configure
+
+    from worker.service import WorkerService
+
+    name = name or default_name("worker")
+    configure(slots)
+    port = _connect(url, federation, name).worker(name, slots)
+    service = WorkerService(port, name, slots, stay=stay, on_status=say)
+    _serve(service, port.close, parent)
+
+
+def evaluate(url: str, federation: str, name: str, stay: bool, parent: int) -> None:
+    """Evaluate until the run is over, or a signal. Raises: UserError."""
+    from worker.runtime import configure
+
+    from worker.evaluator import EvaluatorService
+
+    name = name or default_name("evaluator")
+    configure(1)
+    port = _connect(url, federation, name).worker(name, 0)
+    _serve(EvaluatorService(port, name, stay=stay, on_status=say), port.close, parent)
+
+
+def default_name(role: str) -> str:
+    """Role, host and process: unique, and readable in RabbitMQ's UI."""
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40]
+    return f"{role}-{host}-{os.getpid()}"
+
+
+class _Service(Protocol):
+    def run(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+def _serve(service: _Service, close: Callable[[], None], parent: int) -> None:
+    if parent:
+        threading.Thread(target=_leave_with, args=(parent, service), daemon=True).start()
+    try:
+        with stopping(service.stop):
+            service.run()
+    finally:
+        close()
+
+
+def _leave_with(parent: int, service: _Service) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_EVERY_S)
+    service.stop()
+    time.sleep(10 * _PARENT_EVERY_S)
+    os._exit(1)  # a training may take for ever, and nobody waits for it any more
+
+
+def _connect(url: str, federation: str, name: str) -> Broker:
+    return RabbitMQBroker(url, federation, name, on_status=say)
+
+
+def _read_weights(path: Path) -> Tensors:
+    from schemas.codec import unpack
+
+    try:
+        tensors = unpack(path.read_bytes())[1] or {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read weights from {path}: {error}") from error
+    return {k.removeprefix("model/"): a for k, a in tensors.items() if not k.startswith("server/")}

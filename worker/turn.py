@@ -1,0 +1,74 @@
+"""One turn of one client: which model it is for, the training, and the update that comes of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from schemas import Assignment, ClientUpdate, GlobalModel, Run, Tensors
+from worker.trainer import Trained
+
+Verdict = Literal["train", "wait", "drop"]
+
+
+def verdict(assignment: Assignment, model: GlobalModel | None) -> Verdict:
+    """What to do with a turn, given the newest model.
+
+    Queues have no order between them: a turn may come before its model, or long after. Of an
+    older run or epoch: drop. Of a newer one: wait for its model. In cohort mode it is for one
+    version and no other; else the newest model is always right.
+    """
+    if model is None:
+        return "wait"
+    mine, newest = leadership(assignment.run), leadership(model.run)
+    if mine != newest:
+        return "drop" if mine < newest else "wait"
+    if model.final:
+        return "drop"
+    if assignment.exact_version and model.version != assignment.version:
+        return "drop" if assignment.version < model.version else "wait"
+    return "train"
+
+
+def leadership(run: Run) -> tuple[int, int]:
+    """Sorts messages by the leader that they come from."""
+    return run.run_started, run.epoch
+
+
+def make_update(
+    assignment: Assignment,
+    model: GlobalModel,
+    trained: Trained,
+    worker: str,
+    slot_s: float,
+    received_bytes: int,
+) -> ClientUpdate:
+    """The update that answers a turn: deltas or weights, as the plan says."""
+    return ClientUpdate(
+        run=assignment.run,
+        update_id=assignment.assignment_id,
+        client=assignment.client,
+        turn=assignment.turn,
+        base_version=model.version,
+        worker=worker,
+        sends=model.plan.sends,
+        examples=trained.examples,
+        metrics=trained.metrics,
+        train_s=trained.seconds,
+        slot_s=slot_s,
+        received_bytes=received_bytes,
+        tensors=(
+            delta(trained.tensors, model.tensors)
+            if model.plan.sends == "delta"
+            else trained.tensors
+        ),
+    )
+
+
+def delta(local: Tensors, base: Tensors) -> Tensors:
+    """local − base for ``trainable`` tensors; ``non_trainable`` ones travel as values."""
+    return {
+        name: np.subtract(array, base[name]) if name.startswith("trainable/") else array
+        for name, array in local.items()
+    }
