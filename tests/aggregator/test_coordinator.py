@@ -73,8 +73,8 @@ class Driver:
         """An open assignment, the oldest first."""
         return self.open.pop(next(iter(self.open)))
 
-    def update(self, turn: Assignment | None = None, **changes: Any) -> ClientUpdate:
-        turn = turn or self.turn()
+    def update(self, to: Assignment | None = None, **changes: Any) -> ClientUpdate:
+        turn = to or self.turn()
         fields: dict[str, Any] = {
             "run": RUN,
             "update_id": turn.assignment_id,
@@ -119,7 +119,7 @@ def test_without_weights_it_asks_a_worker_for_them_and_makes_version_0() -> None
     ask = driver.turn()
     assert (ask.kind, ask.plan is not None, driver.open) == ("initialise", True, {})
     # When a worker answers
-    effects = driver.give(turn=ask, sends="initial", examples=0)
+    effects = driver.give(to=ask, sends="initial", examples=0)
     # Then it is held, version 0 is recorded before it is published, and turns go out
     kinds = [type(effect) for effect in effects]
     assert kinds == [Hold, MakeVersion, Publish, Assign, CallAt]
@@ -132,8 +132,8 @@ def test_a_second_answer_to_initialise_is_a_duplicate_and_its_repeat_asks_the_sa
     first = driver.turn()
     again = driver.assigned(driver.wait(6))[0]
     assert again.assignment_id == first.assignment_id
-    driver.give(turn=first, sends="initial", examples=0)
-    effects = driver.give(turn=again, seen_in="ledger", sends="initial", examples=0)
+    driver.give(to=first, sends="initial", examples=0)
+    effects = driver.give(to=again, seen_in="ledger", sends="initial", examples=0)
     only(Duplicate, effects)
 
 
@@ -150,7 +150,7 @@ def test_a_second_answer_to_initialise_is_a_duplicate_and_its_repeat_asks_the_sa
 def test_bad_initial_weights_are_rejected(changes: dict[str, Any], reason: str) -> None:
     driver = Driver(initial=False)
     ask = driver.turn()
-    effects = driver.give(turn=ask, **{"sends": "initial", **changes})
+    effects = driver.give(to=ask, **{"sends": "initial", **changes})
     assert only(Reject, effects).reason == reason
     assert driver.coordinator.phase == "initialising"
 
@@ -382,14 +382,10 @@ def test_an_outsider_is_late_and_nobody_counts_twice_in_a_cohort() -> None:
     members = {a.client for a in driver.open.values()}
     outsider = next(str(c) for c in range(6) if str(c) not in members)
     turn = driver.turn()
-    effects = driver.give(turn=turn, client=outsider, update_id=f"run:{turn.turn}:{outsider}")
+    effects = driver.give(to=turn, client=outsider, update_id=f"run:{turn.turn}:{outsider}")
     assert only(Reject, effects).reason == "late"
-    driver.give(turn=turn)
-    again = (
-        driver.give(turn=turn, turn_=0)
-        if False
-        else driver.give(driver.update(turn, turn=99, update_id=f"run:99:{turn.client}"))
-    )
+    driver.give(to=turn)
+    again = driver.give(to=turn, turn=99, update_id=f"run:99:{turn.client}")
     assert only(Reject, again).reason == "late"
 
 
