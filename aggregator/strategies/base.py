@@ -23,8 +23,10 @@ State = Tensors
 class Strategy(Protocol):
     """How updates become the next version."""
 
-    #: What clients send of ``trainable`` tensors (``non_trainable`` are always values).
-    sends: Literal["delta", "weights"]
+    @property
+    def sends(self) -> Literal["delta", "weights"]:
+        """What clients send of ``trainable`` tensors (``non_trainable`` are always values)."""
+        ...
 
     def init(self, weights: Tensors) -> State:
         """The state at version 0."""

@@ -1,0 +1,39 @@
+"""FedAvg. McMahan, Moore, Ramage, Hampson, Agüera y Arcas: Communication-Efficient Learning of
+Deep Networks from Decentralized Data, arXiv 1602.05629, Algorithm 1::
+
+    w_{t+1} <- sum_k (n_k / n) w_k^{t+1},   n = sum_k n_k
+
+over the clients k of the buffer, n_k the examples that client k trained on. The paper knows no
+staleness, and neither does this: where updates may be stale, bound them with ``max_staleness``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from aggregator.strategies.base import State
+from aggregator.strategies.tree import add_to_buffer, mean_of, next_version, with_model
+from schemas import ClientUpdate, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class FedAvg:
+    """The mean of the clients' weights, by examples or uniform."""
+
+    weighting: Literal["examples", "uniform"]
+
+    sends: ClassVar[Literal["weights"]] = "weights"
+
+    def init(self, weights: Tensors) -> State:
+        """The model alone."""
+        return with_model(weights)
+
+    def accept(self, state: State, update: ClientUpdate, staleness: int) -> State:
+        """sum += n_k w_k"""
+        n_k = update.examples if self.weighting == "examples" else 1
+        return add_to_buffer(state, n_k, update.tensors)
+
+    def step(self, state: State) -> State:
+        """w <- sum / n"""
+        return next_version(state, lambda key, w, total: mean_of(state, w, total))

@@ -1,0 +1,57 @@
+"""FedBuff. Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba: Federated Learning with Buffered
+Asynchronous Aggregation, arXiv 2106.06639, Algorithm 1, with the staleness of section 4::
+
+    w_{t+1} <- w_t + eta_g (1/K) sum_i s(tau_i) Delta_i,   s(tau) = 1 / sqrt(1 + tau)
+
+Delta_i = local - base, the base being the version that client i trained from (the paper writes
+base - local, and subtracts). K is the number of updates in the buffer: the quorum, or what had
+come when the deadline closed it. It is not the sum of the s(tau): stale updates make a step
+shorter. Values that are no parameters (batch-norm statistics) are averaged with weights s(tau).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from aggregator.strategies.base import State
+from aggregator.strategies.fold import Sum
+from aggregator.strategies.staleness import Staleness
+from aggregator.strategies.tree import (
+    add_to_buffer,
+    buffered,
+    is_value,
+    mean_of,
+    next_version,
+    with_model,
+)
+from schemas import ClientUpdate, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class FedBuff:
+    """A server step along the mean of the buffered deltas."""
+
+    server_learning_rate: float
+    s: Staleness
+
+    sends: ClassVar[Literal["delta"]] = "delta"
+
+    def init(self, weights: Tensors) -> State:
+        """The model alone."""
+        return with_model(weights)
+
+    def accept(self, state: State, update: ClientUpdate, staleness: int) -> State:
+        """sum += s(tau) Delta"""
+        return add_to_buffer(state, self.s(staleness), update.tensors)
+
+    def step(self, state: State) -> State:
+        """w <- w + eta_g / K sum"""
+        rate = self.server_learning_rate / buffered(state, "updates")
+
+        def formula(key: str, w: Sum, total: Sum) -> Sum:
+            if is_value(key):
+                return mean_of(state, w, total)
+            return w + rate * total
+
+        return next_version(state, formula)
