@@ -1,0 +1,51 @@
+# `make help` lists the verbs.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# TensorFlow's build: EXTRA=gpu for the CUDA one.
+EXTRA ?= cpu
+ARGS ?=
+TESTS ?= tests
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format bench broker clean
+
+help: ## List the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: $(VENV)/run.stamp ## Train the default experiment on the embedded broker (ARGS="--slots 2 …")
+	@$(BIN)/fluffle run experiments/mnist.toml $(ARGS)
+
+test: $(VENV)/dev.stamp broker ## Run all tests (TESTS=tests/broker for some)
+	@$(BIN)/pytest $(TESTS) $(ARGS)
+
+lint: $(VENV)/dev.stamp ## ruff, mypy --strict, one-way imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp ## Format the code
+	@$(BIN)/ruff check --fix-only -q . && $(BIN)/ruff format .
+
+bench: $(VENV)/dev.stamp broker ## Measure every claim in benchmarks/ (ten minutes)
+	@for script in benchmarks/*/measure.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+broker: ## Provide a RabbitMQ server for the tests if there is none
+	@scripts/provide-rabbitmq
+
+clean: ## Remove what make has made, but not runs/
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/run.stamp: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Fluffle needs Python 3.11 or newer: make PYTHON=python3.12 …" >&2; exit 2; }
+	@echo "installing into $(VENV) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA)]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA),dev]'
+	@touch $@

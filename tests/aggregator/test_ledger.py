@@ -1,0 +1,235 @@
+"""The ledger and its files: one transaction per record, nothing counted twice or half there."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aggregator.effects import Fold, MakeVersion, SaveBuffer
+from aggregator.ledger import Ledger, StaleLeader
+from aggregator.store import Store
+from aggregator.summary import summarise
+from aggregator.verify import verify
+from schemas import Experiment, UserError
+
+
+def state(value: float) -> dict[str, Any]:
+    return {"model/trainable/0": np.full(4, value, np.float32)}
+
+
+def fold(turn: int, base_version: int = 0, staleness: int = 0) -> Fold:
+    client = str(turn % 10)
+    return Fold(f"run:{turn}:{client}", client, turn, base_version, staleness, 10, "w")
+
+
+def opened(folder: Path, experiment: Experiment | None = None) -> Ledger:
+    ledger = Ledger(folder)
+    ledger.open_run(experiment or Experiment(), "run", 1000)
+    ledger.lead()
+    return ledger
+
+
+def made(version: int, *folds: Fold, turn: int = 0) -> MakeVersion:
+    return MakeVersion(version, state(version), "quorum" if version else "initial", folds, turn)
+
+
+def test_a_version_and_what_it_counts_are_there_after_reopening(tmp_path: Path) -> None:
+    # Given a ledger with two versions
+    ledger = opened(tmp_path)
+    ledger.make_version(made(0), {}, 1.0, keep=3)
+    folds = [fold(t) for t in (1, 2, 3)]
+    ledger.make_version(made(1, *folds, turn=9), {"run:1:1": 77}, 2.5, keep=3)
+    ledger.close()
+    # When it is opened again
+    again = opened(tmp_path)
+    checkpoint = again.load()
+    # Then everything is as it was
+    assert (checkpoint.version, checkpoint.turn, checkpoint.updates) == (1, 9, 3)
+    assert checkpoint.elapsed_s == 2.5
+    assert checkpoint.state is not None
+    assert np.array_equal(checkpoint.state["model/trainable/0"], np.full(4, 1, np.float32))
+    assert again.seen("run:2:2")
+    assert not again.seen("run:4:4")
+    assert verify(again) == []
+    assert summarise(again)["bytes_up"] == 77
+
+
+def test_an_update_cannot_be_counted_twice(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    ledger.make_version(made(0), {}, 0.0, keep=3)
+    ledger.make_version(made(1, fold(1)), {}, 0.0, keep=3)
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.make_version(made(2, fold(1)), {}, 0.0, keep=3)
+    assert ledger.latest_version() == 1
+
+
+def test_a_partial_checkpoint_comes_back_with_its_sums_and_folds(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    ledger.make_version(made(0), {}, 0.0, keep=3)
+    sums = {**state(0), "buffer/trainable/0": np.full(4, 2.5)}
+    ledger.save_buffer(SaveBuffer(sums, [fold(1), fold(2)], [], 5), {}, 0.0)
+    ledger.close()
+    checkpoint = opened(tmp_path).load()
+    assert [f.update_id for f in checkpoint.buffered] == ["run:1:1", "run:2:2"]
+    assert checkpoint.state is not None
+    assert checkpoint.state["buffer/trainable/0"].flags.writeable
+    assert checkpoint.state["buffer/trainable/0"].dtype == np.float64
+    assert checkpoint.turn == 5
+
+
+def test_a_stale_leader_commits_nothing(tmp_path: Path) -> None:
+    # Given a leader that was replaced without noticing
+    old = opened(tmp_path)
+    old.make_version(made(0), {}, 0.0, keep=3)
+    new = opened(tmp_path)
+    # When it makes a version
+    with pytest.raises(StaleLeader):
+        old.make_version(made(1, fold(1), fold(2), fold(3)), {}, 0.0, keep=3)
+    # Then nothing has changed, and the new leader goes on
+    assert new.latest_version() == 0
+    new.make_version(made(1, fold(4), fold(5), fold(6)), {}, 0.0, keep=3)
+    assert verify(new) == []
+
+
+def test_only_the_last_versions_keep_their_weights(tmp_path: Path) -> None:
+    ledger = opened(tmp_path, Experiment.model_validate({"aggregation": {"keep_versions": 2}}))
+    for version in range(6):
+        folds = [fold(version * 3 + i, max(0, version - 1)) for i in range(3)] if version else []
+        ledger.make_version(made(version, *folds), {}, 0.0, keep=2)
+    names = sorted(path.name for path in (tmp_path / "weights").iterdir())
+    assert [name[:13] for name in names] == ["model-v000004", "model-v000005"]
+    assert verify(ledger) == []
+
+
+def test_a_folder_of_another_experiment_is_refused_but_it_may_stop_later(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    other = Experiment.model_validate({"training": {"epochs": 9}})
+    with pytest.raises(UserError, match=r"training\.epochs"):
+        Ledger(tmp_path).open_run(other, "x", 1)
+    longer = Experiment.model_validate({"experiment": {"versions": 500}})
+    assert Ledger(tmp_path).open_run(longer, "x", 1)
+
+
+def test_a_finished_run_has_nothing_left_to_do_unless_it_stops_later(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    ledger.make_version(made(0), {}, 0.0, keep=3)
+    ledger.finish("finished", "", [fold(1)], {}, 1.0)
+    assert verify(ledger) == []
+    assert ledger.open_run(Experiment(), "x", 1) is False
+    longer = Experiment.model_validate({"experiment": {"versions": 500}})
+    assert ledger.open_run(longer, "x", 1) is True
+
+
+def test_a_later_run_on_the_same_broker_always_has_the_later_start(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.open_run(Experiment(), "run", 1000)
+    ledger.lead(newer_than=5000)
+    assert ledger.meta["run_started"] == "5001"
+    ledger.lead(newer_than=10)
+    assert ledger.meta["run_started"] == "5001"
+
+
+def test_damaged_weights_are_found_when_read_and_by_verify(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    ledger.make_version(made(0), {}, 0.0, keep=3)
+    path = next((tmp_path / "weights").iterdir())
+    body = bytearray(path.read_bytes())
+    body[-1] ^= 1
+    path.write_bytes(body)
+    with pytest.raises(UserError, match="damaged"):
+        ledger.load()
+    assert "missing or damaged" in verify(ledger)[0]
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "says"),
+    [
+        ("DELETE FROM versions WHERE version = 1", "version 1 is missing"),
+        ("DELETE FROM updates WHERE turn = 3", "says it counts 3 updates; the ledger has 2"),
+        ("UPDATE updates SET staleness = 4 WHERE turn = 3", "has staleness 4"),
+        ("UPDATE updates SET disposition = 'unused' WHERE turn = 3", "unused in version 1"),
+        ("UPDATE updates SET version = 9 WHERE turn = 3", "counted in version 9"),
+        ("UPDATE updates SET update_id = 'run:7:7' WHERE turn = 3", "does not belong to turn 3"),
+        ("UPDATE versions SET epoch = 0 WHERE version = 2", "after one of epoch 1"),
+        ("UPDATE versions SET epoch = 9", "only 1 have begun"),
+        ("INSERT INTO rejections VALUES ('a', 'b', 'whim', 1, 0)", "no known reason: whim"),
+        (
+            "UPDATE updates SET disposition = 'buffered', version = NULL WHERE turn = 3",
+            "1 updates are still buffered",
+        ),
+        ("UPDATE versions SET updates = 2 WHERE version = 1", "version 1 says it counts 2"),
+    ],
+)
+def test_verify_names_what_is_wrong(tmp_path: Path, sabotage: str, says: str) -> None:
+    ledger = opened(tmp_path)
+    ledger.make_version(made(0), {}, 0.0, keep=3)
+    ledger.make_version(made(1, fold(1), fold(2), fold(3)), {}, 0.0, keep=3)
+    ledger.make_version(made(2, fold(4, 1), fold(5, 1), fold(6, 0, 1)), {}, 0.0, keep=3)
+    ledger.finish("finished", "", [], {}, 0.0)
+    assert verify(ledger) == []
+    ledger.query(sabotage)
+    assert says in "\n".join(verify(ledger))
+
+
+def test_a_file_that_is_no_ledger_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(UserError, match="is no ledger"):
+        Ledger(tmp_path)
+
+
+def test_a_name_that_was_never_finished_is_not_left_behind(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(ValueError, match="cannot travel"):
+        store.write("model", 0, 1, {"trainable/0": np.array(["text"])})
+    assert list(store.folder.iterdir()) == []
+
+
+DISK_FULL = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from aggregator.effects import MakeVersion
+from aggregator.ledger import Ledger
+from schemas import Experiment, UserError
+
+ledger = Ledger(Path(sys.argv[1]))
+ledger.open_run(Experiment(), "run", 1000)
+ledger.lead()
+small = {"model/trainable/0": np.zeros(4, np.float32)}
+ledger.make_version(MakeVersion(0, small, "initial", [], 0), {}, 0.0, 3)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+big = {"model/trainable/0": np.zeros(100_000, np.float32)}
+try:
+    ledger.make_version(MakeVersion(1, big, "quorum", [], 0), {}, 0.0, 3)
+except UserError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    # Given a process that may not write files of the size of the next version
+    done = subprocess.run(
+        [sys.executable, "-c", DISK_FULL, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    # Then it says so in one line
+    assert done.returncode == 2, done.stderr
+    assert "Nothing is lost: make room" in done.stdout
+    assert done.stdout.count("\n") == 1
+    # And the version before is whole
+    ledger = opened(tmp_path)
+    assert ledger.load().version == 0
+    assert verify(ledger) == []
+    assert not list((tmp_path / "weights").glob("*.tmp"))
