@@ -194,9 +194,9 @@ class EmbeddedAggregatorPort:
         """A copy with a ``reason`` header to the rejected messages, then the ack."""
         with self._broker.changed:
             self._check_lead()
-            self._broker.bury(delivery.envelope, reason)
-            self._broker.updates.ack(self, delivery)
-            self._broker.changed.notify_all()
+            if self._broker.updates.ack(self, delivery):
+                self._broker.bury(delivery.envelope, reason)
+                self._broker.changed.notify_all()
 
     def close(self) -> None:
         """Give everything unacked and the leader's lock back. May be called twice."""

@@ -1,0 +1,146 @@
+"""Receiving from one queue: an inbox that the I/O thread fills and other threads empty."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pika.channel import Channel
+from pika.spec import Basic, BasicProperties
+
+from broker import wire
+from broker.connection import Link
+from broker.lane import Lane
+from broker.transport import Delivery, Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class _Receipt:
+    """A delivery's number means something on its own channel only."""
+
+    channel: Channel
+    tag: int
+
+
+class Consumer(Lane):
+    """A subscription that comes back. ``changed`` guards the inbox and what is in hand.
+
+    A lost channel empties the inbox and voids all receipts: the broker delivers it all again.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        fail: Callable[[Exception], None],
+        changed: threading.Condition,
+        queue: Callable[[Channel], str],
+        prefetch: int,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        on_message: Callable[[Envelope], object] | None = None,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        changed: announces what has arrived.
+        queue: declares what is needed on a new channel and names the queue.
+        prefetch: how many messages may be unacked.
+        on_message: instead of the inbox; what it has seen is acked. Called with ``changed`` held.
+        on_ready: called in the I/O thread when the subscription stands.
+        """
+        super().__init__(link, fail)
+        self._changed = changed
+        self._queue = queue
+        self._prefetch = prefetch
+        self._arguments = dict(arguments or {})
+        self._on_message = on_message
+        self._on_ready = on_ready
+        self._name = ""
+        self._tag: str | None = None
+        self._inbox: deque[Delivery] = deque()
+        self._in_hand: set[object] = set()
+
+    def take(self) -> Delivery | None:
+        """The next message, unless ``prefetch`` are in hand. The caller holds ``changed``."""
+        if not self._inbox or len(self._in_hand) >= self._prefetch:
+            return None
+        delivery = self._inbox.popleft()
+        self._in_hand.add(delivery.receipt)
+        return delivery
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether this receipt is good. The caller holds ``changed``."""
+        return delivery.receipt in self._in_hand
+
+    def ack(self, delivery: Delivery) -> None:
+        """The broker may forget it; a void receipt is skipped. The caller holds ``changed``.
+
+        A second ack of the same number would end the channel.
+        """
+        if delivery.receipt in self._in_hand:
+            self._in_hand.discard(delivery.receipt)
+            self.link.call(partial(_ack, delivery.receipt))
+            self._changed.notify_all()
+
+    def set_prefetch(self, prefetch: int) -> None:
+        """Subscribe anew with another prefetch. The caller holds ``changed``.
+
+        What is in hand or in the inbox stays. A message that was on its way at that moment is
+        handed back by pika and comes again.
+        """
+        if prefetch != self._prefetch:
+            self._prefetch = prefetch
+            self.link.call(self._resubscribe)
+            self._changed.notify_all()
+
+    def opened(self, channel: Channel) -> None:
+        """As ``Lane``."""
+        self._name = self._queue(channel)
+        self._subscribe(channel)
+
+    def lost(self, error: BaseException) -> None:
+        """As ``Lane``."""
+        with self._changed:
+            self._tag = None
+            self._inbox.clear()
+            self._in_hand.clear()
+            self._changed.notify_all()
+
+    def _subscribe(self, channel: Channel) -> None:
+        channel.basic_qos(prefetch_count=self._prefetch)
+        self._tag = channel.basic_consume(
+            self._name, self._arrived, arguments=self._arguments, callback=self._subscribed
+        )
+
+    def _resubscribe(self) -> None:
+        if self.channel is not None and self.channel.is_open and self._tag is not None:
+            self.channel.basic_cancel(self._tag)
+            self._subscribe(self.channel)
+
+    def _subscribed(self, _frame: object) -> None:
+        self.backoff.reset()
+        self._on_ready()
+
+    def _arrived(
+        self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+    ) -> None:
+        receipt = _Receipt(channel, method.delivery_tag)
+        envelope = wire.envelope(properties, body)
+        with self._changed:
+            if self._on_message is not None:
+                self._on_message(envelope)
+            else:
+                count = wire.delivery_count(properties)
+                self._inbox.append(Delivery(envelope, count, receipt))
+            self._changed.notify_all()
+        if self._on_message is not None:
+            _ack(receipt)
+
+
+def _ack(receipt: object) -> None:
+    assert isinstance(receipt, _Receipt)
+    if receipt.channel.is_open:
+        receipt.channel.basic_ack(receipt.tag)
