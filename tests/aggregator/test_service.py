@@ -341,7 +341,7 @@ def test_evaluations_are_recorded_and_end_the_run_at_its_target(tmp_path: Path) 
         one = service(broker, tmp_path, tables)
         thread = threading.Thread(target=one.run)
         thread.start()
-        while one.coordinator is None or one.coordinator.phase != "finishing":
+        while one.coordinator is None or one.coordinator.phase not in ("finishing", "done"):
             threading.Event().wait(0.01)
         last = one.coordinator.version
         broker.worker("e", 0).submit(envelope(measured(one.coordinator.run, last)))
