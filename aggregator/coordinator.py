@@ -109,7 +109,9 @@ class Coordinator:
     def start(self, now: float, initial: Tensors | None = None) -> list[Effect]:
         """Begin, or go on from the checkpoint; ``initial`` gives version 0 (``--initial``)."""
         self._started_at = now
-        if self.phase == "running":
+        if self.phase == "running" and self.version >= self.experiment.experiment.versions:
+            effects = list(self._finish("finished", f"{self.version} versions made", now))
+        elif self.phase == "running":
             effects = [*self._publish(), *self._issue(now)]
             self._restart_deadline(now)
         elif initial is not None:

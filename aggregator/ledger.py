@@ -50,7 +50,7 @@ CREATE INDEX updates_by_version ON updates (version);
 CREATE TABLE waiting (update_id TEXT PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE rejections (
     message_sha256 TEXT PRIMARY KEY, message_id TEXT NOT NULL, reason TEXT NOT NULL,
-    at REAL NOT NULL);
+    times INTEGER NOT NULL, at REAL NOT NULL);
 CREATE TABLE failures (
     assignment_id TEXT PRIMARY KEY, client TEXT NOT NULL, worker TEXT NOT NULL,
     reason TEXT NOT NULL, at REAL NOT NULL);
@@ -97,9 +97,10 @@ class Ledger:
 
     # ---- starting and resuming
 
-    def open_run(self, experiment: Experiment, run_id: str, run_started: int) -> None:
+    def open_run(self, experiment: Experiment, run_id: str, run_started: int) -> bool:
         """Enter a new run, or check that the folder holds one of this experiment.
 
+        True if there is something left to do: the run is not finished, or now stops later.
         Raises: UserError where it holds another experiment's.
         """
         stored = self.meta.get("experiment")
@@ -116,6 +117,8 @@ class Ledger:
             if stored is None:
                 self._set(run_id=run_id, run_started=run_started, epoch=0, status="running")
                 self._set(created_at=time.time())
+        finished = self.meta["status"] == "finished"
+        return not finished or json.loads(stored or "{}") != document
 
     def lead(self, newer_than: int | None = None) -> None:
         """Begin an epoch: whoever led before can commit no more.
@@ -204,12 +207,15 @@ class Ledger:
             )
             self._set(turn=saved.turn, elapsed_s=elapsed_s, buffer_file=file)
 
-    def record_rejection(self, message_sha256: str, message_id: str, reason: str) -> None:
-        """A message of no use."""
+    def record_rejection(
+        self, message_sha256: str, message_id: str, reason: str, again: bool = False
+    ) -> None:
+        """A message of no use; ``again`` where the broker says that it has been here before."""
         with self._transaction():
             self._db.execute(
-                "INSERT OR IGNORE INTO rejections VALUES (?, ?, ?, ?)",
-                (message_sha256, message_id[:200], reason, time.time()),
+                "INSERT INTO rejections VALUES (?, ?, ?, 1, ?)"
+                " ON CONFLICT DO UPDATE SET times = times + ?",
+                (message_sha256, message_id[:200], reason, time.time(), int(not again)),
             )
 
     def record_failure(self, failure: ClientFailed) -> None:

@@ -140,16 +140,15 @@ class AggregatorService:
 
     def _start(self) -> None:
         ledger, experiment = self._ledger, self.experiment
-        ledger.open_run(experiment, self._run_id, int(time.time() * 1000))
+        if not ledger.open_run(experiment, self._run_id, int(time.time() * 1000)):
+            self._outcome = ledger.meta["status"]
+            return
         run_id = ledger.meta["run_id"]
         newest = self._port.latest_model()
         other = newest is not None and newest.headers.get("run_id") != run_id
         ledger.lead(int(newest.headers.get("run_started", 0)) if newest and other else None)
         run = Run(run_id=run_id, run_started=int(ledger.meta["run_started"]), epoch=ledger.epoch)
         checkpoint = ledger.load()
-        if checkpoint.version >= experiment.experiment.versions:
-            self._outcome = ledger.meta["status"]
-            return
         ledger.reopen()
         self._port.purge_assignments()
         self.coordinator = Coordinator(experiment, make_strategy(experiment), run, checkpoint)
@@ -274,7 +273,8 @@ class AggregatorService:
 
     def _reject(self, delivery: Delivery, reason: str) -> None:
         digest = hashlib.sha256(delivery.envelope.body).hexdigest()
-        self._ledger.record_rejection(digest, delivery.envelope.message_id, reason)
+        again = delivery.delivery_count > 0
+        self._ledger.record_rejection(digest, delivery.envelope.message_id, reason, again)
         self._port.reject(delivery, reason)
 
     def _publish(self, model: GlobalModel) -> None:

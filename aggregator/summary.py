@@ -33,7 +33,7 @@ def summarise(ledger: Ledger) -> dict[str, Any]:
         "versions": max(0, ledger.latest_version()),
         "updates_counted": updates,
         "updates_rejected": dict(
-            ledger.query("SELECT reason, COUNT(*) FROM rejections GROUP BY reason")
+            ledger.query("SELECT reason, SUM(times) FROM rejections GROUP BY reason")
         ),
         "duplicates": int(meta.get("duplicates", 0)),
         "dropouts": ledger.count("dropouts"),
