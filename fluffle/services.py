@@ -32,7 +32,7 @@ def lead(
     """Lead a run until its end, or a signal; the summary object. Raises: UserError."""
     from aggregator.service import AggregatorService
 
-    port = _connect(url, federation, "aggregator").aggregator()
+    port = _connect(url, federation).aggregator()
     service = AggregatorService(
         experiment,
         port,
@@ -58,7 +58,7 @@ def work(url: str, federation: str, name: str, slots: int, stay: bool, parent: i
 
     name = name or default_name("worker")
     configure(slots)
-    port = _connect(url, federation, name).worker(name, slots)
+    port = _connect(url, federation).worker(name, slots)
     service = WorkerService(port, name, slots, stay=stay, on_status=say)
     _serve(service, port.close, parent)
 
@@ -71,7 +71,7 @@ def evaluate(url: str, federation: str, name: str, stay: bool, parent: int) -> N
 
     name = name or default_name("evaluator")
     configure(1)
-    port = _connect(url, federation, name).worker(name, 0)
+    port = _connect(url, federation).worker(name, 0)
     _serve(EvaluatorService(port, name, stay=stay, on_status=say), port.close, parent)
 
 
@@ -104,8 +104,8 @@ def _leave_with(parent: int, service: _Service) -> None:
     os._exit(1)  # a training may take for ever, and nobody waits for it any more
 
 
-def _connect(url: str, federation: str, name: str) -> Broker:
-    return RabbitMQBroker(url, federation, name, on_status=say)
+def _connect(url: str, federation: str) -> Broker:
+    return RabbitMQBroker(url, federation, on_status=say)
 
 
 def _read_weights(path: Path) -> Tensors:
