@@ -31,12 +31,17 @@ from schemas.tensors import DTYPES, NAME, Array, Tensors, raw
 
 SCHEMA_VERSION = 1
 
-#: RabbitMQ's own ceiling for one message.
+#: RabbitMQ's own ceiling for one message. Files may be larger: a checkpoint has float64 sums.
 MAX_MESSAGE_BYTES = 512 * 1024**2
-#: Everything before ``data``.
-MAX_HEADER_BYTES = 2 * 1024**2
+#: Everything but the tensors and their table. An empty list takes one byte on the wire and 64 in
+#: memory, so this also bounds what a hostile head can make us allocate.
+MAX_HEAD_BYTES = 64 * 1024
+#: Entries of any list or map in the head.
+MAX_ENTRIES = 64
 MAX_TENSORS = 20_000
 MAX_RANK = 8
+#: What the length of ``data`` is written in.
+_MAX_DATA_BYTES = 2**32 - 1
 _ALIGN = 16
 
 
@@ -55,9 +60,12 @@ def decode(body: bytes) -> Message:
 
     Raises: DecodeError, whatever is wrong.
     """
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise DecodeError(f"{len(body)} bytes are more than {MAX_MESSAGE_BYTES}")
+    head, tensors = unpack(body)
     try:
-        head, tensors = unpack(body)
-        if head.pop("schema", None) != SCHEMA_VERSION:
+        schema = head.pop("schema", None)
+        if type(schema) is not int or schema != SCHEMA_VERSION:
             raise DecodeError(f"not schema {SCHEMA_VERSION}")
         name = head.pop("type", None)
         cls = TYPES.get(name) if isinstance(name, str) else None
@@ -68,25 +76,27 @@ def decode(body: bytes) -> Message:
         if tensors is not None:
             head["tensors"] = tensors
         return cls.model_validate(head)
-    except DecodeError:
-        raise
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part)[:40] for part in first["loc"][:4])
-        raise DecodeError(f"{where}: {first['msg']}"[:200]) from None
-    except Exception as error:  # total: whatever msgpack or NumPy raise on hostile bytes
-        raise DecodeError(f"{type(error).__name__}: {error}"[:200].replace("\n", " ")) from None
+        raise DecodeError(_line(f"{where}: {first['msg']}")) from None
 
 
 def pack(head: Mapping[str, Any], tensors: Tensors) -> bytes:
-    """A msgpack map of ``head`` and ``tensors``; also the format of the files in a run folder."""
+    """A msgpack map of ``head`` and ``tensors``; also the format of the files in a run folder.
+
+    Raises: ValueError for a tensor that ``unpack`` would not take.
+    """
+    table = [_entry(key, a.dtype.name, list(a.shape)) for key, a in tensors.items()]
+    if len(table) > MAX_TENSORS:
+        raise ValueError(f"{len(table)} tensors are more than {MAX_TENSORS}")
     packer = msgpack.Packer(autoreset=False)
     packer.pack_map_header(len(head) + 3)
     for key, value in head.items():
         packer.pack(key)
         packer.pack(value)
     packer.pack("tensors")
-    packer.pack([[key, a.dtype.name, list(a.shape)] for key, a in tensors.items()])
+    packer.pack([[name, dtype.name, shape] for name, dtype, shape in table])
     packer.pack("pad")
     # What follows is bin8 (2 bytes), the padding, the key "data" (5) and its bin32 header (5).
     pad = -(len(packer.getbuffer()) + 12) % _ALIGN
@@ -95,57 +105,114 @@ def pack(head: Mapping[str, Any], tensors: Tensors) -> bytes:
     parts: list[Any] = []
     size = 0
     for array in tensors.values():
-        if array.dtype.name not in DTYPES:
-            raise ValueError(f"dtype {array.dtype} cannot travel")
         gap = -size % 8
         parts += [bytes(gap), raw(array)]
         size += gap + array.nbytes
+    if size > _MAX_DATA_BYTES:
+        raise ValueError(f"{size} bytes of tensors are more than {_MAX_DATA_BYTES}")
     return b"".join([packer.bytes(), b"\xc6", size.to_bytes(4, "big"), *parts])
 
 
 def unpack(body: bytes) -> tuple[dict[str, Any], Tensors | None]:
-    """Head and tensors of a packed map. Raises DecodeError, or what msgpack raises."""
-    if len(body) > MAX_MESSAGE_BYTES:
-        raise DecodeError(f"{len(body)} bytes are more than {MAX_MESSAGE_BYTES}")
+    """Head and tensors of a packed map; the tensors are read-only views of ``body``.
+
+    Raises: DecodeError, whatever is wrong.
+    """
+    try:
+        return _read(body)
+    except DecodeError:
+        raise
+    except Exception as error:  # total: whatever msgpack or NumPy raise on hostile bytes
+        raise DecodeError(_line(f"{type(error).__name__}: {error}")) from None
+
+
+def _read(body: bytes) -> tuple[dict[str, Any], Tensors | None]:
     unpacker = msgpack.Unpacker(
         io.BytesIO(body),
         read_size=min(len(body), 4096) or 1,
-        max_buffer_size=MAX_HEADER_BYTES,
-        max_str_len=65_536,
-        max_bin_len=65_536,
-        max_array_len=MAX_TENSORS,
-        max_map_len=10_000,
+        max_buffer_size=MAX_HEAD_BYTES,
+        max_str_len=MAX_HEAD_BYTES,
+        max_bin_len=_ALIGN,
+        max_array_len=MAX_ENTRIES,
+        max_map_len=MAX_ENTRIES,
         max_ext_len=0,
+        object_pairs_hook=_map,
     )
     head: dict[str, Any] = {}
+    table: list[_Entry] | None = None
+    table_bytes = 0
     entries = unpacker.read_map_header()
+    if entries > MAX_ENTRIES:
+        raise DecodeError(f"{entries} keys are more than {MAX_ENTRIES}")
     for i in range(entries):
         key = unpacker.unpack()
-        if not isinstance(key, str) or key in head:
+        if not isinstance(key, str) or key in head or (key == "tensors" and table is not None):
             raise DecodeError("a key is no string, or stands twice")
+        start = unpacker.tell()
         if key == "data":
-            if i != entries - 1:
-                raise DecodeError("data is not last")
-            table = head.pop("tensors", None)
+            if i != entries - 1 or table is None:
+                raise DecodeError("data is not last, or has no table")
             head.pop("pad", None)
-            return head, _views(body, unpacker.tell(), table)
-        head[key] = unpacker.unpack()
+            return head, _views(body, start, table)
+        if key == "tensors":
+            table = _table(unpacker)
+            table_bytes = unpacker.tell() - start
+        else:
+            head[key] = unpacker.unpack()
+        if unpacker.tell() - table_bytes > MAX_HEAD_BYTES:
+            raise DecodeError(f"a head of more than {MAX_HEAD_BYTES} bytes")
     if unpacker.tell() != len(body):
         raise DecodeError("bytes after the end")
+    if table is not None:
+        raise DecodeError("a table without data")
     return head, None
 
 
-def _views(body: bytes, start: int, table: object) -> Tensors:
+def _map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise DecodeError("a key stands twice")
+    return found
+
+
+_Entry = tuple[str, np.dtype[np.generic], list[int]]
+
+
+def _table(unpacker: Any) -> list[_Entry]:
+    """[[name, dtype, [shape]], …], read entry by entry: a declared length allocates nothing."""
+    count = unpacker.read_array_header()
+    if count > MAX_TENSORS:
+        raise DecodeError(f"{count} tensors are more than {MAX_TENSORS}")
+    table = []
+    for _ in range(count):
+        if unpacker.read_array_header() != 3:
+            raise DecodeError("a tensor's entry is not [name, dtype, shape]")
+        name, dtype = unpacker.unpack(), unpacker.unpack()
+        rank = unpacker.read_array_header()
+        if rank > MAX_RANK:
+            raise DecodeError(f"a tensor of rank {rank}")
+        table.append(_entry(name, dtype, [unpacker.unpack() for _ in range(rank)]))
+    return table
+
+
+def _entry(name: object, dtype: object, shape: list[Any]) -> _Entry:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise DecodeError("a tensor's name is not group/index")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise DecodeError(f"{name}: a tensor of this dtype cannot travel")
+    if len(shape) > MAX_RANK or not all(type(n) is int and 0 <= n < 2**32 for n in shape):
+        raise DecodeError(f"{name}: a dimension is out of range")
+    return name, DTYPES[dtype], shape
+
+
+def _views(body: bytes, start: int, table: list[_Entry]) -> Tensors:
     size = int.from_bytes(body[start + 1 : start + 5], "big")
     start += 5
     if body[start - 5 : start - 4] != b"\xc6" or start + size != len(body):
         raise DecodeError("data is not as long as it says")
-    if not isinstance(table, list):
-        raise DecodeError("no table of tensors")
     tensors: Tensors = {}
     offset = 0
-    for entry in table:
-        name, dtype, shape = _entry(entry)
+    for name, dtype, shape in table:
         if name in tensors:
             raise DecodeError("a tensor stands twice")
         offset += -offset % 8
@@ -154,6 +221,8 @@ def _views(body: bytes, start: int, table: object) -> Tensors:
         if offset + nbytes > size:
             raise DecodeError("tensors are longer than their data")
         flat: Array = np.frombuffer(body, dtype, count, start + offset)
+        if dtype == np.bool_ and flat.view(np.uint8).max(initial=0) > 1:
+            raise DecodeError(f"{name}: neither true nor false")
         tensors[name] = flat.reshape(shape)
         offset += nbytes
     if offset != size:
@@ -161,16 +230,6 @@ def _views(body: bytes, start: int, table: object) -> Tensors:
     return tensors
 
 
-def _entry(entry: object) -> tuple[str, np.dtype[np.generic], tuple[int, ...]]:
-    if not isinstance(entry, list) or len(entry) != 3:
-        raise DecodeError("a tensor's entry is not [name, dtype, shape]")
-    name, dtype, shape = entry
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise DecodeError("a tensor's name is not group/index")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise DecodeError(f"{name}: dtype not allowed")
-    if not isinstance(shape, list) or len(shape) > MAX_RANK:
-        raise DecodeError(f"{name}: shape is no short list")
-    if not all(type(n) is int and 0 <= n <= MAX_MESSAGE_BYTES for n in shape):
-        raise DecodeError(f"{name}: a dimension is out of range")
-    return name, DTYPES[dtype], tuple(shape)
+def _line(text: str) -> str:
+    """At most 200 characters that are safe to print: the bytes may be anybody's."""
+    return "".join(c if c.isprintable() else "?" for c in text[:200])

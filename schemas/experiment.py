@@ -10,12 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+#: [low, high]. A TOML or msgpack list is as good as a tuple.
+Range = Annotated[tuple[NonNegative, NonNegative], Field(strict=False)]
 
 
 class Table(BaseModel):
-    """One table of the experiment file. Unknown keys are errors."""
+    """One table of the experiment file. Unknown keys are errors, and so are values of another type."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ExperimentTable(Table):
@@ -24,7 +26,7 @@ class ExperimentTable(Table):
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     seed: int = Field(42, ge=0, lt=2**32)
     #: Stop after this many versions.
-    versions: int = Field(100, ge=1)
+    versions: int = Field(100, ge=1, le=2**53)
     #: Stop when an evaluation reaches this accuracy.
     target_accuracy: Fraction | None = None
     #: Stop after this time.
@@ -43,18 +45,18 @@ class PartitionTable(Table):
 
     kind: Literal["contiguous", "iid", "shards", "dirichlet"] = "contiguous"
     #: shards: how many label-sorted shards a client gets (McMahan et al. 2017: 2).
-    shards_per_client: int = Field(2, ge=1)
+    shards_per_client: int = Field(2, ge=1, le=2**31)
     #: dirichlet: concentration; smaller is more skewed (Hsu et al. 2019, arXiv 1909.06335).
     alpha: Positive = 0.5
     #: Keep at most this many examples of each client.
-    examples_per_client: int | None = Field(None, ge=1)
+    examples_per_client: int | None = Field(None, ge=1, le=2**31)
 
 
 class TrainingTable(Table):
     """Local training of one client."""
 
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(32, ge=1)
+    epochs: int = Field(1, ge=1, le=2**31)
+    batch_size: int = Field(32, ge=1, le=2**31)
     #: sgd, adam (compiled into the training loop) or the name of any other Keras optimizer.
     optimizer: str = "adam"
     learning_rate: Positive = 0.001
@@ -72,11 +74,11 @@ class ParticipationTable(Table):
     #: cohort: the share of clients chosen for each version.
     sampling_rate: Fraction = 1.0
     #: cohort: choose this many times more clients than the quorum needs.
-    over_selection: float = Field(1.0, ge=1)
+    over_selection: float = Field(1.0, ge=1, allow_inf_nan=False)
     #: An assignment that brings nothing within this time is a dropout.
     assignment_deadline_s: Positive = 600.0
     #: A client rests between its turns for a time drawn uniformly from [low, high] seconds.
-    pause_s: tuple[NonNegative, NonNegative] = (0.0, 0.0)
+    pause_s: Range = (0.0, 0.0)
 
 
 class AggregationTable(Table):
@@ -114,9 +116,9 @@ class EvaluationTable(Table):
     """How often a version is measured on held-out examples."""
 
     #: Evaluate when this many updates have been counted since the last time; 0 never.
-    every_updates: int = Field(10, ge=0)
+    every_updates: int = Field(10, ge=0, le=2**53)
     #: Use only this many of the test examples. Default: all.
-    examples: int | None = Field(None, ge=1)
+    examples: int | None = Field(None, ge=1, le=2**31)
 
 
 class Experiment(Table):
@@ -192,7 +194,7 @@ class Plan(Table):
     partition: PartitionTable
     training: TrainingTable
     evaluation: EvaluationTable
-    pause_s: tuple[NonNegative, NonNegative] = (0.0, 0.0)
+    pause_s: Range = (0.0, 0.0)
 
     @classmethod
     def of(cls, experiment: Experiment, sends: Literal["delta", "weights"]) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import index
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SkipValidation
@@ -176,9 +177,9 @@ TYPES: Mapping[str, type[Message]] = {
 def order(headers: Mapping[str, Any]) -> tuple[int, int, int, int]:
     """Sorts models by newness: (run_started, epoch, version, attempt) of the AMQP headers.
 
-    Raises: KeyError, TypeError, ValueError where the headers are not ours.
+    Raises: KeyError, TypeError where the headers are not ours.
     """
     started, epoch, version, attempt = (
-        int(headers[key]) for key in ("run_started", "epoch", "version", "attempt")
+        index(headers[key]) for key in ("run_started", "epoch", "version", "attempt")
     )
     return started, epoch, version, attempt
