@@ -52,7 +52,7 @@ def run_experiment(
         stack.callback(memory.close)
         if broker in ("embedded", "local"):
             stack.enter_context(_lock(folder))  # elsewhere the broker's leader lock does this
-        place, url = _open_broker(broker, federation, stack, display)
+        place, url = _open_broker(broker, federation, folder, stack, display)
         port = place.aggregator()
         stack.callback(port.close)
         service = AggregatorService(
@@ -125,7 +125,7 @@ def _drive(service: AggregatorService, team: Team, display: Display) -> None:
 
 
 def _open_broker(
-    kind: str, federation: str, stack: ExitStack, display: Display
+    kind: str, federation: str, folder: Path, stack: ExitStack, display: Display
 ) -> tuple[Broker, str]:
     if kind == "embedded":
         from broker.embedded import EmbeddedBroker
@@ -137,7 +137,7 @@ def _open_broker(
         from broker.node import Node
 
         display.say("starting a private RabbitMQ node …")
-        url = stack.enter_context(Node()).url
+        url = stack.enter_context(Node(folder / "rabbitmq")).url
     else:
         url = kind
     return RabbitMQBroker(url, federation, on_status=display.say), url
