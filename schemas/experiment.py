@@ -15,7 +15,7 @@ Range = Annotated[tuple[NonNegative, NonNegative], Field(strict=False)]
 
 
 class Table(BaseModel):
-    """One table of the experiment file. Unknown keys are errors, and so are values of another type."""
+    """One table of the experiment file. Unknown keys and values of another type are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
