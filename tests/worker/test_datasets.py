@@ -34,7 +34,7 @@ SMALL: Arrays = {
 
 def recipe(*sources: Source) -> Recipe:
     checks = {k: (a.shape, hashlib.sha256(a.tobytes()).hexdigest()) for k, a in SMALL.items()}
-    return Recipe("small", "", "", checks, sources)
+    return Recipe("small", "", checks, sources)
 
 
 def good(folder: Path, progress: Progress) -> Arrays:

@@ -1,4 +1,7 @@
-"""MNIST: 70,000 handwritten digits of 28 x 28 pixels (LeCun, Cortes, Burges)."""
+"""MNIST: 70,000 handwritten digits of 28 x 28 pixels (LeCun, Cortes, Burges).
+
+Its authors state no licence: it is fetched, never shipped.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +105,6 @@ def _pixels(scaled: NDArray[np.float32]) -> Pixels:
 MNIST = Recipe(
     name="mnist",
     summary="handwritten digits: 60,000 + 10,000 images of 28 x 28, 10 classes, 55 MB",
-    licence="no licence is stated by its authors",
     arrays={
         "x_train": (
             (60_000, 28, 28),

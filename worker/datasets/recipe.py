@@ -55,7 +55,6 @@ class Recipe:
 
     name: str
     summary: str
-    licence: str
     #: Field -> (shape, SHA-256 of the uint8 bytes in C order).
     arrays: Mapping[str, tuple[tuple[int, ...], str]]
     #: In the order in which they are tried.
