@@ -7,7 +7,6 @@ from broker.errors import (
     LeadershipLost,
     MessageTooLarge,
     TopologyMismatch,
-    Unroutable,
 )
 from broker.transport import AggregatorPort, Broker, Delivery, Envelope, WorkerPort
 
@@ -22,6 +21,5 @@ __all__ = [
     "LeadershipLost",
     "MessageTooLarge",
     "TopologyMismatch",
-    "Unroutable",
     "WorkerPort",
 ]

@@ -1,4 +1,4 @@
-"""What can go wrong between us and a broker. All but three are a person's to mend: exit code 2."""
+"""What can go wrong between us and a broker. All but two are a person's to mend: exit code 2."""
 
 from schemas.errors import UserError
 
@@ -17,10 +17,6 @@ class MessageTooLarge(UserError):
 
 class TopologyMismatch(UserError):
     """A queue or exchange is there already with other arguments (406)."""
-
-
-class Unroutable(Exception):
-    """A mandatory message found no queue."""
 
 
 class LeadershipLost(Exception):

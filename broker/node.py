@@ -32,14 +32,15 @@ CONF = Path(__file__).with_name("rabbitmq.conf")
 #: changes user and folder, so PATH comes last.
 _SCRIPTS = ("/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 
-#: "$1" is the server's script. Descriptor 3: a shell gives its background jobs no stdin.
+#: "$1" is the server's script, "$2" a temporary folder or nothing. Descriptor 3: a shell gives its
+#: background jobs no stdin.
 _WATCH = """
 exec 3<&0
 epmd -port "$ERL_EPMD_PORT" -address 127.0.0.1 3<&- &
 "$1" 3<&- &
 server=$!
 trap 'kill -TERM $server' TERM
-{ read -r _ <&3; kill -KILL 0; } &
+{ read -r _ <&3; [ -z "$2" ] || rm -rf "$2"; kill -KILL 0; } &
 wait $server
 wait $server
 kill -KILL 0
@@ -110,9 +111,10 @@ class Node:
         Raises: BrokerUnreachable where it ends or keeps silent.
         """
         log = self.folder / "log" / "console.log"
+        remove = str(self.folder) if self._temporary else ""
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", _WATCH, "sh", str(self._scripts / "rabbitmq-server")],
+                ["/bin/sh", "-c", _WATCH, "sh", str(self._scripts / "rabbitmq-server"), remove],
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import pika
 
@@ -25,6 +26,7 @@ class Settings:
 
     url: str
     topology: Topology
+    role_name: str | None
     connect_timeout_s: float
     heartbeat_s: int
     on_status: Callable[[str], None]
@@ -32,6 +34,8 @@ class Settings:
     def parameters(self, connection_name: str) -> pika.URLParameters:
         """For one connection. Raises: UserError where the URL is none."""
         try:
+            if urlsplit(self.url).scheme not in ("amqp", "amqps"):
+                raise ValueError
             parameters = pika.URLParameters(self.url)
         except Exception:  # whatever pika meets in it; the URL itself may hold a password
             raise UserError(
@@ -55,7 +59,7 @@ class Port:
         self._topology = settings.topology
         self._closed = False
         self._failure: Exception | None = None
-        name = f"{role}@{socket.gethostname()}"
+        name = f"{settings.role_name or role}@{socket.gethostname()}"
         self._consuming, self._publishing = (
             Link(
                 settings.parameters(f"{name} {what}"),

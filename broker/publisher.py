@@ -92,9 +92,13 @@ class Publisher(Lane):
             )
             batch[number] = _Outgoing(exchange, key, envelope.body, sent_as)
 
+        pending = list(reversed(batch.values()))
+
         def settled() -> bool:
             check()
-            return all(outgoing.settled for outgoing in batch.values())
+            while pending and pending[-1].settled:
+                pending.pop()
+            return not pending
 
         with self._changed:
             check()

@@ -21,6 +21,7 @@ class RabbitMQBroker:
         self,
         url: str,
         federation: str = "fluffle",
+        role_name: str | None = None,
         *,
         connect_timeout_s: float = 30.0,
         heartbeat_s: int = 20,
@@ -29,12 +30,13 @@ class RabbitMQBroker:
         """
         url: amqp:// or amqps://, as pika reads it; options in it win.
         federation: prefix of every name on the server.
+        role_name: in the names of connections, instead of "aggregator" and "worker <id>".
         connect_timeout_s: for the first connection of each port; later ones are tried for ever.
         heartbeat_s: a peer that is silent for twice this is dead.
         on_status: is told, by I/O threads, one line at a time, what a person may want to know.
         """
         self._settings = Settings(
-            url, Topology(federation), connect_timeout_s, heartbeat_s, on_status
+            url, Topology(federation), role_name, connect_timeout_s, heartbeat_s, on_status
         )
 
     def aggregator(self) -> RabbitMQAggregatorPort:

@@ -49,7 +49,11 @@ class RabbitMQWorkerPort(Port):
             on_ready=self._late.open,
         )
         self._assignments = Consumer(
-            self._consuming, self._fail, self._changed, self._find_assignments, slots
+            self._consuming,
+            self._fail,
+            self._changed,
+            lambda channel: self._topology.assignments.name,
+            slots,
         )
         self._publishing.attach(self._publisher)
         self._consuming.attach(mail)
@@ -111,11 +115,6 @@ class RabbitMQWorkerPort(Port):
         channel.queue_declare(queue.name, exclusive=True, arguments=dict(queue.arguments))
         channel.queue_bind(queue.name, queue.exchange)
         return queue.name
-
-    def _find_assignments(self, channel: Channel) -> str:
-        name = self._topology.assignments.name
-        channel.queue_declare(name, passive=True)
-        return name
 
     def _find_exchange(self, channel: Channel) -> None:
         channel.exchange_declare(self._topology.submit, passive=True)

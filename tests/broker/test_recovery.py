@@ -1,0 +1,263 @@
+"""Broken channels, broken networks, killed brokers: the ports carry on and lose nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pika
+import pytest
+
+from broker import Envelope, LeadershipLost, MessageTooLarge
+from broker.node import Node
+from broker.rabbitmq import RabbitMQBroker
+from broker.topology import Topology
+
+pytestmark = pytest.mark.rabbitmq
+
+PATIENCE_S = 20.0
+A_WHILE_S = 0.4
+
+
+@pytest.fixture(scope="module")
+def fragile():
+    """A server of our own to kill, which takes messages of 1 MB at most."""
+    with Node(settings={"max_message_size": "1048576"}) as node:
+        yield node
+
+
+def receive(port, count):
+    got = [port.receive(PATIENCE_S) for _ in range(count)]
+    assert all(got), f"only {sum(d is not None for d in got)} of {count} came"
+    return got
+
+
+def test_a_channel_that_the_broker_closes_is_opened_again(rabbit, ports, update, until):
+    # Given a leader with an update in hand
+    leader, worker = ports.leader(rabbit.broker), ports.worker(rabbit.broker)
+    leader.consume(10)
+    worker.submit(update("u"))
+    (held,) = receive(leader, 1)
+    # When the broker closes its channel (an ack of a message that never was: 406)
+    leader._consuming.call(lambda: leader._updates.channel.basic_ack(4711))
+    # Then it says so, the update comes again, and the old receipt is void
+    (again,) = receive(leader, 1)
+    assert again.envelope.body == b"u"
+    assert again.delivery_count == 1
+    leader.ack([held])
+    leader.ack([again])
+    worker.submit(update("v"))
+    assert receive(leader, 1)[0].envelope.body == b"v"
+    assert any("PRECONDITION_FAILED" in text for text in rabbit.status)
+
+
+def test_a_deleted_queue_is_noticed_and_made_again(rabbit, ports, update, until):
+    leader, worker = ports.leader(rabbit.broker), ports.worker(rabbit.broker)
+    leader.consume(10)
+    leader.assign([Envelope(b"turn 1")], 60)
+    worker.ack(worker.receive_assignment(PATIENCE_S))
+    with contextlib.closing(rabbit.connect()) as connection:
+        for queue in (rabbit.topology.updates, rabbit.topology.assignments):
+            connection.channel().queue_delete(queue.name)
+    worker.submit(update("u"))
+    assert receive(leader, 1)[0].envelope.body == b"u"
+    leader.assign([Envelope(b"turn 2")], 60)
+    assert worker.receive_assignment(PATIENCE_S).envelope.body == b"turn 2"
+
+
+def test_what_was_not_confirmed_is_published_again(rabbit, proxy, ports, update, until):
+    # Given a worker whose network swallows what the broker says
+    leader = ports.leader(rabbit.broker)
+    worker = ports.worker(RabbitMQBroker(proxy.url, rabbit.topology.federation))
+    worker.submit(update("before"))
+    proxy.deafen()
+    with ThreadPoolExecutor() as pool:
+        # When it submits an update, which the broker has, but whose confirm is lost
+        waiting = pool.submit(worker.submit, update("u"))
+        until(lambda: rabbit.ready("updates") == 2)
+        assert not waiting.done()
+        # And its connection breaks
+        proxy.cut()
+        # Then it submits it again, and then it is confirmed
+        waiting.result(PATIENCE_S)
+    leader.consume(10)
+    assert [d.envelope.body for d in receive(leader, 3)] == [b"before", b"u", b"u"]
+
+
+def test_a_leader_whose_network_broke_takes_its_own_lock_again(rabbit, proxy, ports, update):
+    # Given a leader whose connections break without the broker noticing
+    broker = RabbitMQBroker(proxy.url, rabbit.topology.federation, heartbeat_s=1)
+    leader, worker = ports.leader(broker), ports.worker(rabbit.broker)
+    leader.consume(10)
+    proxy.part()
+    # When the broker still keeps the lock for its old connection
+    worker.submit(update("u"))
+    # Then it waits for it, and leads on
+    assert receive(leader, 1)[0].envelope.body == b"u"
+    leader.publish_model(Envelope(b"?"))
+
+
+def test_a_leader_that_was_replaced_hears_of_it(rabbit, proxy, ports):
+    # Given a leader, and somebody who waits for the lead
+    broker = RabbitMQBroker(proxy.url, rabbit.topology.federation, heartbeat_s=1)
+    leader = ports.leader(broker)
+    leader.consume(10)
+    with ThreadPoolExecutor() as pool, contextlib.closing(rabbit.connect()) as connection:
+        stop = threading.Event()
+
+        def usurp():
+            lock = rabbit.topology.aggregator
+            while not stop.is_set():
+                with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):
+                    connection.channel().queue_declare(
+                        lock.name, exclusive=True, arguments=dict(lock.arguments)
+                    )
+                    return
+
+        usurping = pool.submit(usurp)
+        try:
+            # When the leader's network breaks, and the other is quicker
+            proxy.cut()
+            usurping.result(PATIENCE_S)
+            # Then the leader does not lead any more
+            with pytest.raises(LeadershipLost):
+                leader.receive(PATIENCE_S)
+            with pytest.raises(LeadershipLost):
+                leader.publish_model(Envelope(b"?"))
+        finally:
+            stop.set()
+
+
+def test_eight_seconds_of_training_under_a_heartbeat_of_two_cost_nothing(rabbit, ports, update):
+    # Given connections that die when they miss two heartbeats of 2 s
+    broker = RabbitMQBroker(
+        rabbit.node.url, rabbit.topology.federation, heartbeat_s=2, on_status=rabbit.status.append
+    )
+    leader, worker = ports.leader(broker), ports.worker(broker)
+    leader.consume(10)
+    leader.assign([Envelope(b"turn")], 60)
+    turn = worker.receive_assignment(PATIENCE_S)
+    worker.submit(update("before"))
+    (held,) = receive(leader, 1)
+    rabbit.status.clear()
+    # When the thread that uses both is busy for 8 s
+    end = time.monotonic() + 8
+    while time.monotonic() < end:
+        sum(range(10_000))
+    # Then the receipts are still good and nothing was reconnected
+    worker.submit(update("after"))
+    worker.ack(turn)
+    leader.ack([held])
+    assert receive(leader, 1)[0].delivery_count == 0
+    assert rabbit.status == []
+
+
+def test_a_killed_broker_that_comes_back_has_lost_nothing(
+    fragile, ports, update, model, federation
+):
+    # Given a federation at work (3.10.8 may forget queues that are younger than 3 s)
+    status: list[str] = []
+    broker = RabbitMQBroker(fragile.url, federation, on_status=status.append)
+    leader, worker = ports.leader(broker), ports.worker(broker, slots=2)
+    leader.consume(10)
+    threading.Event().wait(3.5)
+    leader.publish_model(model(1))
+    worker.wait_model(None, PATIENCE_S)
+    leader.assign([Envelope(b"taken"), Envelope(b"waits")], 600)
+    turns = [worker.receive_assignment(PATIENCE_S) for _ in range(2)]
+    for name in ("acked", "held"):
+        worker.submit(update(name))
+    acked, held = receive(leader, 2)
+    leader.ack([acked])
+    worker.submit(update("queued"))
+    (queued,) = receive(leader, 1)
+    with ThreadPoolExecutor() as pool:
+        # When the broker is killed, and everybody goes on in the meantime
+        fragile.kill()
+        submitting = pool.submit(worker.submit, update("meanwhile"))
+        publishing = pool.submit(leader.publish_model, model(2))
+        threading.Event().wait(A_WHILE_S)
+        assert not submitting.done()
+        leader.ack([held])  # too late: this receipt is void
+        fragile.start()
+        # Then all is there again but what was acked
+        submitting.result(PATIENCE_S)
+        publishing.result(PATIENCE_S)
+    again = receive(leader, 3)
+    assert {d.envelope.body for d in again} == {b"held", b"queued", b"meanwhile"}
+    leader.ack([queued])  # void as well
+    leader.ack(again)
+    assert leader.receive(A_WHILE_S) is None
+    # The turns too
+    retaken = [worker.receive_assignment(PATIENCE_S) for _ in range(2)]
+    assert {d.envelope.body for d in retaken} == {b"taken", b"waits"}
+    worker.ack(turns[0])
+    worker.ack(retaken[0])
+    # And models, for those who were there and those who come
+    assert worker.wait_model((1000, 1, 1, 0), PATIENCE_S).body == b"model 2.0"
+    late = ports.worker(broker, "late")
+    assert late.wait_model((1000, 1, 1, 0), PATIENCE_S).body == b"model 2.0"
+    assert any("lost" in text for text in status)
+    assert any("connected again" in text for text in status)
+
+
+def test_a_message_that_is_too_large_is_refused_with_the_setting_that_helps(
+    fragile, ports, update, model, federation
+):
+    broker = RabbitMQBroker(fragile.url, federation)
+    leader, worker = ports.leader(broker), ports.worker(broker)
+    with pytest.raises(MessageTooLarge, match=r"2\.9 MB .* 1\.0 MB .* max_message_size") as caught:
+        leader.publish_model(model(1, size=3_000_000))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(MessageTooLarge, match="max_message_size"):
+        worker.submit(update("u", size=3_000_000))
+    # And nothing else suffers
+    leader.publish_model(model(2))
+    worker.submit(update("v"))
+    leader.consume(1)
+    assert receive(leader, 1)[0].envelope.body == b"v"
+    assert worker.wait_model(None, PATIENCE_S).body == b"model 2.0"
+
+
+def test_a_broker_short_of_memory_stops_publishers_only(fragile, ports, update, until, federation):
+    # Given an update that waits, and a broker that runs out of memory
+    status: list[str] = []
+    broker = RabbitMQBroker(fragile.url, federation, on_status=status.append)
+    leader, worker = ports.leader(broker), ports.worker(broker)
+    worker.submit(update("before"))
+    fragile.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+    with ThreadPoolExecutor() as pool:
+        # When a worker submits, it waits and says so
+        waiting = pool.submit(worker.submit, update("after"))
+        until(lambda: any("blocks publishers" in text for text in status))
+        assert not waiting.done()
+        # While what is there can be received and acked
+        leader.consume(1)
+        leader.ack(receive(leader, 1))
+        # Until there is memory again
+        fragile.ctl("set_vm_memory_high_watermark", "0.4")
+        waiting.result(PATIENCE_S)
+    assert receive(leader, 1)[0].envelope.body == b"after"
+
+
+def test_a_broker_that_was_emptied_is_set_up_again(rabbit, ports, update, model, until):
+    # Given a federation at work
+    leader, worker = ports.leader(rabbit.broker), ports.worker(rabbit.broker)
+    leader.consume(10)
+    leader.publish_model(model(1))
+    worker.wait_model(None, PATIENCE_S)
+    # When somebody deletes all that is shared
+    topology = Topology(rabbit.topology.federation)
+    with contextlib.closing(rabbit.connect()) as connection:
+        channel = connection.channel()
+        for queue in topology.shared:
+            channel.queue_delete(queue.name)
+        for exchange in topology.exchanges:
+            channel.exchange_delete(exchange)
+    # Then the leader makes it anew as soon as it needs it, and the work goes on
+    worker.submit(update("u"))
+    assert receive(leader, 1)[0].envelope.body == b"u"
+    leader.assign([Envelope(b"turn")], 60)
+    assert worker.receive_assignment(PATIENCE_S).envelope.body == b"turn"
