@@ -254,6 +254,7 @@ def test_on_deadline_abort_ends_the_run() -> None:
         ({"tensors": {**weights(), "trainable/0": np.ones((2, 3))}}, "wrong_shape"),
         ({"tensors": weights(float("inf"))}, "not_finite"),
         ({"tensors": weights(float("nan"))}, "not_finite"),
+        ({"tensors": weights(3e38)}, "not_finite"),
     ],
 )
 def test_what_cannot_be_used_is_rejected_and_the_turn_goes_on(
