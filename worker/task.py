@@ -1,0 +1,68 @@
+"""What is learned, and from which data: a Keras model and the examples of every client."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.experiment import PartitionTable
+from worker.partitions import partition
+
+if TYPE_CHECKING:
+    import keras
+
+
+class Examples(NamedTuple):
+    """Inputs and targets; the first axis of both counts the examples."""
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+
+
+class Task(ABC):
+    """One instance is shared by all trainers of a process, in several threads.
+
+    Arrays stay in the dtype they come in: ``preprocess`` casts batch by batch inside the compiled
+    training loop.
+    """
+
+    #: A Keras loss, by name or object.
+    loss: Any = "sparse_categorical_crossentropy"
+    #: Keras metrics, by name or object.
+    metrics: Sequence[Any] = ("accuracy",)
+
+    def __init__(self, clients: int, partition: PartitionTable, seed: int) -> None:
+        self.clients = clients
+        self.partition = partition
+        self.seed = seed
+
+    @abstractmethod
+    def model(self) -> keras.Model:
+        """A new, built model. Its caller seeds the initial weights."""
+
+    @abstractmethod
+    def dataset(self) -> Examples:
+        """The training examples of all clients."""
+
+    @abstractmethod
+    def test(self) -> Examples:
+        """The examples that an evaluation uses; no client has them."""
+
+    def client_indices(self, client: str) -> NDArray[np.int32]:
+        """Which examples of ``dataset()`` this client holds. Raises: ValueError."""
+        if not client.isdecimal() or int(client) >= self.clients:
+            raise ValueError(f"there is no client {client!r}: they are 0 to {self.clients - 1}")
+        return self._partition[int(client)]
+
+    def preprocess(self, x: Any) -> Any:
+        """A batch of inputs (a tensor, in the graph) as the model takes it."""
+        return x
+
+    @cached_property
+    def _partition(self) -> list[NDArray[np.int32]]:
+        return partition(self.partition, self.dataset().y, self.clients, self.seed)
