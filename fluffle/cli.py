@@ -61,18 +61,17 @@ def run(
     ] = False,
 ) -> None:
     """Run an experiment, or resume it."""
-    from worker.tasks import prepare
-
     from fluffle.display import Display, print_summary
     from fluffle.experiment_file import load_experiment
     from fluffle.run import run_experiment
+    from worker.tasks import prepare
 
     experiment = load_experiment(file, settings or [], os.environ)
     name = experiment.experiment.name
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     slots = slots or max(1, (os.cpu_count() or 1) // max(1, workers))
     with Display(name, quiet=json) as display:
-        prepare(experiment.task, display.fetching)
+        prepare(experiment.task.name, display.fetching)
         summary = run_experiment(
             experiment,
             folder,

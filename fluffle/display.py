@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ class Display:
     """Shows a run on stderr, so that stdout is free for the summary."""
 
     def __init__(self, name: str, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        # A descriptor of its own: TensorFlow's import turns stderr off for a moment.
+        self.console = Console(file=os.fdopen(os.dup(2), "w"), highlight=False)
         self._name = name
         self._quiet = quiet
         self._live = Live(console=self.console, refresh_per_second=5, transient=True)
@@ -87,10 +89,10 @@ class Display:
         if self._live.is_started:
             bar = ProgressBar(total=total, completed=done, width=30, pulse=total is None)
             grid = Table.grid(padding=(0, 2))
-            grid.add_row(what, bar, f"{done / 1e6:.1f} MB")
+            grid.add_row(what, bar, f"{done / 1e6:.1f} MB" if done else "")
             self._live.update(grid)
-        elif self._line_is_due():
-            self.say(f"{what}: {done / 1e6:.1f} MB")
+        elif total is None or self._line_is_due():
+            self.say(what)
 
     def _line_is_due(self) -> bool:
         due = not self._quiet and time.monotonic() - self._last_line >= _LINE_EVERY_S

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from broker.rabbitmq import RabbitMQBroker
-
 from broker import Broker
+from broker.rabbitmq import RabbitMQBroker
 from fluffle.run import new_run_id, read_summary, stopping
 from schemas import Experiment, Tensors, UserError
 
@@ -53,7 +52,6 @@ def lead(
 def work(url: str, federation: str, name: str, slots: int, stay: bool, parent: int) -> None:
     """Train clients until the run is over, or a signal. Raises: UserError."""
     from worker.runtime import configure
-
     from worker.service import WorkerService
 
     name = name or default_name("worker")
@@ -65,9 +63,8 @@ def work(url: str, federation: str, name: str, slots: int, stay: bool, parent: i
 
 def evaluate(url: str, federation: str, name: str, stay: bool, parent: int) -> None:
     """Evaluate until the run is over, or a signal. Raises: UserError."""
-    from worker.runtime import configure
-
     from worker.evaluator import EvaluatorService
+    from worker.runtime import configure
 
     name = name or default_name("evaluator")
     configure(1)

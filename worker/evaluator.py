@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from broker import Envelope, WorkerPort
 from schemas import Evaluation, GlobalModel, Plan, decode, encode
 from schemas.messages import order
-from worker.trainer import Trainer
+
+if TYPE_CHECKING:
+    from worker.trainer import Trainer
 
 _LOOK_UP_S = 0.5
 
@@ -62,6 +65,8 @@ class EvaluatorService:
                     return
 
     def _evaluate(self, model: GlobalModel) -> None:
+        from worker.trainer import Trainer  # TensorFlow, only once there is something to evaluate
+
         if self._trainer is None or self._trainer[0] != model.plan:
             self._trainer = None
             self._trainer = (model.plan, Trainer(model.plan))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,8 +33,10 @@ from schemas import (
     encode,
 )
 from schemas.messages import order
-from worker.trainer import Trainer
 from worker.turn import leadership, make_update, verdict
+
+if TYPE_CHECKING:
+    from worker.trainer import Trainer
 
 _LOOK_UP_S = 0.5
 #: After failures in a row a slot rests, so that a broken worker does not eat all turns.
@@ -245,6 +248,8 @@ class _Slot:
             self._port.submit(_envelope(self._failed(assignment, None, error)))
 
     def _trainer_for(self, plan: Plan) -> Trainer:
+        from worker.trainer import Trainer  # TensorFlow, only once there is something to train
+
         if self._trainer is None or self._trainer[0] != plan:
             self._trainer = None  # let the old one go before the new one is built
             self._trainer = (plan, Trainer(plan))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.experiment import PartitionTable
+from worker.datasets import Progress
 from worker.partitions import partition
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class Task(ABC):
         self.clients = clients
         self.partition = partition
         self.seed = seed
+
+    @classmethod
+    def prepare(cls, progress: Progress) -> None:  # noqa: B027 a task may need nothing
+        """Fetch what the task needs; called once, before training. Raises: UserError."""
 
     @abstractmethod
     def model(self) -> keras.Model:

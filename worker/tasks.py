@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas import Plan, UserError
 from schemas.experiment import PartitionTable, TaskTable
-from worker.datasets import Dataset, load
+from worker.datasets import Dataset, Progress, fetch, load
 from worker.task import Examples, Task
 
 if TYPE_CHECKING:
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 class _Mnist(Task):
     """Handwritten digits: 60,000 images of 28 x 28, and 10,000 to test."""
+
+    @classmethod
+    def prepare(cls, progress: Progress) -> None:
+        fetch("mnist", progress)
 
     def dataset(self) -> Examples:
         data = _mnist()
@@ -77,6 +81,11 @@ TASKS: dict[str, type[Task]] = {"mnist-mlp": MnistMlp, "mnist-cnn": MnistCnn}
 _LOCK = threading.Lock()
 
 
+def prepare(name: str, progress: Progress) -> None:
+    """Fetch what a task needs, before anybody waits for it. Raises: UserError."""
+    _task_class(name).prepare(progress)
+
+
 def load_task(plan: Plan) -> Task:
     """The plan's task: the same object for all trainers of this process. Raises: UserError."""
     with _LOCK:
@@ -85,9 +94,13 @@ def load_task(plan: Plan) -> Task:
 
 @lru_cache(maxsize=2)
 def _load(table: TaskTable, partition: PartitionTable, seed: int) -> Task:
-    if table.name not in TASKS:
-        raise UserError(f"there is no task {table.name!r}: use one of {', '.join(sorted(TASKS))}")
-    return TASKS[table.name](table.clients, partition, seed)
+    return _task_class(table.name)(table.clients, partition, seed)
+
+
+def _task_class(name: str) -> type[Task]:
+    if name not in TASKS:
+        raise UserError(f"there is no task {name!r}: use one of {', '.join(sorted(TASKS))}")
+    return TASKS[name]
 
 
 @lru_cache(maxsize=1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from schemas import Assignment, ClientUpdate, GlobalModel, Run, Tensors
-from worker.trainer import Trained
+
+if TYPE_CHECKING:
+    from worker.trainer import Trained
 
 Verdict = Literal["train", "wait", "drop"]
 
