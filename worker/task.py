@@ -42,8 +42,8 @@ class Task(ABC):
         self.partition = partition
         self.seed = seed
 
-    @classmethod
-    def prepare(cls, progress: Progress) -> None:  # noqa: B027 a task may need nothing
+    @classmethod  # noqa: B027 a task may need nothing
+    def prepare(cls, progress: Progress) -> None:
         """Fetch what the task needs; called once, before training. Raises: UserError."""
 
     @abstractmethod

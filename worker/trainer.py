@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from schemas import Plan, Tensors
 from schemas.tensors import named, spec
 from worker import optimizers
+from worker.execution import Execution
 from worker.task import Task
 from worker.tasks import load_task
 
@@ -86,8 +87,9 @@ class Trainer:
         if not len(indices):
             raise ValueError(f"client {client} has no examples")
         seeds = _seeds(f"{self._plan.seed}:{client}:{turn}", 1 + len(self._generators))
-        with _inline():
-            values, metrics = self._train_function(weights, tf.constant(indices), seeds)
+        function, execution = self._training
+        with execution.loop():
+            values, metrics = function(weights, tf.constant(indices), seeds)
         tensors = dict(zip(self._spec, (v.numpy() for v in values), strict=True))
         return Trained(tensors, len(indices), _floats(metrics), time.perf_counter() - started)
 
@@ -97,8 +99,9 @@ class Trainer:
         Raises: ValueError if ``weights`` do not fit the model.
         """
         values = self._checked(weights)
-        with _inline():
-            metrics = self._evaluate_function(values, tf.constant(self._test_indices))
+        function, execution = self._evaluation
+        with execution.loop():
+            metrics = function(values, tf.constant(self._test_indices))
         return _floats(metrics), len(self._test_indices)
 
     def _checked(self, tensors: Tensors) -> list[Any]:
@@ -118,47 +121,33 @@ class Trainer:
         return np.sort(chosen).astype(np.int32)
 
     @cached_property
-    def _train_function(self) -> Any:
+    def _training(self) -> tuple[Any, Execution]:
         with _BUILDING:
-            x, y = _shared(self._task, "dataset")
-            self._build_metrics(x, y)
+            x, y = self._shared("dataset")
             optimizer = optimizers.make(self._plan.training, self._model.trainable_variables)
+            values = [v.value for v in self._model.trainable_variables]
+
+            def step(batch: Any) -> Any:
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch(values)
+                    loss = self._loss(tf.gather(x, batch), tf.gather(y, batch), training=True)
+                optimizer.apply(tape.gradient(loss, values))
+                return loss
+
+            execution = Execution(step)
             seeds = tf.TensorSpec([1 + len(self._generators), 2], tf.int64)
-            function = tf.function(self._train_graph(x, y, optimizer), autograph=False)
-            return function.get_concrete_function(self._signature(), _INDICES, seeds)
+            return self._traced(self._train_graph(execution, optimizer), execution, seeds)
 
-    @cached_property
-    def _evaluate_function(self) -> Any:
-        with _BUILDING:
-            x, y = _shared(self._task, "test")
-            self._build_metrics(x, y)
-            function = tf.function(self._evaluate_graph(x, y), autograph=False)
-            return function.get_concrete_function(self._signature(), _INDICES)
-
-    def _signature(self) -> list[Any]:
-        return [tf.TensorSpec(v.shape, v.dtype) for v in self._weights]
-
-    def _build_metrics(self, x: Any, y: Any) -> None:
-        """Metrics make their variables with the first batch, which must not be in a graph."""
-        self._model.compute_metrics(None, y[:1], self._model(self._task.preprocess(x[:1])))
-
-    def _train_graph(self, x: Any, y: Any, optimizer: optimizers.Optimizer) -> Callable[..., Any]:
+    def _train_graph(
+        self, execution: Execution, optimizer: optimizers.Optimizer
+    ) -> Callable[..., Any]:
         table = self._plan.training
-        variables = self._model.trainable_variables
-
-        def step(batch: Any) -> Any:
-            targets = tf.gather(y, batch)
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch([v.value for v in variables])
-                loss = self._loss(tf.gather(x, batch), targets, training=True)
-            optimizer.apply(tape.gradient(loss, [v.value for v in variables]))
-            return loss
 
         def epoch(number: Any, indices: Any, seed: Any) -> Any:
             self._model.reset_metrics()
             seed = tf.random.experimental.stateless_fold_in(seed, number)
             order = tf.random.experimental.stateless_shuffle(indices, seed, alg="philox")
-            return _mean_over_batches(step, order, table.batch_size)
+            return _mean_over_batches(execution, order, table.batch_size)
 
         def train(weights: list[Any], indices: Any, seeds: Any) -> Any:
             self._assign(weights)
@@ -175,16 +164,37 @@ class Trainer:
 
         return train
 
-    def _evaluate_graph(self, x: Any, y: Any) -> Callable[..., Any]:
-        def step(batch: Any) -> Any:
-            return self._loss(tf.gather(x, batch), tf.gather(y, batch), training=False)
+    @cached_property
+    def _evaluation(self) -> tuple[Any, Execution]:
+        with _BUILDING:
+            x, y = self._shared("test")
 
-        def evaluate(weights: list[Any], indices: Any) -> Any:
-            self._assign(weights)
-            self._model.reset_metrics()
-            return self._results(_mean_over_batches(step, indices, _EVALUATION_BATCH))
+            def step(batch: Any) -> Any:
+                return self._loss(tf.gather(x, batch), tf.gather(y, batch), training=False)
 
-        return evaluate
+            execution = Execution(step)
+
+            def evaluate(weights: list[Any], indices: Any) -> Any:
+                self._assign(weights)
+                self._model.reset_metrics()
+                return self._results(_mean_over_batches(execution, indices, _EVALUATION_BATCH))
+
+            return self._traced(evaluate, execution)
+
+    def _traced(
+        self, graph: Callable[..., Any], execution: Execution, *inputs: Any
+    ) -> tuple[Any, Execution]:
+        weights = [tf.TensorSpec(v.shape, v.dtype) for v in self._weights]
+        indices = tf.TensorSpec([None], tf.int32)
+        with execution.loop():
+            function = tf.function(graph, autograph=False)
+            return function.get_concrete_function(weights, indices, *inputs), execution
+
+    def _shared(self, part: str) -> tuple[Any, Any]:
+        x, y = _shared(self._task, part)
+        # Metrics make their variables with the first batch, which must not be in a graph.
+        self._model.compute_metrics(None, y[:1], self._model(self._task.preprocess(x[:1])))
+        return x, y
 
     def _assign(self, weights: list[Any]) -> None:
         for variable, value in zip(self._weights, weights, strict=True):
@@ -201,34 +211,18 @@ class Trainer:
         return {**self._model.get_metrics_result(), "loss": loss}
 
 
-_INDICES = tf.TensorSpec([None], tf.int32)
-
-
-def _mean_over_batches(step: Callable[[Any], Any], indices: Any, batch_size: int) -> Any:
-    """The mean of ``step(batch)`` over examples. The last batch has what is left."""
+def _mean_over_batches(execution: Execution, indices: Any, batch_size: int) -> Any:
+    """The mean of the steps' losses over examples. The last batch has what is left."""
     total = tf.size(indices)
 
     def body(start: Any, loss: Any) -> tuple[Any, Any]:
         end = tf.minimum(start + batch_size, total)
-        return end, loss + step(indices[start:end]) * tf.cast(end - start, tf.float32)
+        return end, loss + execution.step(indices[start:end]) * tf.cast(end - start, tf.float32)
 
     _, loss = tf.while_loop(
         lambda start, loss: start < total, body, (0, tf.constant(0.0)), parallel_iterations=1
     )
     return loss / tf.cast(total, tf.float32)
-
-
-def _inline() -> AbstractContextManager[None]:
-    """Trace and call a function so that its kernels run one by one in the calling thread.
-
-    A training has one core: handing kernels from thread to thread costs a third of its time.
-    The executor that does this knows no devices but the host's.
-    """
-    gpu = tf.config.list_physical_devices("GPU")
-    executor: AbstractContextManager[None] = tf.experimental.function_executor_type(
-        "" if gpu else "SINGLE_THREADED_EXECUTOR"
-    )
-    return executor
 
 
 def _shared(task: Task, part: str) -> tuple[Any, Any]:
