@@ -41,9 +41,10 @@ def properties(
 def envelope(properties: BasicProperties, body: bytes) -> Envelope:
     """The envelope that arrived. Headers of the broker's own (``x-…``) are left out."""
     headers = {
-        key: value
+        # pika reads large integers as a subclass of int.
+        key: int(value) if isinstance(value, int) else value
         for key, value in _headers(properties).items()
-        if isinstance(key, str) and type(value) in (int, str) and not key.startswith("x-")
+        if isinstance(key, str) and isinstance(value, int | str) and not key.startswith("x-")
     }
     return Envelope(
         body,

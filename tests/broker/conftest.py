@@ -21,6 +21,8 @@ from broker.wire import envelope
 
 #: Longer than anything here takes, short enough to fail before pytest's own timeout.
 PATIENCE_S = 20.0
+#: Milliseconds, as in real runs: too large for 32 bits, where AMQP clients change types.
+STARTED = 1_795_410_451_550
 
 
 class Place(Protocol):
@@ -199,9 +201,15 @@ def model() -> Callable[..., Envelope]:
     """A global model's envelope: what the transport reads of it is its order."""
 
     def make(version: int, attempt: int = 0, epoch: int = 1, size: int = 0) -> Envelope:
-        headers = {"run_started": 1000, "epoch": epoch, "version": version, "attempt": attempt}
+        order = dict(
+            zip(
+                ("run_started", "epoch", "version", "attempt"),
+                (STARTED, epoch, version, attempt),
+                strict=True,
+            )
+        )
         body = f"model {version}.{attempt}".encode() + bytes(size)
-        return Envelope(body, "global-model", f"run:v{version}", headers)
+        return Envelope(body, "global-model", f"run:v{version}", order)
 
     return make
 

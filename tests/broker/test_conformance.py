@@ -10,6 +10,7 @@ import pytest
 from broker import Closed, Envelope, LeadershipLost
 
 PATIENCE_S = 20.0
+STARTED = 1_795_410_451_550
 #: Long enough for a message that must not come to have come.
 A_WHILE_S = 0.4
 
@@ -35,14 +36,14 @@ def test_a_worker_sees_each_newer_model_and_never_goes_back(place, ports, model)
     for version in range(3):
         leader.publish_model(model(version))
     # Then it gets the newest of them
-    newest = worker.wait_model((1000, 1, 1, 0), PATIENCE_S)
+    newest = worker.wait_model((STARTED, 1, 1, 0), PATIENCE_S)
     assert newest.body == b"model 2.0"
     assert newest.type == "global-model"
     assert newest.message_id == "run:v2"
     assert newest.headers["version"] == 2
     # And when an old leader's model arrives later, it keeps what it has
     leader.publish_model(model(1))
-    assert worker.wait_model((1000, 1, 2, 0), A_WHILE_S) is None
+    assert worker.wait_model((STARTED, 1, 2, 0), A_WHILE_S) is None
     assert worker.newest_model().body == b"model 2.0"
 
 
@@ -52,9 +53,9 @@ def test_a_republished_model_is_newer_by_its_attempt_and_a_new_epoch_beats_a_ver
     leader, worker = ports.leader(place.broker), ports.worker(place.broker)
     leader.publish_model(model(5))
     leader.publish_model(model(5, attempt=1))
-    assert worker.wait_model((1000, 1, 5, 0), PATIENCE_S).body == b"model 5.1"
+    assert worker.wait_model((STARTED, 1, 5, 0), PATIENCE_S).body == b"model 5.1"
     leader.publish_model(model(4, epoch=2))
-    assert worker.wait_model((1000, 1, 5, 1), PATIENCE_S).body == b"model 4.0"
+    assert worker.wait_model((STARTED, 1, 5, 1), PATIENCE_S).body == b"model 4.0"
 
 
 def test_a_late_joiner_gets_the_newest_model_and_then_the_next(place, ports, model):
@@ -65,10 +66,10 @@ def test_a_late_joiner_gets_the_newest_model_and_then_the_next(place, ports, mod
     # When a worker joins
     worker = ports.worker(place.broker)
     # Then it has the newest
-    assert worker.wait_model((1000, 1, 18, 0), PATIENCE_S).body == b"model 19.0"
+    assert worker.wait_model((STARTED, 1, 18, 0), PATIENCE_S).body == b"model 19.0"
     # And hears of the next
     leader.publish_model(model(20))
-    assert worker.wait_model((1000, 1, 19, 0), PATIENCE_S).body == b"model 20.0"
+    assert worker.wait_model((STARTED, 1, 19, 0), PATIENCE_S).body == b"model 20.0"
 
 
 def test_a_model_whose_headers_are_not_ours_is_passed_over(place, ports, model):

@@ -17,6 +17,7 @@ from schemas import UserError
 pytestmark = pytest.mark.rabbitmq
 
 PATIENCE_S = 20.0
+STARTED = 1_795_410_451_550
 A_WHILE_S = 0.4
 
 
@@ -60,7 +61,7 @@ def test_a_worker_with_the_least_rights_can_do_all_its_work(rabbit, ports, user,
     turn = worker.receive_assignment(PATIENCE_S)
     assert turn.envelope.body == b"turn"
     leader.publish_model(model(2))
-    assert worker.wait_model((1000, 1, 1, 0), PATIENCE_S).body == b"model 2.0"
+    assert worker.wait_model((STARTED, 1, 1, 0), PATIENCE_S).body == b"model 2.0"
     # And its update arrives, with the name that the broker vouches for
     worker.submit(update("u1"))
     worker.ack(turn)
@@ -196,7 +197,7 @@ def test_models_larger_than_a_segment_of_the_store_reach_late_joiners(rabbit, po
     for version in range(6):
         leader.publish_model(model(version, size=20_000_000))
     late = ports.worker(rabbit.broker)
-    assert late.wait_model((1000, 1, 4, 0), PATIENCE_S).body.startswith(b"model 5.0")
+    assert late.wait_model((STARTED, 1, 4, 0), PATIENCE_S).body.startswith(b"model 5.0")
 
 
 def test_connections_and_messages_are_readable_in_the_ui(rabbit, ports, update, until):
