@@ -56,7 +56,7 @@ class Trainer:
     """Trains and evaluates one plan's model. One for each thread; any number in a process."""
 
     def __init__(self, plan: Plan) -> None:
-        """Raises: UserError if the plan names no task or optimizer."""
+        """Raises: UserError if there is no such task."""
         self._plan = plan
         self._task = load_task(plan)
         with _seeded(plan.seed):
@@ -79,7 +79,7 @@ class Trainer:
         """The client's local training, from ``base``: a function of (base, seed, client, turn).
 
         Raises: ValueError if ``base`` does not fit the model, the client is unknown or has no
-        examples.
+        examples; UserError if there is no such optimizer.
         """
         started = time.perf_counter()
         weights = self._checked(base)
@@ -106,10 +106,11 @@ class Trainer:
 
     def _checked(self, tensors: Tensors) -> list[Any]:
         if (found := spec(tensors)) != self._spec:
-            wrong = next(iter(dict(found.items() ^ self._spec.items())), None)
+            both = self._spec | found
+            wrong = next(name for name in both if found.get(name) != self._spec.get(name))
             raise ValueError(
                 f"these weights do not fit the model of {self._plan.task.name}: {wrong} is "
-                f"{found.get(wrong or '')}, not {self._spec.get(wrong or '')}"
+                f"{found.get(wrong, 'missing')}, not {self._spec.get(wrong, 'there')}"
             )
         return [tf.convert_to_tensor(tensors[name]) for name in self._spec]
 
