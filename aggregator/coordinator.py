@@ -66,8 +66,8 @@ from schemas.messages import FromWorker
 
 #: How long a finished run waits for the evaluation of its last version.
 FINAL_WAIT_S = 60.0
-#: Give up after this many failed trainings for each client in flight without one that succeeded.
-FAILURES_PER_CLIENT = 3
+#: Give up after this many trainings have failed in a row: as many as are in flight, within bounds.
+LEAST_FAILURES, MOST_FAILURES = 3, 30
 
 Phase = Literal["initialising", "running", "finishing", "done"]
 
@@ -97,6 +97,7 @@ class Coordinator:
         self.hold_updates = hold_updates
         self._elapsed_s = checkpoint.elapsed_s
         self._failures = 0
+        self._failing_since = 0
         self._attempt = 0
         self._extensions = 0
         self._started_at = 0.0
@@ -242,15 +243,26 @@ class Coordinator:
         yield RecordFailure(failure)
         if failure.update_id not in self.turns.open:
             return
-        self._failures += 1
         self.turns.close(failure.update_id)
-        if self._failures >= FAILURES_PER_CLIENT * self.experiment.concurrency:
+        self._failing_since = failure.turn if not self._failures else self._failing_since
+        self._failures += 1
+        if self._nothing_but_failures():
             detail = f"{self._failures} trainings failed in a row: {failure.reason}"
             yield from self._finish("failed", detail, now)
         elif self.phase == "initialising":
             yield from self._ask_for_weights(now)
         else:
             yield from self._issue(now)
+
+    def _nothing_but_failures(self) -> bool:
+        """Enough have failed, and nobody is still at work who began before they did.
+
+        Else one broken worker, which fails quickly, could end the run of many slow ones.
+        """
+        if self.phase == "initialising":
+            return self._failures >= LEAST_FAILURES
+        enough = max(LEAST_FAILURES, min(self.experiment.concurrency, MOST_FAILURES))
+        return self._failures >= enough and self.turns.oldest_open() > self._failing_since
 
     def _on_evaluation(self, evaluation: Evaluation, now: float) -> Iterator[Effect]:
         if evaluation.run.run_id != self.run.run_id:

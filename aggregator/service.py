@@ -279,6 +279,8 @@ class AggregatorService:
 
     def _publish(self, model: GlobalModel) -> None:
         envelope = _envelope(model)
+        if model.final and self.experiment.evaluation.every_updates:
+            self._say(f"version {model.version} is the last; waiting for its evaluation")
         fitting = MAX_PREFETCH_BYTES // len(envelope.body)
         self._normal_prefetch = max(2, min(MAX_PREFETCH, fitting))
         self._port.publish_model(envelope)

@@ -98,6 +98,10 @@ class Turns:
         """When the oldest open turn is overdue; infinity if none is open."""
         return next((deadline for _, deadline in self.open.values()), float("inf"))
 
+    def oldest_open(self) -> float:
+        """The lowest turn that is open; infinity if none is."""
+        return min((assignment.turn for assignment, _ in self.open.values()), default=float("inf"))
+
     def _fill(self, version: int, now: float) -> list[Assignment]:
         experiment, issued = self._experiment, []
         while len(self.open) < experiment.concurrency:

@@ -30,6 +30,9 @@ BrokerUrl = Annotated[
     str, typer.Option("--broker", envvar="FLUFFLE_BROKER", help="amqp://user:password@host/vhost")
 ]
 Federation = Annotated[str, typer.Option(help="Prefix of all names on the broker.")]
+Timeout = Annotated[
+    float, typer.Option("--connect-timeout", help="Seconds to try for a first connection.")
+]
 Slots = Annotated[int, typer.Option(min=1, help="Clients trained at the same time.")]
 Parent = Annotated[int, typer.Option(hidden=True, help="Leave when this process is gone.")]
 
@@ -56,6 +59,7 @@ def run(
     ] = None,
     settings: Settings = None,
     federation: Federation = "fluffle",
+    connect_timeout: Timeout = 30.0,
     json: Annotated[
         bool, typer.Option("--json", help="The last line on stdout is the summary object.")
     ] = False,
@@ -78,16 +82,16 @@ def run(
             display,
             broker=broker,
             federation=federation,
+            connect_timeout_s=connect_timeout,
             workers=workers,
             slots=slots,
         )
     _print_summary(summary, json, lambda: print_summary(display.console, summary, str(folder)))
-    if summary["status"] == "running":
+    if summary["status"] == "running":  # stopped before its end
         again = " ".join(["fluffle run", str(file), *_flags(broker, workers, settings)])
         display.say(f"stopped; to resume: {again} --out {folder}")
         raise typer.Exit(130)
-    if summary["status"] != "finished":
-        raise typer.Exit(1)
+    _exit(summary)
 
 
 @app.command()
@@ -101,19 +105,20 @@ def aggregator(
         Optional[Path],  # noqa: UP045 typer reads it
         typer.Option(help="Weights of version 0: a weights file of another run's folder."),
     ] = None,
+    connect_timeout: Timeout = 30.0,
     json: Annotated[
         bool, typer.Option("--json", help="The last line on stdout is the summary object.")
     ] = False,
 ) -> None:
     """Lead a run: consume updates, make versions."""
     from fluffle.experiment_file import load_experiment
-    from fluffle.services import lead
+    from fluffle.services import connect, lead
 
     experiment = load_experiment(file, settings or [], os.environ)
-    summary = lead(experiment, broker, federation, out, initial)
+    place = connect(broker, federation, "aggregator", connect_timeout)
+    summary = lead(experiment, place, out, initial)
     _print_summary(summary, json, lambda: None)
-    if summary["status"] not in ("finished", "running"):
-        raise typer.Exit(1)
+    _exit(summary)
 
 
 @app.command()
@@ -123,12 +128,14 @@ def worker(
     name: Annotated[str, typer.Option(help="Default: host and process id.")] = "",
     federation: Federation = "fluffle",
     stay: Annotated[bool, typer.Option(help="Wait for the next run when one is over.")] = False,
+    connect_timeout: Timeout = 30.0,
     parent: Parent = 0,
 ) -> None:
     """Train clients. Needs nothing but the broker's URL: the plan travels with the model."""
-    from fluffle.services import work
+    from fluffle.services import connect, default_name, work
 
-    work(broker, federation, name, slots, stay, parent)
+    name = name or default_name("worker")
+    work(connect(broker, federation, name, connect_timeout), name, slots, stay, parent)
 
 
 @app.command()
@@ -137,12 +144,14 @@ def evaluator(
     name: Annotated[str, typer.Option(help="Default: host and process id.")] = "",
     federation: Federation = "fluffle",
     stay: Annotated[bool, typer.Option(help="Wait for the next run when one is over.")] = False,
+    connect_timeout: Timeout = 30.0,
     parent: Parent = 0,
 ) -> None:
     """Measure versions of the global model on held-out examples."""
-    from fluffle.services import evaluate
+    from fluffle.services import connect, default_name, evaluate
 
-    evaluate(broker, federation, name, stay, parent)
+    name = name or default_name("evaluator")
+    evaluate(connect(broker, federation, name, connect_timeout), name, stay, parent)
 
 
 @app.command()
@@ -191,6 +200,14 @@ def data_fetch(name: Annotated[str, typer.Argument(help="As in fluffle data list
     with Display(name) as display:
         path = fetch(name, display.fetching)
     typer.echo(f"{name}: {path}")
+
+
+def _exit(summary: dict[str, Any]) -> None:
+    """Code 0 for what ended well, 1 for an abort by policy; a failure is somebody's to mend: 2."""
+    if summary["status"] == "failed":
+        raise UserError(f"the run failed: {summary['detail']}")
+    if summary["status"] == "aborted":
+        raise typer.Exit(1)
 
 
 def _print_summary(summary: dict[str, Any], as_json: bool, otherwise: Any) -> None:

@@ -32,6 +32,7 @@ def run_experiment(
     *,
     broker: str = "embedded",
     federation: str = "fluffle",
+    connect_timeout_s: float = 30.0,
     workers: int = 0,
     slots: int = 1,
 ) -> dict[str, Any]:
@@ -52,7 +53,8 @@ def run_experiment(
         stack.callback(memory.close)
         if broker in ("embedded", "local"):
             stack.enter_context(_lock(folder))  # elsewhere the broker's leader lock does this
-        place, url = _open_broker(broker, federation, folder, stack, display)
+        url = _url(broker, folder, stack, display)
+        place = _broker(url, federation, connect_timeout_s, display)
         port = place.aggregator()
         stack.callback(port.close)
         service = AggregatorService(
@@ -124,23 +126,28 @@ def _drive(service: AggregatorService, team: Team, display: Display) -> None:
         raise failure[0]
 
 
-def _open_broker(
-    kind: str, federation: str, folder: Path, stack: ExitStack, display: Display
-) -> tuple[Broker, str]:
-    if kind == "embedded":
+def _url(broker: str, folder: Path, stack: ExitStack, display: Display) -> str:
+    """Where the broker is; "" for the embedded one. Starts the private node that ``local`` is."""
+    if broker == "embedded":
+        return ""
+    if broker != "local":
+        return broker
+    from broker.node import Node
+
+    display.say("starting a private RabbitMQ node …")
+    return stack.enter_context(Node(folder / "rabbitmq")).url
+
+
+def _broker(url: str, federation: str, connect_timeout_s: float, display: Display) -> Broker:
+    if not url:
         from broker.embedded import EmbeddedBroker
 
-        return EmbeddedBroker(), ""
+        return EmbeddedBroker()
     from broker.rabbitmq import RabbitMQBroker
 
-    if kind == "local":
-        from broker.node import Node
-
-        display.say("starting a private RabbitMQ node …")
-        url = stack.enter_context(Node(folder / "rabbitmq")).url
-    else:
-        url = kind
-    return RabbitMQBroker(url, federation, on_status=display.say), url
+    return RabbitMQBroker(
+        url, federation, connect_timeout_s=connect_timeout_s, on_status=display.say
+    )
 
 
 @contextmanager

@@ -25,13 +25,18 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
+def connect(url: str, federation: str, role: str, timeout_s: float) -> Broker:
+    """The broker, which is asked for only when a port is opened."""
+    return RabbitMQBroker(url, federation, role, connect_timeout_s=timeout_s, on_status=say)
+
+
 def lead(
-    experiment: Experiment, url: str, federation: str, folder: Path, initial: Path | None
+    experiment: Experiment, place: Broker, folder: Path, initial: Path | None
 ) -> dict[str, Any]:
     """Lead a run until its end, or a signal; the summary object. Raises: UserError."""
     from aggregator.service import AggregatorService
 
-    port = _connect(url, federation).aggregator()
+    port = place.aggregator()
     service = AggregatorService(
         experiment,
         port,
@@ -49,26 +54,26 @@ def lead(
     return read_summary(folder, round(peak_mb, 1))
 
 
-def work(url: str, federation: str, name: str, slots: int, stay: bool, parent: int) -> None:
+def work(place: Broker, name: str, slots: int, stay: bool, parent: int) -> None:
     """Train clients until the run is over, or a signal. Raises: UserError."""
     from worker.runtime import configure
     from worker.service import WorkerService
 
     name = name or default_name("worker")
     configure(slots)
-    port = _connect(url, federation).worker(name, slots)
+    port = place.worker(name, slots)
     service = WorkerService(port, name, slots, stay=stay, on_status=say)
     _serve(service, port.close, parent)
 
 
-def evaluate(url: str, federation: str, name: str, stay: bool, parent: int) -> None:
+def evaluate(place: Broker, name: str, stay: bool, parent: int) -> None:
     """Evaluate until the run is over, or a signal. Raises: UserError."""
     from worker.evaluator import EvaluatorService
     from worker.runtime import configure
 
     name = name or default_name("evaluator")
     configure(1)
-    port = _connect(url, federation).worker(name, 0)
+    port = place.worker(name, 0)
     _serve(EvaluatorService(port, name, stay=stay, on_status=say), port.close, parent)
 
 
@@ -89,6 +94,7 @@ def _serve(service: _Service, close: Callable[[], None], parent: int) -> None:
     try:
         with stopping(service.stop):
             service.run()
+        say("done")
     finally:
         close()
 
@@ -99,10 +105,6 @@ def _leave_with(parent: int, service: _Service) -> None:
     service.stop()
     time.sleep(10 * _PARENT_EVERY_S)
     os._exit(1)  # a training may take for ever, and nobody waits for it any more
-
-
-def _connect(url: str, federation: str) -> Broker:
-    return RabbitMQBroker(url, federation, on_status=say)
 
 
 def _read_weights(path: Path) -> Tensors:

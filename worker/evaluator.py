@@ -60,9 +60,9 @@ class EvaluatorService:
                 self._evaluate(model)
                 evaluated, evaluated_version = model.updates, model.version
             if model.final and not late:
-                self._say(f"run {run_id} is over")
                 if not self._stay:
                     return
+                self._say(f"run {run_id} is over; waiting for the next")
 
     def _evaluate(self, model: GlobalModel) -> None:
         from worker.trainer import Trainer  # TensorFlow, only once there is something to evaluate

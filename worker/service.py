@@ -106,11 +106,11 @@ class WorkerService:
                 self._emit(Event(run=model.run, kind="joined", worker=self.worker_id,
                                  slots=self._slots))  # fmt: skip
             elif model.final and joined is not None:
-                self._say(f"run {model.run.run_id} is over")
                 self._emit(Event(run=model.run, kind="left", worker=self.worker_id))
                 joined = None
                 if not self._stay:
                     return
+                self._say(f"run {model.run.run_id} is over; waiting for the next")
 
     def _emit(self, event: Event) -> None:
         self._port.emit(_envelope(event))

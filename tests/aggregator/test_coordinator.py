@@ -330,12 +330,32 @@ def test_a_failed_training_costs_no_deadline() -> None:
 
 
 def test_nothing_but_failures_ends_the_run_with_their_reason() -> None:
-    driver = Driver(participation={"concurrency": 2}, aggregation={"quorum": 2})
-    for _ in range(5):
+    driver = Driver(participation={"concurrency": 4})
+    for _ in range(3):
         assert none(Finish, driver.give(failure(driver.turn())))
     finish = only(Finish, driver.give(failure(driver.turn())))
     assert finish.status == "failed"
     assert "no such data" in finish.detail
+
+
+def test_a_broken_worker_cannot_end_the_run_of_one_that_is_slow() -> None:
+    # Given a turn that somebody is busy with
+    driver = Driver(participation={"concurrency": 4})
+    slow = driver.update()
+    # When all others fail, again and again
+    for _ in range(100):
+        assert none(Finish, driver.give(failure(driver.turn())))
+    # Then its update still counts, and ends the row of failures
+    only(Hold, driver.give(slow))
+    for _ in range(3):
+        assert none(Finish, driver.give(failure(driver.turn())))
+
+
+def test_version_0_is_not_asked_for_for_ever() -> None:
+    driver = Driver(initial=False)
+    for _ in range(2):
+        assert none(Finish, driver.give(failure(driver.turn())))
+    assert only(Finish, driver.give(failure(driver.turn()))).status == "failed"
 
 
 def test_failures_of_turns_that_nobody_has_cannot_end_a_run() -> None:

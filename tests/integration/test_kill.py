@@ -43,7 +43,10 @@ def test_a_worker_killed_in_the_middle_gives_its_turn_back(
     # Given two workers
     out = tmp_path / "out"
     where = ("--broker", rabbitmq.url, "--federation", federation)
-    aggregator = start("aggregator", experiment, *where, "--out", out, "--json")
+    aggregator = start(
+        *("aggregator", experiment, *where, "--out", out, "--json"),
+        *("--set", "evaluation.every_updates=0"),
+    )
     workers = [start("worker", *where, "--name", f"worker-{i}") for i in range(2)]
     # When one is killed, and started again under the same name
     wait_for_version(out, 5, aggregator, *workers)

@@ -1,0 +1,107 @@
+"""What a person can do wrong: one line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from broker.node import Node
+from tests.integration.processes import Start, Started, verified, wait_for_version
+
+
+def refused(one: Started) -> str:
+    """The line that a command ends with; it must be one, and no traceback before it."""
+    assert one.wait() == 2, one.output
+    assert "Traceback" not in one.output
+    last = one.output.strip().splitlines()[-1]
+    assert last.startswith("fluffle: "), one.output
+    return last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "task.name=cifar-1000"], "there is no task 'cifar-1000': use one of mnist-cnn"),
+        (["--set", "aggregation.quorom=3"], "unknown key aggregation.quorom; did you mean"),
+        (["--set", "aggregation.quorum=11"], "can never be reached: at most 10 clients"),
+        (["--set", "training.epochs=many"], "training.epochs = 'many'"),
+        (["--workers", "2"], "add --broker local"),
+    ],
+)
+def test_a_mistake_in_the_experiment_is_said_before_anything_starts(
+    start: Start, experiment: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    out = tmp_path / "out"
+    assert says in refused(start("run", experiment, "--out", out, *arguments))
+    assert not (out / "ledger.sqlite").exists()
+
+
+def test_an_experiment_that_is_not_there(start: Start, tmp_path: Path) -> None:
+    assert "there is no experiment file" in refused(start("run", tmp_path / "none.toml"))
+
+
+def test_a_folder_without_a_run_cannot_be_verified(start: Start, tmp_path: Path) -> None:
+    assert "there is no ledger.sqlite in it" in refused(start("verify", tmp_path))
+
+
+@pytest.mark.parametrize("role", ["aggregator", "worker", "evaluator"])
+def test_a_broker_that_is_not_there_is_tried_visibly_and_then_named(
+    start: Start, experiment: Path, tmp_path: Path, role: str
+) -> None:
+    more = [experiment, "--out", tmp_path / "out"] if role == "aggregator" else []
+    one = start(role, *more, "--broker", "amqp://127.0.0.1:9/", "--connect-timeout", 3)
+    last = refused(one)
+    assert "127.0.0.1:9" in last
+    assert len(one.output.strip().splitlines()) >= 3, "the retries are not visible"
+
+
+@pytest.mark.rabbitmq
+def test_wrong_credentials_are_said_at_once_and_without_the_password(
+    start: Start, rabbitmq: Node
+) -> None:
+    url = rabbitmq.url.replace("guest:guest", "guest:s3cret")
+    one = start("worker", "--broker", url)
+    assert "guest" in refused(one)
+    assert "s3cret" not in one.output
+
+
+@pytest.mark.tensorflow
+def test_a_run_folder_in_use_and_one_of_another_experiment(
+    start: Start, experiment: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run = start("run", experiment, "--out", out)
+    wait_for_version(out, 1, run)
+    assert "is in use by another aggregator" in refused(start("run", experiment, "--out", out))
+    run.kill(signal.SIGINT)
+    assert run.wait() == 130
+    other = start("run", experiment, "--out", out, "--set", "training.epochs=3")
+    assert "another experiment (training.epochs differs)" in refused(other)
+    verified(start, out)
+
+
+@pytest.mark.tensorflow
+def test_a_task_that_no_worker_can_train_ends_the_run_with_its_reason(
+    start: Start, experiment: Path, tmp_path: Path
+) -> None:
+    run = start(
+        *("run", experiment, "--out", tmp_path / "out"),
+        *("--set", "training.optimizer=nonsense"),
+    )
+    line = refused(run)
+    assert "trainings failed in a row" in line
+    assert "nonsense" in line
+
+
+@pytest.mark.tensorflow
+@pytest.mark.rabbitmq
+def test_a_model_too_large_for_the_broker_is_found_at_version_0(
+    start: Start, rabbitmq: Node, experiment: Path, tmp_path: Path
+) -> None:
+    with Node(settings={"max_message_size": "100000"}) as small:
+        run = start("run", experiment, "--out", tmp_path / "out", "--broker", small.url)
+        line = refused(run)
+    assert "max_message_size" in line
+    assert "0.4 MB" in line
