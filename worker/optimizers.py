@@ -107,12 +107,14 @@ class Adam(_Fused):
             slot.assign(tf.zeros_like(slot))
 
     def apply(self, gradients: Sequence[Any]) -> None:
-        self._step.assign_add(1)
+        step = tf.cast(self._step.assign_add(1), tf.float32)
+        self._powers = tf.pow(self._BETA_1, step), tf.pow(self._BETA_2, step)
         super().apply(gradients)
 
     def _update(self, i: int, handle: Any, gradient: Any) -> None:
-        step = tf.cast(self._step, gradient.dtype)
         constants = {
+            "beta1_power": self._powers[0],
+            "beta2_power": self._powers[1],
             "lr": self._learning_rate,
             "beta1": self._BETA_1,
             "beta2": self._BETA_2,
@@ -122,8 +124,6 @@ class Adam(_Fused):
             var=handle,
             m=self._momentums[i].handle,
             v=self._velocities[i].handle,
-            beta1_power=tf.pow(tf.cast(self._BETA_1, gradient.dtype), step),
-            beta2_power=tf.pow(tf.cast(self._BETA_2, gradient.dtype), step),
             grad=gradient,
             **{name: tf.cast(value, gradient.dtype) for name, value in constants.items()},
         )
