@@ -17,8 +17,8 @@ help: ## List the verbs
 run: $(VENV)/run.stamp ## Train the default experiment on the embedded broker (ARGS="--slots 2 …")
 	@$(BIN)/fluffle run experiments/mnist.toml $(ARGS)
 
-test: $(VENV)/dev.stamp broker ## Run all tests (TESTS=tests/broker for some)
-	@$(BIN)/pytest $(TESTS) $(ARGS)
+test: $(VENV)/dev.stamp ## Run all tests (TESTS=tests/broker for some)
+	@environment=$$(scripts/provide-rabbitmq) && env $$environment $(BIN)/pytest $(TESTS) $(ARGS)
 
 lint: $(VENV)/dev.stamp ## ruff, mypy --strict, one-way imports
 	@$(BIN)/ruff check .

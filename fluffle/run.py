@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import signal
 import threading
 import time
@@ -23,6 +24,8 @@ from fluffle.team import Processes, Team, Threads
 from schemas import Experiment, UserError
 
 _REFRESH_S = 0.2
+#: Where ``--broker local`` keeps its queues, in the run folder.
+NODE = "rabbitmq"
 
 
 def run_experiment(
@@ -66,7 +69,10 @@ def run_experiment(
             else Threads(place, slots, evaluates, display.say)
         )
         _drive(service, team, display)
-        return read_summary(folder, memory.peak_mb)
+        summary = read_summary(folder, memory.peak_mb)
+    if summary["status"] == "finished":
+        shutil.rmtree(folder / NODE, ignore_errors=True)  # there only to resume
+    return summary
 
 
 def new_run_id(experiment: Experiment) -> str:
@@ -135,7 +141,7 @@ def _url(broker: str, folder: Path, stack: ExitStack, display: Display) -> str:
     from broker.node import Node
 
     display.say("starting a private RabbitMQ node …")
-    return stack.enter_context(Node(folder / "rabbitmq")).url
+    return stack.enter_context(Node(folder / NODE)).url
 
 
 def _broker(url: str, federation: str, connect_timeout_s: float, display: Display) -> Broker:

@@ -1,31 +1,69 @@
-"""Fixtures for all rooms: a private RabbitMQ for the session, a federation for each test."""
+"""Fixtures for all rooms: a RabbitMQ for the session, a federation for each test."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Generator, Iterator
+from urllib.parse import urlsplit
 
 import pytest
 
 from broker.node import Node, find_server
 from schemas.errors import UserError
 
+#: Set by ``make test`` where the machine has no server of its own but runs one in a container.
+CONTAINER = "FLUFFLE_TEST_BROKER"
+
+
+class Container:
+    """The server in the container that ``scripts/provide-rabbitmq`` has started."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.port = urlsplit(url).port or 5672
+
+    def ctl(self, *arguments: str) -> str:
+        """What ``rabbitmqctl`` with these arguments prints."""
+        command = ["docker", "exec", "fluffle-test-rabbitmq", "rabbitmqctl", "--quiet", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
 
 @pytest.fixture(scope="session")
-def rabbitmq() -> Iterator[Node]:
-    """A running server. Without one on this machine: skipped on a laptop, a failure in CI."""
-    try:
-        find_server()
-    except UserError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
-    with Node() as node:
-        yield node
+def rabbitmq() -> Iterator[Node | Container]:
+    """A running server: a private node, else the container's."""
+    if os.environ.get(CONTAINER):
+        yield Container(os.environ[CONTAINER])
+    else:
+        with Node() as node:
+            yield node
 
 
 @pytest.fixture
 def federation() -> str:
     """A name that no other test uses, so that tests share a server and nothing on it."""
     return f"test-{secrets.token_hex(4)}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup() -> Generator[None, object, object]:
+    return (yield from _skip_without_a_server())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, object, object]:
+    return (yield from _skip_without_a_server())
+
+
+def _skip_without_a_server() -> Generator[None, object, object]:
+    """Tests that start nodes of their own: skipped on a laptop without a server, failed in CI."""
+    try:
+        return (yield)
+    except UserError:
+        try:
+            find_server()
+        except UserError as error:
+            if not os.environ.get("CI"):
+                pytest.skip(str(error))
+        raise

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from schemas import Assignment, ClientUpdate, GlobalModel, Run, Tensors
+from schemas import Assignment, ClientUpdate, GlobalModel, Run, Tensors, UserError
 
 if TYPE_CHECKING:
     from worker.trainer import Trained
@@ -46,7 +47,14 @@ def make_update(
     slot_s: float,
     received_bytes: int,
 ) -> ClientUpdate:
-    """The update that answers a turn: deltas or weights, as the plan says."""
+    """The update that answers a turn: deltas or weights, as the plan says.
+
+    Raises: UserError where the training diverged, which no aggregator could use.
+    """
+    if not all(map(math.isfinite, trained.metrics.values())):
+        raise UserError(
+            f"the training diverged ({trained.metrics}): try a smaller training.learning_rate"
+        )
     return ClientUpdate(
         run=assignment.run,
         update_id=assignment.assignment_id,
