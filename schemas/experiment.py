@@ -63,6 +63,51 @@ class TrainingTable(Table):
     #: sgd only.
     momentum: float = Field(0.0, ge=0, lt=1)
     nesterov: bool = False
+    #: FedProx (arXiv 1812.06127): mu/2 |w - w_base|^2 is added to the local loss.
+    proximal_mu: NonNegative | None = None
+
+
+class DevicesTable(Table):
+    """What clients' devices are like: four independent axes, each optional, all seeded."""
+
+    #: Settings under a name, which the keys below override: article (exponential delays of 2 s on
+    #: average, one turn in ten lost), phones (slow, diurnal, unreliable).
+    preset: Literal["article", "phones"] | None = None
+
+    #: availability: when a client can start. diurnal: a sine over ``period_s``, its phase the
+    #: client's own; on_off: exponential times on and off; trace: rows client,start,end of a CSV.
+    availability: Literal["always", "diurnal", "on_off", "trace"] | None = None
+    period_s: Positive | None = None
+    #: diurnal: the share of clients that are available on average.
+    available: Fraction | None = None
+    on_s: Positive | None = None
+    off_s: Positive | None = None
+    trace: str | None = None
+
+    #: connectivity: the probability that a turn brings nothing, and where it is lost.
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    dropout_at: Literal["before_training", "after_training", "upload", "any"] | None = None
+
+    #: completeness: the share of turns that do only 1 to ``epochs`` epochs, uniformly (FedProx).
+    stragglers: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    #: responsiveness: a delay in seconds with this distribution and mean, for each client once
+    #: or for each turn anew. half_normal and log_normal are those of FedBuff's and FLSim's kind.
+    delay: (
+        Literal["constant", "uniform", "exponential", "half_normal", "log_normal", "pareto"] | None
+    ) = None
+    delay_s: NonNegative | None = None
+    #: log_normal: sigma; pareto: the exponent (above 1).
+    delay_shape: Positive | None = None
+    delay_of: Literal["client", "turn"] | None = None
+    #: responsiveness by hardware: what a device takes for one example, and its network.
+    seconds_per_example: NonNegative | None = None
+    latency_s: NonNegative | None = None
+    download_bytes_per_s: Positive | None = None
+    upload_bytes_per_s: Positive | None = None
+    #: A CSV with a row for each device: seconds_per_example, latency_s, download_bytes_per_s,
+    #: upload_bytes_per_s; clients are dealt the rows at random.
+    hardware: str | None = None
 
 
 class ParticipationTable(Table):
@@ -131,6 +176,7 @@ class Experiment(Table):
     participation: ParticipationTable = ParticipationTable()
     aggregation: AggregationTable = AggregationTable()
     evaluation: EvaluationTable = EvaluationTable()
+    devices: DevicesTable | None = None
 
     @property
     def concurrency(self) -> int:
@@ -195,6 +241,7 @@ class Plan(Table):
     training: TrainingTable
     evaluation: EvaluationTable
     pause_s: Range = (0.0, 0.0)
+    devices: DevicesTable | None = None
 
     @classmethod
     def of(cls, experiment: Experiment, sends: Literal["delta", "weights"]) -> Plan:
@@ -207,4 +254,5 @@ class Plan(Table):
             training=experiment.training,
             evaluation=experiment.evaluation,
             pause_s=experiment.participation.pause_s,
+            devices=experiment.devices,
         )

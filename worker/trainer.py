@@ -75,9 +75,10 @@ class Trainer:
         with _seeded(self._plan.seed):
             return _payload(self._task.model())
 
-    def train(self, base: Tensors, client: str, turn: int) -> Trained:
+    def train(self, base: Tensors, client: str, turn: int, epochs: int | None = None) -> Trained:
         """The client's local training, from ``base``: a function of (base, seed, client, turn).
 
+        ``epochs``: how many it does, where that is not the plan's number (a straggler).
         Raises: ValueError if ``base`` does not fit the model, the client is unknown or has no
         examples; UserError if there is no such optimizer.
         """
@@ -89,7 +90,8 @@ class Trainer:
         seeds = _seeds(f"{self._plan.seed}:{client}:{turn}", 1 + len(self._generators))
         function, execution = self._training
         with execution.loop():
-            values, metrics = function(weights, tf.constant(indices), seeds)
+            count = tf.constant(self._plan.training.epochs if epochs is None else epochs)
+            values, metrics = function(weights, tf.constant(indices), seeds, count)
         tensors = dict(zip(self._spec, (v.numpy() for v in values), strict=True))
         return Trained(tensors, len(indices), _floats(metrics), time.perf_counter() - started)
 
@@ -137,26 +139,27 @@ class Trainer:
 
             execution = Execution(step)
             seeds = tf.TensorSpec([1 + len(self._generators), 2], tf.int64)
-            return self._traced(self._train_graph(execution, optimizer), execution, seeds)
+            epochs = tf.TensorSpec([], tf.int32)
+            return self._traced(self._train_graph(execution, optimizer), execution, seeds, epochs)
 
     def _train_graph(
         self, execution: Execution, optimizer: optimizers.Optimizer
     ) -> Callable[..., Any]:
-        table = self._plan.training
+        batch_size = self._plan.training.batch_size
 
         def epoch(number: Any, indices: Any, seed: Any) -> Any:
             self._model.reset_metrics()
             seed = tf.random.experimental.stateless_fold_in(seed, number)
             order = tf.random.experimental.stateless_shuffle(indices, seed, alg="philox")
-            return _mean_over_batches(execution, order, table.batch_size)
+            return _mean_over_batches(execution, order, batch_size)
 
-        def train(weights: list[Any], indices: Any, seeds: Any) -> Any:
+        def train(weights: list[Any], indices: Any, seeds: Any, epochs: Any) -> Any:
             self._assign(weights)
             for i, generator in enumerate(self._generators):
                 generator.assign(tf.cast(seeds[i + 1], generator.dtype))
             optimizer.reset()
             _, loss = tf.while_loop(
-                lambda number, loss: number < table.epochs,
+                lambda number, loss: number < epochs,
                 lambda number, loss: (number + 1, epoch(number, indices, seeds[0])),
                 (0, tf.constant(0.0)),
                 parallel_iterations=1,

@@ -1,0 +1,158 @@
+"""Devices: four axes, each a function of (seed, client, turn, time), distributed as stated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schemas import Experiment, Plan, UserError
+from worker.devices import Devices
+
+N = 4000
+
+
+def devices(epochs: int = 5, seed: int = 42, **table: Any) -> Devices:
+    document = {
+        "experiment": {"seed": seed},
+        "training": {"epochs": epochs},
+        "devices": table,
+    }
+    return Devices(Plan.of(Experiment.model_validate(document), "delta"))
+
+
+def test_without_any_axis_a_turn_takes_no_time_and_arrives() -> None:
+    fate = devices().fate("3", 7)
+    assert (fate.epochs, fate.lost_at, fate.pause_s) == (5, None, 0.0)
+    assert fate.download_s(10**9) == fate.train_s(10**6) == fate.upload_s(10**9) == 0.0
+    assert devices().next_start("3", 12.5) == 12.5
+
+
+def test_the_same_seed_gives_the_same_fate_and_another_turn_another() -> None:
+    one, same = (devices(delay="exponential", delay_s=2.0, dropout=0.3) for _ in range(2))
+    other = devices(seed=43, delay="exponential", delay_s=2.0, dropout=0.3)
+    assert one.fate("1", 5) == same.fate("1", 5)
+    assert one.fate("1", 5) != one.fate("1", 6)
+    assert one.fate("1", 5) != other.fate("1", 5)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "shape", "std"),
+    [
+        ("constant", None, 0.0),
+        ("uniform", None, 2 / np.sqrt(3)),
+        ("exponential", None, 2.0),
+        ("half_normal", None, 2 * np.sqrt(np.pi / 2 - 1)),
+        ("log_normal", 0.5, 2 * np.sqrt(np.exp(0.25) - 1)),
+        ("pareto", 4.0, 2 / np.sqrt(4 * (4 - 2))),
+    ],
+)
+def test_delays_have_the_mean_and_spread_of_their_distribution(
+    distribution: str, shape: float | None, std: float
+) -> None:
+    one = devices(delay=distribution, delay_s=2.0, delay_shape=shape)
+    drawn = np.array([one.fate("0", turn).delay_s for turn in range(N)])
+    assert drawn.min() >= 0
+    assert drawn.mean() == pytest.approx(2.0, rel=0.06)
+    assert drawn.std() == pytest.approx(std, rel=0.15, abs=1e-12)
+
+
+def test_a_delay_of_the_client_is_the_same_in_every_turn() -> None:
+    one = devices(delay="exponential", delay_s=2.0, delay_of="client")
+    assert len({one.fate("4", turn).delay_s for turn in range(20)}) == 1
+    assert len({one.fate(str(client), 0).delay_s for client in range(20)}) == 20
+
+
+def test_turns_are_lost_with_their_probability_and_where_it_says() -> None:
+    anywhere = devices(dropout=0.4)
+    places = [anywhere.fate("0", turn).lost_at for turn in range(N)]
+    assert sum(place is not None for place in places) / N == pytest.approx(0.4, abs=0.03)
+    assert set(places) == {None, "before_training", "after_training", "upload"}
+    upload = devices(dropout=0.4, dropout_at="upload")
+    assert {upload.fate("0", turn).lost_at for turn in range(100)} == {None, "upload"}
+
+
+def test_stragglers_do_one_to_all_epochs() -> None:
+    one = devices(epochs=4, stragglers=0.5)
+    epochs = np.array([one.fate("0", turn).epochs for turn in range(N)])
+    shares = np.bincount(epochs, minlength=5)[1:] / N
+    assert shares == pytest.approx([0.125, 0.125, 0.125, 0.625], abs=0.03)
+
+
+def test_time_is_what_hardware_and_network_take() -> None:
+    one = devices(
+        epochs=3,
+        seconds_per_example=0.01,
+        latency_s=0.5,
+        download_bytes_per_s=100.0,
+        upload_bytes_per_s=50.0,
+        delay="constant",
+        delay_s=1.0,
+    ).fate("0", 0)
+    assert one.download_s(1000) == 10.5
+    assert one.train_s(20) == pytest.approx(1 + 20 * 3 * 0.01)
+    assert one.upload_s(1000) == 20.5
+
+
+def test_hardware_comes_from_a_csv_and_is_dealt_to_clients(tmp_path: Path) -> None:
+    path = tmp_path / "devices.csv"
+    path.write_text("seconds_per_example,latency_s\n0.1,1\n0.2,2\n")
+    one = devices(hardware=str(path))
+    dealt = {one.fate(str(client), 0).hardware.latency_s for client in range(30)}
+    assert dealt == {1.0, 2.0}
+    path.write_text("speed\n1\n")
+    with pytest.raises(UserError, match=r"devices\.csv is no CSV of devices"):
+        devices(hardware=str(path))
+
+
+def test_diurnal_clients_are_available_for_their_share_and_wait_for_their_time() -> None:
+    one = devices(availability="diurnal", period_s=4800.0, available=0.5)
+    now = np.arange(0, 48_000, 100.0)
+    waits = np.array([one.next_start(str(c), t) - t for c in range(10) for t in now])
+    assert waits.min() == 0
+    assert waits.max() > 100
+    assert (waits == 0).mean() == pytest.approx(0.5, abs=0.1)
+    later = one.next_start("1", 300.0)
+    assert one.next_start("1", later) == later
+
+
+def test_on_off_clients_are_on_for_their_share_whatever_the_order_of_questions() -> None:
+    table = {"availability": "on_off", "on_s": 30.0, "off_s": 10.0}
+    forward, backward = devices(**table), devices(**table)
+    times = [float(t) for t in range(0, 20_000, 7)]
+    answers = [forward.next_start("2", t) for t in times]
+    assert answers == [backward.next_start("2", t) for t in reversed(times)][::-1]
+    on = np.mean([a == t for a, t in zip(answers, times, strict=True)])
+    assert on == pytest.approx(0.75, abs=0.08)
+
+
+def test_a_trace_says_when_and_repeats(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("client,start,end\n0,10,20\n0,40,50\n1,0,100\n")
+    one = devices(availability="trace", trace=str(path))
+    assert [one.next_start("0", t) for t in (0, 15, 25, 60, 115, 199)] == [
+        10,
+        15,
+        40,
+        110,
+        115,
+        210,
+    ]
+    assert one.next_start("1", 77) == 77
+    assert one.next_start("9", 0) == float("inf")
+    with pytest.raises(UserError, match=r"needs devices\.trace"):
+        devices(availability="trace")
+    path.write_text("who,when\n")
+    with pytest.raises(UserError, match="has no row"):
+        devices(availability="trace", trace=str(path))
+
+
+def test_a_preset_is_a_start_that_keys_override() -> None:
+    preset = devices(preset="article")
+    drawn = np.array([preset.fate("0", turn).delay_s for turn in range(N)])
+    assert drawn.mean() == pytest.approx(2.0, rel=0.06)
+    assert any(preset.fate("0", turn).lost_at for turn in range(100))
+    reliable = devices(preset="article", dropout=0.0)
+    assert not any(reliable.fate("0", turn).lost_at for turn in range(100))

@@ -1,0 +1,103 @@
+"""When a client can start: the next time from now at which it is available."""
+
+from __future__ import annotations
+
+import csv
+import math
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from schemas import UserError
+from schemas.experiment import DevicesTable
+from worker.devices.draws import generator
+
+#: Seconds since the run began -> the first time from then on at which the client is available.
+NextStart = Callable[[str, float], float]
+
+#: diurnal: a client is available or not for a whole one of so many parts of the period.
+_PARTS = 48
+
+
+def next_start(table: DevicesTable, seed: int) -> NextStart:
+    """The rule of an experiment. Raises: UserError where a trace cannot be read."""
+    match table.availability:
+        case "diurnal":
+            return _diurnal(seed, table.period_s or 86_400.0, table.available or 0.5)
+        case "on_off":
+            return _on_off(seed, table.on_s or 600.0, table.off_s or 600.0)
+        case "trace":
+            return _trace(table.trace)
+        case _:
+            return lambda client, now: now
+
+
+def _diurnal(seed: int, period_s: float, available: float) -> NextStart:
+    """p(t) = a (1 + sin(2 pi (t / period + phase))) capped at 1, drawn anew in each part."""
+    part_s = period_s / _PARTS
+
+    def is_on(client: int, part: int) -> bool:
+        phase = float(generator("phase", seed, client).random())
+        p = available * (1 + math.sin(2 * math.pi * ((part + 0.5) / _PARTS + phase)))
+        return float(generator("slot", seed, client, part).random()) < p
+
+    def start(client: str, now: float) -> float:
+        part = int(now // part_s)
+        if is_on(int(client), part):
+            return now
+        while not is_on(int(client), part):
+            part += 1
+        return part * part_s
+
+    return start
+
+
+def _on_off(seed: int, on_s: float, off_s: float) -> NextStart:
+    """Alternating exponential times on and off (a two-state Markov chain), stationary at 0."""
+
+    @cache
+    def changes(client: int) -> tuple[list[float], bool, object]:
+        rng = generator("on_off", seed, client)
+        return [0.0], bool(rng.random() < on_s / (on_s + off_s)), rng
+
+    def start(client: str, now: float) -> float:
+        times, first_is_on, rng = changes(int(client))
+        while times[-1] <= now:
+            is_on = first_is_on == (len(times) % 2 == 1)
+            times.append(times[-1] + rng.exponential(on_s if is_on else off_s))  # type: ignore[attr-defined]
+        interval = bisect_right(times, now) - 1
+        is_on = first_is_on == (interval % 2 == 0)
+        return now if is_on else times[interval + 1]
+
+    return start
+
+
+def _trace(path: str | None) -> NextStart:
+    """Rows client,start,end of a CSV with a header, in seconds; it repeats after its last end."""
+    if not path:
+        raise UserError("devices.availability = 'trace' needs devices.trace, the path of a CSV")
+    spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                spans[row["client"]].append((float(row["start"]), float(row["end"])))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no CSV with columns client,start,end: {error!r}") from error
+    length = max((end for of_one in spans.values() for _, end in of_one), default=0.0)
+    if length <= 0:
+        raise UserError(f"{path} has no row with an end above 0")
+    for of_one in spans.values():
+        of_one.sort()
+
+    def start(client: str, now: float) -> float:
+        rounds, within = divmod(now, length)
+        for begin, end in spans.get(client, ()):
+            if within < end:
+                return max(now, rounds * length + begin)
+        if client not in spans:
+            return math.inf
+        return (rounds + 1) * length + spans[client][0][0]
+
+    return start
