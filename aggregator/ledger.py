@@ -77,15 +77,16 @@ class StaleLeader(Exception):
 class Ledger:
     """One run's ledger. Not thread-safe: the aggregator's own thread uses it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, durable: bool = True) -> None:
+        """``durable`` = False survives the end of the process, but not that of the machine."""
         self.folder = folder
         self.epoch = 0
         folder.mkdir(parents=True, exist_ok=True)
-        self.store = Store(folder)
+        self.store = Store(folder, durable)
         try:
             self._db = sqlite3.connect(folder / "ledger.sqlite", isolation_level=None, timeout=30)
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
             with self._transaction(check=False):
                 if not self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
                     for statement in SCHEMA.split(";"):
@@ -333,8 +334,9 @@ class Ledger:
 def _difference(stored: dict[str, Any], given: dict[str, Any]) -> str | None:
     """The first key in which two experiments differ that must not."""
     for table in given:
-        for key in given[table]:
+        before, now = stored.get(table) or {}, given[table] or {}
+        for key in {**before, **now}:
             name = f"{table}.{key}"
-            if name not in _MAY_CHANGE and stored.get(table, {}).get(key) != given[table][key]:
+            if name not in _MAY_CHANGE and before.get(key) != now.get(key):
                 return name
     return None

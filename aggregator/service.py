@@ -13,7 +13,8 @@ import dataclasses
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -83,21 +84,30 @@ class AggregatorService:
         *,
         run_id: str,
         initial: Tensors | None = None,
+        durable: bool = True,
         clock: Callable[[], float] = time.monotonic,
         on_status: Callable[[str], None] = lambda text: None,
+        on_timing: Callable[[str, float], None] = lambda stage, seconds: None,
     ) -> None:
+        """``durable`` = False leaves out what only a crash would miss (a run that starts over).
+
+        ``on_timing`` is told how long each fold, commit and publish took."""
         self.experiment = experiment
         self.folder = folder
         self.coordinator: Coordinator | None = None
         self._port = port
         self._run_id = run_id
         self._initial = initial
+        self._durable = durable
         self._clock = clock
         self._say = on_status
+        self._on_timing = on_timing
         self._stop = threading.Event()
         self._held: dict[str, _Held] = {}
-        self._call_at = 0.0
-        self._outcome: str | None = None
+        #: When the coordinator wants to be called, by the service's clock.
+        self.call_at = 0.0
+        #: How the run ended; None while it goes on.
+        self.outcome: str | None = None
         self._prefetch = 0
         self._normal_prefetch = MAX_PREFETCH
 
@@ -113,18 +123,52 @@ class AggregatorService:
         try:
             if not self._lead():
                 return "stopped"
-            self._ledger = Ledger(self.folder)
+            self.begin()
             try:
-                self._start()
-                self._loop()
+                while self.outcome is None and not self._stop.is_set():
+                    self.pump(_LOOK_UP_S)
+                self.pause()
             finally:
-                self._ledger.close()
+                self.close()
         except (LeadershipLost, StaleLeader) as error:
             raise UserError(
                 f"another aggregator took over the run in {self.folder} ({error}): "
                 "this one has stopped and nothing is lost"
             ) from error
-        return self._outcome or "stopped"
+        return self.outcome or "stopped"
+
+    # ---- the pieces of ``run``, for who drives it step by step
+
+    def begin(self) -> None:
+        """Enter the run, or resume it. The port has to lead already. Raises: UserError."""
+        self._ledger = Ledger(self.folder, self._durable)
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def pump(self, timeout_s: float) -> bool:
+        """Do one thing: the timer if it is due, else a message; False if none came in time."""
+        if self.coordinator is None or self.outcome is not None:
+            return False
+        now = self._clock()
+        if now >= self.call_at:
+            self._execute(self.coordinator.on_timer(now), None)
+            return True
+        delivery = self._port.receive(min(self.call_at - now, timeout_s))
+        if delivery is not None:
+            self._on_delivery(delivery)
+        return delivery is not None
+
+    def pause(self) -> None:
+        """Make the open buffer durable, so that nothing is trained twice after a restart."""
+        if self.coordinator is not None and self.outcome is None:
+            self._execute(self.coordinator.pause(), None)
+
+    def close(self) -> None:
+        """Let go of the ledger."""
+        self._ledger.close()
 
     # ---- start
 
@@ -141,7 +185,7 @@ class AggregatorService:
     def _start(self) -> None:
         ledger, experiment = self._ledger, self.experiment
         if not ledger.open_run(experiment, self._run_id, int(time.time() * 1000)):
-            self._outcome = ledger.meta["status"]
+            self.outcome = ledger.meta["status"]
             return
         run_id = ledger.meta["run_id"]
         newest = self._port.latest_model()
@@ -161,20 +205,7 @@ class AggregatorService:
             buffered = f" and {len(checkpoint.buffered)} updates" if checkpoint.buffered else ""
             self._say(f"resuming at version {checkpoint.version}{buffered}")
 
-    # ---- the loop
-
-    def _loop(self) -> None:
-        while self._outcome is None and self.coordinator is not None:
-            if self._stop.is_set():
-                self._execute(self.coordinator.pause(), None)
-                return
-            now = self._clock()
-            if now >= self._call_at:
-                self._execute(self.coordinator.on_timer(now), None)
-                continue
-            delivery = self._port.receive(min(self._call_at - now, _LOOK_UP_S))
-            if delivery is not None:
-                self._on_delivery(delivery)
+    # ---- messages
 
     def _on_delivery(self, delivery: Delivery) -> None:
         assert self.coordinator is not None
@@ -194,7 +225,8 @@ class AggregatorService:
         seen_in = self._seen_in(message)
         if seen_in == "buffer" and delivery.delivery_count == 0:
             self._ledger.record_duplicate()  # the same update twice, not one that came back
-        effects = self.coordinator.on_update(message, seen_in, self._clock())
+        with self._timed("fold"):
+            effects = self.coordinator.on_update(message, seen_in, self._clock())
         self._execute(effects, delivery)
 
     def _on_event(self, envelope: Envelope) -> None:
@@ -224,7 +256,7 @@ class AggregatorService:
         ledger, elapsed_s = self._ledger, self.coordinator.elapsed_s(self._clock())
         match effect:
             case CallAt(at):
-                self._call_at = at
+                self.call_at = at
             case Hold(update_id):
                 self._hold(update_id, _of(delivery))
             case Duplicate():
@@ -243,19 +275,27 @@ class AggregatorService:
                 ledger.record_dropouts(assignments)
             case MakeVersion():
                 keep = self.experiment.aggregation.keep_versions
-                ledger.make_version(effect, self._sizes(), elapsed_s, keep)
+                with self._timed("commit"):
+                    ledger.make_version(effect, self._sizes(), elapsed_s, keep)
                 self._settle()
             case SaveBuffer():
                 ledger.save_buffer(effect, self._sizes(), elapsed_s)
                 self._settle()
             case Publish(model):
-                self._publish(model)
+                with self._timed("publish"):
+                    self._publish(model)
             case Assign(assignments, expires_s):
                 self._port.assign([_envelope(a) for a in assignments], expires_s)
             case Finish(status, detail, unused):
                 ledger.finish(status, detail, unused, self._sizes(), elapsed_s)
                 self._settle()
-                self._outcome = status
+                self.outcome = status
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._on_timing(stage, time.perf_counter() - started)
 
     def _hold(self, update_id: str, delivery: Delivery) -> None:
         envelope = delivery.envelope

@@ -15,7 +15,8 @@ SUFFIX = ".msgpack"
 class Store:
     """The files of one run folder. Names carry version, epoch and hash, so none is overwritten."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, durable: bool = True) -> None:
+        self._durable = durable
         self.folder = folder / "weights"
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -29,10 +30,12 @@ class Store:
         try:
             with temporary.open("wb") as file:
                 file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
+                if self._durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.rename(target)
-            sync_folder(self.folder)
+            if self._durable:
+                sync_folder(self.folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise cannot_write(self.folder, error) from error
