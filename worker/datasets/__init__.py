@@ -6,16 +6,23 @@ indexes included. Whatever the source, every byte has to be the right one.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from schemas import UserError
 from worker.datasets import cache
+from worker.datasets.cifar10 import CIFAR10
+from worker.datasets.digits import DIGITS
+from worker.datasets.fashion_mnist import FASHION_MNIST
 from worker.datasets.mnist import MNIST
-from worker.datasets.recipe import Dataset, Progress, Recipe
+from worker.datasets.recipe import Arrays, Dataset, Progress, Read, Recipe, Source
+from worker.datasets.shakespeare import SHAKESPEARE
+from worker.datasets.wearables import WEARABLES
 
-__all__ = ["Dataset", "Progress", "Recipe", "describe", "fetch", "load", "names"]
+__all__ = ["Dataset", "Progress", "Recipe", "describe", "fetch", "load", "names", "recipe"]
 
-_RECIPES = {recipe.name: recipe for recipe in (MNIST,)}
+_ALL = (MNIST, FASHION_MNIST, DIGITS, CIFAR10, SHAKESPEARE, WEARABLES)
+_RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 
 def names() -> list[str]:
@@ -29,20 +36,36 @@ def describe() -> list[tuple[Recipe, Path | None]]:
     return [(recipe, path if cache.is_whole(recipe, path) else None) for recipe, path in folders]
 
 
-def fetch(name: str, progress: Progress | None = None) -> Path:
-    """The folder that holds the data set; fetched if it is not there.
-
-    ``progress(what, bytes so far, bytes in all or None)`` is called along the way.
-    Raises: UserError.
-    """
+def recipe(name: str) -> Recipe:
+    """How a data set is fetched and what it has to be. Raises: UserError."""
     if name not in _RECIPES:
         raise UserError(f"there is no data set {name!r}: use one of {', '.join(names())}")
-    return cache.ensure(_RECIPES[name], progress or _silent)
+    return _RECIPES[name]
+
+
+def fetch(name: str, progress: Progress | None = None, place: Path | None = None) -> Path:
+    """The folder that holds the data set; fetched if it is not there.
+
+    ``progress(what, bytes so far, bytes in all or None)`` is called along the way. ``place`` is a
+    file or folder that somebody has brought, to be read instead of every other source.
+    Raises: UserError.
+    """
+    wanted = recipe(name)
+    if place is not None:
+        wanted = replace(wanted, sources=(Source(str(place), _brought(wanted, place)),))
+    return cache.ensure(wanted, progress or _silent)
 
 
 def load(name: str, progress: Progress | None = None) -> Dataset:
     """The data set, mapped from the cache; fetched first if it is not there. Raises: UserError."""
     return cache.open_dataset(fetch(name, progress))
+
+
+def _brought(wanted: Recipe, place: Path) -> Read:
+    def read(folder: Path, progress: Progress) -> Arrays:
+        return wanted.opens(place)
+
+    return read
 
 
 def _silent(what: str, done: int, total: int | None) -> None:

