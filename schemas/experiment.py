@@ -38,16 +38,30 @@ class TaskTable(Table):
 
     name: str = "mnist-mlp"
     clients: int = Field(10, ge=1, le=1_000_000)
+    #: synthetic-lr: how much the devices' models (alpha) and inputs (beta) differ; Li et al. 2020,
+    #: arXiv 1812.06127, section 5.1. Default: 1 and 1.
+    synthetic_alpha: NonNegative | None = None
+    synthetic_beta: NonNegative | None = None
+    #: synthetic-lr: all devices have the same model and inputs instead (the paper's IID data).
+    synthetic_iid: bool | None = None
 
 
 class PartitionTable(Table):
     """Which examples each client holds."""
 
-    kind: Literal["contiguous", "iid", "shards", "dirichlet"] = "contiguous"
+    kind: Literal[
+        "contiguous", "iid", "shards", "dirichlet", "power-law", "similarity", "natural"
+    ] = "contiguous"
     #: shards: how many label-sorted shards a client gets (McMahan et al. 2017: 2).
     shards_per_client: int = Field(2, ge=1, le=2**31)
-    #: dirichlet: concentration; smaller is more skewed (Hsu et al. 2019, arXiv 1909.06335).
+    #: dirichlet: the sum of the concentrations of all classes; smaller is more skewed (Hsu et al.
+    #: 2019, arXiv 1909.06335).
     alpha: Positive = 0.5
+    #: power-law: client k's share of the examples is proportional to (k + 1)^-exponent. Default: 1.
+    exponent: NonNegative | None = None
+    #: similarity: this many percent of each client's examples are iid, the rest is sorted by label
+    #: (Karimireddy et al. 2020, arXiv 1910.06378). Default: 10.
+    similarity: Annotated[float, Field(ge=0, le=100)] | None = None
     #: Keep at most this many examples of each client.
     examples_per_client: int | None = Field(None, ge=1, le=2**31)
 

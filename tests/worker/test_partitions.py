@@ -12,7 +12,8 @@ from schemas import UserError
 from schemas.experiment import PartitionTable
 from worker.partitions import partition
 
-KINDS = ("contiguous", "iid", "shards", "dirichlet")
+#: All but natural, which is not ours to choose.
+KINDS = ("contiguous", "iid", "shards", "dirichlet", "power-law", "similarity")
 
 
 def labels_of(examples: int, classes: int = 10) -> NDArray[np.uint8]:
@@ -26,6 +27,8 @@ def cases(draw: st.DrawFn) -> tuple[PartitionTable, NDArray[np.uint8], int, int]
         kind=draw(st.sampled_from(KINDS)),
         shards_per_client=draw(st.integers(1, 4)),
         alpha=draw(st.floats(1e-300, 1e6)),
+        exponent=draw(st.none() | st.floats(0, 1e300)),
+        similarity=draw(st.none() | st.floats(0, 100)),
     )
     most = len(labels) // (table.shards_per_client if table.kind == "shards" else 1)
     if most == 0:
@@ -60,7 +63,7 @@ def test_a_cap_keeps_the_first_examples_of_each_client(
         assert np.array_equal(whole[:cap], part)
 
 
-@pytest.mark.parametrize("kind", ["iid", "shards", "dirichlet"])
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_another_seed_gives_another_partition(kind: str) -> None:
     table = PartitionTable.model_validate({"kind": kind})
     first, second = (np.concatenate(partition(table, labels_of(600), 10, s)) for s in (1, 2))
@@ -74,7 +77,7 @@ def test_contiguous_gives_ten_clients_of_mnist_slices_of_six_thousand() -> None:
 
 
 def test_parts_differ_by_one_example_at_most_when_they_cannot_be_equal() -> None:
-    for kind in ("contiguous", "iid", "dirichlet"):
+    for kind in ("contiguous", "iid", "dirichlet", "similarity"):
         table = PartitionTable.model_validate({"kind": kind})
         sizes = [len(part) for part in partition(table, labels_of(1003), 10, 1)]
         assert max(sizes) - min(sizes) == 1
@@ -129,3 +132,84 @@ def test_more_clients_than_examples_is_an_error_that_says_what_to_change(kind: s
 def test_more_shards_than_examples_is_an_error_that_names_the_shards() -> None:
     with pytest.raises(UserError, match="6 clients with 2 shards each need at least 12 examples"):
         partition(PartitionTable(kind="shards"), labels_of(11), 6, 0)
+
+
+@given(st.integers(1, 60), st.integers(0, 500), st.floats(0, 5), st.integers(0, 99))
+def test_power_law_sizes_are_those_of_the_formula(
+    clients: int, more: int, exponent: float, seed: int
+) -> None:
+    table = PartitionTable(kind="power-law", exponent=exponent)
+    sizes = [len(part) for part in partition(table, labels_of(clients + more), clients, seed)]
+    weights = [(k + 1) ** -exponent for k in range(clients)]
+    for size, weight in zip(sizes, weights, strict=True):
+        assert abs(size - 1 - more * weight / sum(weights)) <= 1
+
+
+def test_a_power_law_of_exponent_one_is_the_default_and_halves_the_second_client() -> None:
+    table = PartitionTable(kind="power-law")
+    labels = labels_of(60_000)
+    parts = partition(table, labels, 100, 1)
+    assert len(parts[0]) == pytest.approx(2 * len(parts[1]), rel=0.01)
+    assert len(parts[0]) == pytest.approx(100 * len(parts[99]), rel=0.05)
+    # And its classes are those of the whole
+    shares = np.bincount(labels[parts[0]], minlength=10) / len(parts[0])
+    assert shares == pytest.approx(np.full(10, 0.1), abs=0.02)
+
+
+@pytest.mark.parametrize("percent", [0, 10, 50, 100])
+def test_similarity_gives_that_share_iid_and_the_rest_by_label(percent: int) -> None:
+    # Given as many clients as classes, 600 examples of each class
+    labels = np.tile(np.arange(10, dtype=np.uint8), 600)
+    table = PartitionTable(kind="similarity", similarity=percent)
+    parts = partition(table, labels, 10, 5)
+
+    # Then client k has its share of all classes, and the rest of its own class, or nearly: which
+    # classes the iid part took most of moves the stretches a little
+    for k, part in enumerate(parts):
+        counts = np.bincount(labels[part], minlength=10)
+        expected = np.full(10, 600 * percent / 100 / 10)
+        expected[k] += 600 * (1 - percent / 100)
+        assert len(part) == 600
+        assert counts == pytest.approx(expected, abs=75 if percent else 0)
+
+
+def test_similarity_of_zero_is_the_same_as_sorting_by_label() -> None:
+    labels = labels_of(1000)
+    parts = partition(PartitionTable(kind="similarity", similarity=0), labels, 7, 5)
+    assert np.array_equal(
+        np.concatenate([np.sort(labels[part]) for part in parts]), np.sort(labels)
+    )
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.data())
+def test_a_natural_partition_gives_each_client_what_its_owner_has(
+    owners: list[int], data: st.DataObject
+) -> None:
+    people = sorted(set(owners))
+    clients = data.draw(st.integers(1, len(people)))
+    parts = partition(PartitionTable(kind="natural"), labels_of(len(owners)), clients, 0, owners)
+    assert [part.tolist() for part in parts] == [
+        [i for i, owner in enumerate(owners) if owner == person] for person in people[:clients]
+    ]
+
+
+def test_a_natural_partition_needs_owners_and_enough_of_them() -> None:
+    natural = PartitionTable(kind="natural")
+    with pytest.raises(UserError, match="belongs to nobody in particular"):
+        partition(natural, labels_of(10), 2, 0)
+    with pytest.raises(UserError, match=r"3 clients are more than .* 2 owners.*task\.clients"):
+        partition(natural, labels_of(4), 3, 0, owners=[0, 1, 1, 0])
+
+
+@pytest.mark.parametrize("kind", ["shards", "dirichlet", "similarity"])
+def test_examples_with_many_labels_each_cannot_be_sorted_by_label(kind: str) -> None:
+    table = PartitionTable.model_validate({"kind": kind})
+    with pytest.raises(UserError, match=f"'{kind}' sorts examples by label.*use natural"):
+        partition(table, np.zeros((20, 5)), 2, 0)
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "iid", "power-law"])
+def test_examples_with_many_labels_each_are_split_by_their_number(kind: str) -> None:
+    table = PartitionTable.model_validate({"kind": kind})
+    parts = partition(table, np.zeros((20, 5)), 2, 0)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(20))
