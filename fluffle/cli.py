@@ -34,6 +34,11 @@ Timeout = Annotated[
     float, typer.Option("--connect-timeout", help="Seconds to try for a first connection.")
 ]
 Slots = Annotated[int, typer.Option(min=1, help="Clients trained at the same time.")]
+MetricsPort = Annotated[
+    Optional[int],  # noqa: UP045 typer reads it
+    typer.Option(min=0, max=65535, help="Serve Prometheus metrics there; 0: any free port."),
+]
+MetricsAddress = Annotated[str, typer.Option(help="Who may scrape: 0.0.0.0 for every machine.")]
 Parent = Annotated[int, typer.Option(hidden=True, help="Leave when this process is gone.")]
 
 
@@ -106,17 +111,20 @@ def aggregator(
         typer.Option(help="Weights of version 0: a weights file of another run's folder."),
     ] = None,
     connect_timeout: Timeout = 30.0,
+    metrics_port: MetricsPort = None,
+    metrics_address: MetricsAddress = "127.0.0.1",
     json: Annotated[
         bool, typer.Option("--json", help="The last line on stdout is the summary object.")
     ] = False,
 ) -> None:
     """Lead a run: consume updates, make versions."""
     from fluffle.experiment_file import load_experiment
-    from fluffle.services import connect, lead
+    from fluffle.services import connect, lead, metrics_at
 
     experiment = load_experiment(file, settings or [], os.environ)
     place = connect(broker, federation, "aggregator", connect_timeout)
-    summary = lead(experiment, place, out, initial)
+    with metrics_at(metrics_address, metrics_port) as registry:
+        summary = lead(experiment, place, out, initial, registry)
     _print_summary(summary, json, lambda: None)
     _exit(summary)
 
@@ -129,13 +137,17 @@ def worker(
     federation: Federation = "fluffle",
     stay: Annotated[bool, typer.Option(help="Wait for the next run when one is over.")] = False,
     connect_timeout: Timeout = 30.0,
+    metrics_port: MetricsPort = None,
+    metrics_address: MetricsAddress = "127.0.0.1",
     parent: Parent = 0,
 ) -> None:
     """Train clients. Needs nothing but the broker's URL: the plan travels with the model."""
-    from fluffle.services import connect, default_name, work
+    from fluffle.services import connect, default_name, metrics_at, work
 
     name = name or default_name("worker")
-    work(connect(broker, federation, name, connect_timeout), name, slots, stay, parent)
+    place = connect(broker, federation, name, connect_timeout)
+    with metrics_at(metrics_address, metrics_port) as registry:
+        work(place, name, slots, stay, parent, registry)
 
 
 @app.command()
@@ -145,13 +157,17 @@ def evaluator(
     federation: Federation = "fluffle",
     stay: Annotated[bool, typer.Option(help="Wait for the next run when one is over.")] = False,
     connect_timeout: Timeout = 30.0,
+    metrics_port: MetricsPort = None,
+    metrics_address: MetricsAddress = "127.0.0.1",
     parent: Parent = 0,
 ) -> None:
     """Measure versions of the global model on held-out examples."""
-    from fluffle.services import connect, default_name, evaluate
+    from fluffle.services import connect, default_name, evaluate, metrics_at
 
     name = name or default_name("evaluator")
-    evaluate(connect(broker, federation, name, connect_timeout), name, stay, parent)
+    place = connect(broker, federation, name, connect_timeout)
+    with metrics_at(metrics_address, metrics_port) as registry:
+        evaluate(place, name, stay, parent, registry)
 
 
 @app.command()

@@ -8,12 +8,22 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from prometheus_client import CollectorRegistry
+
 from broker import Broker
 from broker.rabbitmq import RabbitMQBroker
+from fluffle.metrics import (
+    AggregatorMetrics,
+    EvaluatorMetrics,
+    WorkerMetrics,
+    new_registry,
+    served,
+)
 from fluffle.run import new_run_id, read_summary, stopping
 from schemas import Experiment, Tensors, UserError
 
@@ -30,12 +40,27 @@ def connect(url: str, federation: str, role: str, timeout_s: float) -> Broker:
     return RabbitMQBroker(url, federation, role, connect_timeout_s=timeout_s, on_status=say)
 
 
+@contextmanager
+def metrics_at(address: str, port: int | None) -> Iterator[CollectorRegistry]:
+    """What is registered here is served there; nowhere without a port."""
+    registry = new_registry()
+    with ExitStack() as stack:
+        if port is not None:
+            say(f"metrics: {stack.enter_context(served(registry, port, address))}")
+        yield registry
+
+
 def lead(
-    experiment: Experiment, place: Broker, folder: Path, initial: Path | None
+    experiment: Experiment,
+    place: Broker,
+    folder: Path,
+    initial: Path | None,
+    registry: CollectorRegistry,
 ) -> dict[str, Any]:
     """Lead a run until its end, or a signal; the summary object. Raises: UserError."""
     from aggregator.service import AggregatorService
 
+    metrics = AggregatorMetrics(registry, folder)
     port = place.aggregator()
     service = AggregatorService(
         experiment,
@@ -44,7 +69,9 @@ def lead(
         run_id=new_run_id(experiment),
         initial=_read_weights(initial) if initial else None,
         on_status=say,
+        on_timing=metrics.on_timing,
     )
+    metrics.service = service
     try:
         with stopping(service.stop):
             say(f"{service.run()}: {folder}")
@@ -54,27 +81,44 @@ def lead(
     return read_summary(folder, round(peak_mb, 1))
 
 
-def work(place: Broker, name: str, slots: int, stay: bool, parent: int) -> None:
+def work(
+    place: Broker, name: str, slots: int, stay: bool, parent: int, registry: CollectorRegistry
+) -> None:
     """Train clients until the run is over, or a signal. Raises: UserError."""
     from worker.runtime import configure
     from worker.service import WorkerService
 
     name = name or default_name("worker")
     configure(slots)
+    metrics = WorkerMetrics(registry, slots)
     port = place.worker(name, slots)
-    service = WorkerService(port, name, slots, stay=stay, on_status=say)
+    service = WorkerService(
+        port,
+        name,
+        slots,
+        stay=stay,
+        on_status=say,
+        on_model=metrics.on_model,
+        on_turn=metrics.on_turn,
+    )
     _serve(service, port.close, parent)
 
 
-def evaluate(place: Broker, name: str, stay: bool, parent: int) -> None:
+def evaluate(
+    place: Broker, name: str, stay: bool, parent: int, registry: CollectorRegistry
+) -> None:
     """Evaluate until the run is over, or a signal. Raises: UserError."""
     from worker.evaluator import EvaluatorService
     from worker.runtime import configure
 
     name = name or default_name("evaluator")
     configure(1)
+    metrics = EvaluatorMetrics(registry)
     port = place.worker(name, 0)
-    _serve(EvaluatorService(port, name, stay=stay, on_status=say), port.close, parent)
+    service = EvaluatorService(
+        port, name, stay=stay, on_status=say, on_evaluation=metrics.on_evaluation
+    )
+    _serve(service, port.close, parent)
 
 
 def default_name(role: str) -> str:

@@ -27,12 +27,14 @@ class EvaluatorService:
         *,
         stay: bool = False,
         on_status: Callable[[str], None] = lambda text: None,
+        on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
     ) -> None:
-        """``stay`` waits for the next run when one is over."""
+        """``stay`` waits for the next run; ``on_evaluation`` hears what was sent."""
         self._port = port
         self._id = evaluator_id
         self._stay = stay
         self._say = on_status
+        self._on_evaluation = on_evaluation
         self._stop = threading.Event()
         self._trainer: tuple[Plan, Trainer] | None = None
 
@@ -81,3 +83,4 @@ class EvaluatorService:
             seconds=time.perf_counter() - started,
         )
         self._port.submit(Envelope.of(evaluation, encode(evaluation)))
+        self._on_evaluation(evaluation)

@@ -55,13 +55,21 @@ class WorkerService:
         *,
         stay: bool = False,
         on_status: Callable[[str], None] = lambda text: None,
+        on_model: Callable[[GlobalModel, int], None] = lambda model, size: None,
+        on_turn: Callable[[Message | None], None] = lambda answer: None,
     ) -> None:
-        """``stay`` waits for the next run when one is over."""
+        """
+        stay: wait for the next run when one is over.
+        on_model: is told of every model that arrives, and its size in bytes.
+        on_turn: is told, by slots, what a turn brought; None where it was for nobody any more.
+        """
         self.worker_id = worker_id
         self._port = port
         self._slots = slots
         self._stay = stay
         self._say = on_status
+        self._on_model = on_model
+        self._on_turn = on_turn
         self._stop = threading.Event()
         self._received = 0
         self._lock = threading.Lock()
@@ -101,6 +109,7 @@ class WorkerService:
             model = decode(envelope.body)
             if not isinstance(model, GlobalModel):
                 continue
+            self._on_model(model, len(envelope.body))
             if not model.final and joined != model.run:
                 joined = model.run
                 self._emit(Event(run=model.run, kind="joined", worker=self.worker_id,
@@ -166,11 +175,13 @@ class _Slot:
         if assignment.kind == "train" and model is None:
             if not self._stop.is_set():
                 self._port.ack(delivery)
+                self._service._on_turn(None)
             return
         answer = self._answer(assignment, model)
         if answer is not None:
-            self._submit(assignment, answer)
+            answer = self._submit(assignment, answer)
         self._port.ack(delivery)
+        self._service._on_turn(answer)
         if model is not None:
             self._rest(model.plan, assignment)
 
@@ -241,11 +252,14 @@ class _Slot:
             reason=reason[:2000],
         )
 
-    def _submit(self, assignment: Assignment, answer: Message) -> None:
+    def _submit(self, assignment: Assignment, answer: Message) -> Message:
+        """What was sent in the end."""
         try:
             self._port.submit(_envelope(answer))
         except MessageTooLarge as error:
-            self._port.submit(_envelope(self._failed(assignment, None, error)))
+            answer = self._failed(assignment, None, error)
+            self._port.submit(_envelope(answer))
+        return answer
 
     def _trainer_for(self, plan: Plan) -> Trainer:
         from worker.trainer import Trainer  # TensorFlow, only once there is something to train
