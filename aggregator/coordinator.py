@@ -219,7 +219,9 @@ class Coordinator:
             max_staleness=self.experiment.aggregation.max_staleness,
             model=self.buffer.model,
         )
-        if reason is None and (self.phase != "running" or not self.turns.in_time(update)):
+        if reason is None and (
+            self.phase != "running" or not self.turns.in_time(update, self.version)
+        ):
             reason = "late"
         if reason is not None:
             yield Reject(update.update_id, reason)

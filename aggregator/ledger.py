@@ -98,8 +98,10 @@ class Ledger:
 
     # ---- starting and resuming
 
-    def open_run(self, experiment: Experiment, run_id: str, run_started: int) -> bool:
-        """Enter a new run, or check that the folder holds one of this experiment.
+    def open_run(
+        self, experiment: Experiment, run_id: str, run_started: int, clock: str = "real"
+    ) -> bool:
+        """Enter a new run, or check that the folder holds one of this experiment and clock.
 
         True if there is something left to do: the run is not finished, or now stops later.
         Raises: UserError where it holds another experiment's.
@@ -113,9 +115,15 @@ class Ledger:
                     f"{self.folder} holds a run of another experiment ({difference} differs): "
                     "choose another --out, or the experiment file that it was started with"
                 )
+            if self.meta.get("clock", clock) != clock:
+                raise UserError(
+                    f"{self.folder} holds a run under the {self.meta['clock']} clock: choose "
+                    "another --out, or the same --clock"
+                )
         with self._transaction(check=False):
             self._set(experiment=json.dumps(document))
             if stored is None:
+                self._set(clock=clock)
                 self._set(run_id=run_id, run_started=run_started, epoch=0, status="running")
                 self._set(created_at=time.time())
         finished = self.meta["status"] == "finished"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 
 import numpy as np
@@ -12,14 +13,25 @@ _TRIES = 32
 
 
 def choose(seed: int, turn: int, clients: int, busy: Container[str]) -> str | None:
-    """One client out of ``clients`` that is not busy, uniformly; None if all are."""
+    """One client out of ``clients`` that is not busy, at random; None if all are."""
     rng = np.random.default_rng([_SALT, seed, turn])
     # Rejection keeps the cost of a turn independent of the number of clients.
     for draw in rng.integers(clients, size=_TRIES):
         if str(draw) not in busy:
             return str(draw)
-    idle = [name for name in map(str, range(clients)) if name not in busy]
-    return idle[int(rng.integers(len(idle)))] if idle else None
+    # Nearly all are busy: from a random one on in random strides that meet every client once.
+    start, stride = int(rng.integers(clients)), _stride(int(rng.integers(1, clients + 1)), clients)
+    for i in range(clients):
+        name = str((start + i * stride) % clients)
+        if name not in busy:
+            return name
+    return None
+
+
+def _stride(wanted: int, clients: int) -> int:
+    while math.gcd(wanted, clients) != 1:
+        wanted += 1
+    return wanted
 
 
 def choose_cohort(seed: int, turn: int, clients: int, size: int) -> list[str]:

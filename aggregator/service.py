@@ -84,7 +84,7 @@ class AggregatorService:
         *,
         run_id: str,
         initial: Tensors | None = None,
-        durable: bool = True,
+        clock_name: str = "real",
         clock: Callable[[], float] = time.monotonic,
         on_status: Callable[[str], None] = lambda text: None,
         on_timing: Callable[[str, float], None] = lambda stage, seconds: None,
@@ -98,7 +98,7 @@ class AggregatorService:
         self._port = port
         self._run_id = run_id
         self._initial = initial
-        self._durable = durable
+        self._clock_name = clock_name
         self._clock = clock
         self._say = on_status
         self._on_timing = on_timing
@@ -141,7 +141,7 @@ class AggregatorService:
 
     def begin(self) -> None:
         """Enter the run, or resume it. The port has to lead already. Raises: UserError."""
-        self._ledger = Ledger(self.folder, self._durable)
+        self._ledger = Ledger(self.folder, durable=self._clock_name == "real")
         try:
             self._start()
         except BaseException:
@@ -184,7 +184,8 @@ class AggregatorService:
 
     def _start(self) -> None:
         ledger, experiment = self._ledger, self.experiment
-        if not ledger.open_run(experiment, self._run_id, int(time.time() * 1000)):
+        started = int(time.time() * 1000)
+        if not ledger.open_run(experiment, self._run_id, started, self._clock_name):
             self.outcome = ledger.meta["status"]
             return
         run_id = ledger.meta["run_id"]

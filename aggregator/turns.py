@@ -65,9 +65,11 @@ class Turns:
         """Open as many turns as there is room for."""
         return self._issue_cohort(version, now) if self._cohort_mode else self._fill(version, now)
 
-    def in_time(self, update: ClientUpdate) -> bool:
-        """Whether this update may count (its version is the coordinator's concern)."""
-        return not self._cohort_mode or self._cohort.get(update.client) is False
+    def in_time(self, update: ClientUpdate, version: int) -> bool:
+        """Whether this update may count: in cohort mode for its version only, and once."""
+        if not self._cohort_mode:
+            return True
+        return update.base_version == version and self._cohort.get(update.client) is False
 
     def contributed(self, update: ClientUpdate) -> None:
         """This update was folded."""

@@ -52,6 +52,9 @@ def run(
             help="embedded (in this process), local (a private RabbitMQ node) or amqp://…",
         ),
     ] = "embedded",
+    clock: Annotated[
+        str, typer.Option(help="real, or virtual: time is simulated, training is not.")
+    ] = "real",
     workers: Annotated[
         int, typer.Option(min=0, help="Worker processes. 0: threads in this process.")
     ] = 0,
@@ -72,28 +75,35 @@ def run(
     """Run an experiment, or resume it."""
     from fluffle.display import Display, print_summary
     from fluffle.experiment_file import load_experiment
-    from fluffle.run import run_experiment
+    from fluffle.run import run_experiment, run_virtual
     from worker.tasks import prepare
 
     experiment = load_experiment(file, settings or [], os.environ)
+    if clock not in ("real", "virtual"):
+        raise UserError(f"--clock {clock}: it is real or virtual")
+    if clock == "virtual" and (broker != "embedded" or workers):
+        raise UserError("--clock virtual runs in this process: leave out --broker and --workers")
     name = experiment.experiment.name
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     slots = slots or max(1, (os.cpu_count() or 1) // max(1, workers))
     with Display(name, quiet=json) as display:
         prepare(experiment.task.name, display.fetching)
-        summary = run_experiment(
-            experiment,
-            folder,
-            display,
-            broker=broker,
-            federation=federation,
-            connect_timeout_s=connect_timeout,
-            workers=workers,
-            slots=slots,
-        )
+        if clock == "virtual":
+            summary = run_virtual(experiment, folder, display, slots=slots)
+        else:
+            summary = run_experiment(
+                experiment,
+                folder,
+                display,
+                broker=broker,
+                federation=federation,
+                connect_timeout_s=connect_timeout,
+                workers=workers,
+                slots=slots,
+            )
     _print_summary(summary, json, lambda: print_summary(display.console, summary, str(folder)))
     if summary["status"] == "running":  # stopped before its end
-        again = " ".join(["fluffle run", str(file), *_flags(broker, workers, settings)])
+        again = " ".join(["fluffle run", str(file), *_flags(broker, workers, clock, settings)])
         display.say(f"stopped; to resume: {again} --out {folder}")
         raise typer.Exit(130)
     _exit(summary)
@@ -235,8 +245,10 @@ def _print_summary(summary: dict[str, Any], as_json: bool, otherwise: Any) -> No
         otherwise()
 
 
-def _flags(broker: str, workers: int, settings: list[str] | None) -> list[str]:
+def _flags(broker: str, workers: int, clock: str, settings: list[str] | None) -> list[str]:
     flags = [f"--set {setting}" for setting in settings or []]
+    if clock != "real":
+        flags.append(f"--clock {clock}")
     if workers:
         flags.append(f"--workers {workers}")
     if broker != "embedded":

@@ -144,6 +144,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
         ("updates", f"{summary['updates_counted']} counted, {lost}"),
         ("accuracy", _percent(summary["accuracy"])),
         ("time", f"{_duration(summary['wall_s'])}, {summary['updates_per_s'] or '–'} updates/s"),
+        *([("virtual time", _duration(summary["virtual_s"]))] if summary["virtual_s"] else []),
         ("training", f"{_percent(summary['train_fraction'])} of the slots' time"),
         ("memory", f"{summary['peak_rss_mb']:.0f} MB at its peak"),
         ("run folder", folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 import signal
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -68,11 +69,59 @@ def run_experiment(
             if workers
             else Threads(place, slots, evaluates, display.say)
         )
-        _drive(service, team, display)
+        _drive(service, service, display, team)
         summary = read_summary(folder, memory.peak_mb)
     if summary["status"] == "finished":
         shutil.rmtree(folder / NODE, ignore_errors=True)  # there only to resume
     return summary
+
+
+def run_virtual(
+    experiment: Experiment, folder: Path, display: Display, *, slots: int
+) -> dict[str, Any]:
+    """Run the experiment under the virtual clock; the summary object, with ``virtual_s``.
+
+    A run that was stopped starts over, which gives the same bytes. Raises: UserError.
+    """
+    from simulation.virtual import VirtualRun
+    from worker.runtime import configure
+
+    with ExitStack() as stack:
+        memory = MemoryWatch()
+        stack.callback(memory.close)
+        stack.enter_context(_lock(folder))
+        forget_unfinished(folder, experiment)
+        configure(slots)
+        virtual = VirtualRun(
+            experiment, folder, run_id=new_run_id(experiment), slots=slots, on_status=display.say
+        )
+        started = time.perf_counter()
+        _drive(virtual, virtual.service, display)
+        wall_s = time.perf_counter() - started
+        summary = read_summary(folder, memory.peak_mb)
+    kept = folder / "summary.json"
+    if not virtual.busy_s and kept.exists():
+        return dict(json.loads(kept.read_text()))  # it was finished before
+    summary |= {
+        "virtual_s": summary["wall_s"],
+        "wall_s": round(wall_s, 3),
+        "updates_per_s": round(summary["updates_counted"] / wall_s, 3),
+        "train_fraction": round(virtual.busy_s / (wall_s * slots), 4),
+    }
+    kept.write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def forget_unfinished(folder: Path, experiment: Experiment) -> None:
+    """Clear a folder of a virtual run of this experiment that has something left to do."""
+    if not (folder / "ledger.sqlite").exists():
+        return
+    ledger = Ledger(folder)
+    unfinished = ledger.open_run(experiment, "", 0, "virtual")
+    ledger.close()
+    if unfinished:
+        for path in folder.glob("ledger.sqlite*"):
+            path.unlink()
 
 
 def new_run_id(experiment: Experiment) -> str:
@@ -105,29 +154,39 @@ def stopping(stop: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _drive(service: AggregatorService, team: Team, display: Display) -> None:
-    """The aggregator works in a thread of its own; this one shows it and hears Ctrl-C."""
+class _Job(Protocol):
+    def run(self) -> object: ...
+    def stop(self) -> None: ...
+
+
+def _drive(
+    job: _Job, service: AggregatorService, display: Display, team: Team | None = None
+) -> None:
+    """The job works in a thread of its own; this one shows the service and hears Ctrl-C."""
     failure: list[BaseException] = []
 
     def lead() -> None:
         try:
-            service.run()
+            job.run()
         except BaseException as error:
             failure.append(error)
 
     thread = threading.Thread(target=lead, name="aggregator", daemon=True)
     try:
-        with stopping(service.stop):
+        with stopping(job.stop):
             thread.start()
-            team.start()
+            if team is not None:
+                team.start()
             while thread.is_alive():
                 display.show(snapshot(service))
                 thread.join(_REFRESH_S)
-                team.check()
+                if team is not None:
+                    team.check()
     finally:
-        service.stop()
+        job.stop()
         thread.join()
-        team.stop()
+        if team is not None:
+            team.stop()
     if failure:
         raise failure[0]
 

@@ -17,6 +17,31 @@ if TYPE_CHECKING:
 _LOOK_UP_S = 0.5
 
 
+class Cadence:
+    """Which versions are evaluated: the first seen, then every so many updates, and the last."""
+
+    def __init__(self) -> None:
+        self._run_id = ""
+        self._version = -1
+        self._updates = 0
+
+    def knows(self, model: GlobalModel) -> bool:
+        """Whether a model of this run has been seen."""
+        return model.run.run_id == self._run_id
+
+    def due(self, model: GlobalModel) -> bool:
+        """Whether this model is to be evaluated; it then counts as evaluated."""
+        every = model.plan.evaluation.every_updates
+        if not self.knows(model):
+            self._run_id, self._version = model.run.run_id, -1
+        enough = model.updates - self._updates >= every
+        due = model.final or self._version < 0 or enough
+        if not every or not due or model.version == self._version:
+            return False
+        self._version, self._updates = model.version, model.updates
+        return True
+
+
 class EvaluatorService:
     """Evaluates the newest version whenever enough updates have been counted, and the last one."""
 
@@ -44,7 +69,7 @@ class EvaluatorService:
 
     def run(self) -> None:
         """Evaluate until the run is over, or stopped. Raises: UserError, Closed."""
-        newest, run_id, evaluated, evaluated_version = None, "", 0, -1
+        newest, cadence = None, Cadence()
         while not self._stop.is_set():
             envelope = self._port.wait_model(newest, _LOOK_UP_S)
             if envelope is None:
@@ -53,18 +78,15 @@ class EvaluatorService:
             model = decode(envelope.body)
             if not isinstance(model, GlobalModel):
                 continue
-            late = model.final and model.run.run_id != run_id  # its run was over before we came
-            if model.run.run_id != run_id:
-                run_id, evaluated_version = model.run.run_id, -1
-            every = model.plan.evaluation.every_updates
-            due = model.final or evaluated_version < 0 or model.updates - evaluated >= every
-            if every and due and not late and model.version != evaluated_version:
+            late = model.final and not cadence.knows(model)  # its run was over before we came
+            if late:
+                continue
+            if cadence.due(model):
                 self._evaluate(model)
-                evaluated, evaluated_version = model.updates, model.version
-            if model.final and not late:
+            if model.final:
                 if not self._stay:
                     return
-                self._say(f"run {run_id} is over; waiting for the next")
+                self._say(f"run {model.run.run_id} is over; waiting for the next")
 
     def _evaluate(self, model: GlobalModel) -> None:
         from worker.trainer import Trainer  # TensorFlow, only once there is something to evaluate

@@ -21,19 +21,17 @@ from broker import Closed, Delivery, Envelope, MessageTooLarge, WorkerPort
 from schemas import (
     Assignment,
     ClientFailed,
-    ClientUpdate,
     DecodeError,
     Event,
     GlobalModel,
     Message,
     Plan,
     Run,
-    UserError,
     decode,
     encode,
 )
 from schemas.messages import order
-from worker.turn import leadership, make_update, verdict
+from worker.turn import failed_update, initial_update, leadership, make_update, verdict
 
 if TYPE_CHECKING:
     from worker.trainer import Trainer
@@ -205,7 +203,8 @@ class _Slot:
         try:
             if model is None:
                 assert assignment.plan is not None
-                update = self._initial(assignment, self._trainer_for(assignment.plan))
+                weights = self._trainer_for(assignment.plan).initial()
+                update = initial_update(assignment, self._service.worker_id, weights)
             else:
                 trainer = self._trainer_for(model.plan)
                 trained = trainer.train(model.tensors, assignment.client, assignment.turn)
@@ -223,34 +222,13 @@ class _Slot:
             return self._failed(assignment, model, error)
         return None if self._is_over(assignment.run) else update
 
-    def _initial(self, assignment: Assignment, trainer: Trainer) -> ClientUpdate:
-        return ClientUpdate(
-            run=assignment.run,
-            update_id=assignment.assignment_id,
-            client=assignment.client,
-            turn=assignment.turn,
-            base_version=0,
-            worker=self._service.worker_id,
-            sends="initial",
-            examples=0,
-            tensors=trainer.initial(),
-        )
-
     def _failed(
         self, assignment: Assignment, model: GlobalModel | None, error: Exception
     ) -> ClientFailed:
-        known = isinstance(error, UserError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
-        self._service._say(f"client {assignment.client}: {reason}")
-        return ClientFailed(
-            run=assignment.run,
-            update_id=assignment.assignment_id,
-            client=assignment.client,
-            turn=assignment.turn,
-            base_version=model.version if model else 0,
-            worker=self._service.worker_id,
-            reason=reason[:2000],
-        )
+        base_version = model.version if model else 0
+        failed = failed_update(assignment, self._service.worker_id, base_version, error)
+        self._service._say(f"client {assignment.client}: {failed.reason}")
+        return failed
 
     def _submit(self, assignment: Assignment, answer: Message) -> Message:
         """What was sent in the end."""

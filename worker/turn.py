@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from schemas import Assignment, ClientUpdate, GlobalModel, Run, Tensors, UserError
+from schemas import (
+    Assignment,
+    ClientFailed,
+    ClientUpdate,
+    GlobalModel,
+    Run,
+    Tensors,
+    UserError,
+)
 
 if TYPE_CHECKING:
     from worker.trainer import Trained
@@ -73,6 +81,38 @@ def make_update(
             if model.plan.sends == "delta"
             else trained.tensors
         ),
+    )
+
+
+def initial_update(assignment: Assignment, worker: str, weights: Tensors) -> ClientUpdate:
+    """The answer to ``initialise``."""
+    return ClientUpdate(
+        run=assignment.run,
+        update_id=assignment.assignment_id,
+        client=assignment.client,
+        turn=assignment.turn,
+        base_version=0,
+        worker=worker,
+        sends="initial",
+        examples=0,
+        tensors=weights,
+    )
+
+
+def failed_update(
+    assignment: Assignment, worker: str, base_version: int, error: Exception
+) -> ClientFailed:
+    """What to say of a turn whose training raised this."""
+    known = isinstance(error, UserError)
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    return ClientFailed(
+        run=assignment.run,
+        update_id=assignment.assignment_id,
+        client=assignment.client,
+        turn=assignment.turn,
+        base_version=base_version,
+        worker=worker,
+        reason=reason[:2000],
     )
 
 

@@ -410,6 +410,33 @@ def test_an_outsider_is_late_and_nobody_counts_twice_in_a_cohort() -> None:
     assert only(Reject, again).reason == "late"
 
 
+def test_an_update_for_the_version_before_is_late_though_its_client_is_in_the_cohort() -> None:
+    # Given a cohort of everybody, closed by its deadline without one of them
+    driver = Driver(participation={"mode": "cohort"}, aggregation={"deadline_s": 10})
+    straggler = driver.update()
+    for _ in range(4):
+        driver.give()
+    only(MakeVersion, driver.wait(10))
+    # When the straggler's update comes, its client being in the next cohort too
+    effects = driver.give(straggler)
+    # Then it is late, and its client may still contribute to the new version
+    assert only(Reject, effects).reason == "late"
+    turn = next(a for a in driver.open.values() if a.client == straggler.client)
+    only(Hold, driver.give(to=turn))
+
+
+def test_selection_is_fair_even_when_nearly_all_are_busy() -> None:
+    from aggregator.selection import choose
+
+    idle = {"3", "17", "64", "99"}
+    busy = {str(c) for c in range(100)} - idle
+    chosen = [choose(42, turn, 100, busy) for turn in range(2000)]
+    shares = [chosen.count(client) / 2000 for client in sorted(idle)]
+    assert set(chosen) == idle
+    assert shares == pytest.approx([0.25] * 4, abs=0.05)
+    assert choose(42, 1, 100, {str(c) for c in range(100)}) is None
+
+
 def test_a_member_that_drops_out_is_replaced_and_may_still_come_while_its_version_lasts() -> None:
     driver = Driver(
         participation={**COHORT, "assignment_deadline_s": 5}, aggregation={"deadline_s": 100}

@@ -1,0 +1,1 @@
+"""The same coordinator, messages and trainers under a virtual clock: training is real, time not."""

@@ -1,0 +1,331 @@
+"""A run under a virtual clock: a discrete-event loop around the production services.
+
+The aggregator's service, the embedded broker, the messages, the strategies and the trainers are
+those of any run. Only time is simulated: the loop executes what is due, then lets the clock jump.
+
+A turn of a client, as events::
+
+    assigned ─(rest, availability)─> start: the newest model is its base
+       start ─(download)─(training)─> trained: the loop waits for the real result here
+     trained ─(upload)─> arrived: submitted to the updates queue
+    lost turns end in "lost", without real training: nobody would see its result
+
+Events of the same time happen in the order in which they were scheduled, and those before the
+aggregator's timers. Which slot trains what never shows: same file and seed, same bytes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from aggregator.service import AggregatorService
+from broker import Delivery, Envelope
+from broker.embedded import EmbeddedBroker
+from schemas import (
+    Assignment,
+    ClientFailed,
+    ClientUpdate,
+    Evaluation,
+    Experiment,
+    GlobalModel,
+    Message,
+    Plan,
+    Tensors,
+    UserError,
+    decode,
+    encode,
+)
+from schemas.messages import order
+from simulation.pool import Job, Pool
+from worker.devices import Devices, Fate
+from worker.evaluator import Cadence
+from worker.turn import failed_update, initial_update, make_update, verdict
+
+WORKER = "virtual"
+#: Every device is a client of its own: as many turns are taken as there are.
+_NO_LIMIT = 2**31
+
+
+class Clock:
+    """Virtual seconds since the run began."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(slots=True)
+class Turn:
+    """A client's turn on its way through the events."""
+
+    delivery: Delivery
+    assignment: Assignment
+    issued: float
+    fate: Fate | None = None
+    model: GlobalModel | None = None
+    started: float = 0.0
+    train_s: float = 0.0
+    job: Job[Any] | None = None
+
+
+class VirtualRun:
+    """One experiment under the virtual clock, in one process."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        *,
+        run_id: str,
+        slots: int,
+        on_status: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.clock = Clock()
+        broker = EmbeddedBroker(self.clock)
+        self._aggregator = broker.aggregator()
+        self.service = AggregatorService(
+            experiment,
+            self._aggregator,
+            folder,
+            run_id=run_id,
+            clock_name="virtual",
+            clock=self.clock,
+            on_status=on_status,
+        )
+        self._experiment = experiment
+        self._port = broker.worker(WORKER, _NO_LIMIT)
+        self._slots = slots
+        self._pool: Pool | None = None
+        self._devices: Devices | None = None
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+        #: When each client's device is free again: it does one thing at a time.
+        self._free_at: dict[str, float] = {}
+        self._model: GlobalModel | None = None
+        self._model_order: tuple[int, int, int, int] | None = None
+        self._cadence = Cadence()
+        self._stop = threading.Event()
+        self._folder = folder
+        self._log: TextIO | None = None
+
+    def stop(self) -> None:
+        """Stop soon. A run under the virtual clock starts over. From any thread."""
+        self._stop.set()
+
+    @property
+    def busy_s(self) -> float:
+        """Real seconds of training so far, all slots together."""
+        return self._pool.busy_s if self._pool else 0.0
+
+    def run(self) -> str:
+        """Until the end: "finished", "failed", "aborted", or "stopped". Raises: UserError."""
+        self._aggregator.lead(0.0)
+        self.service.begin()
+        self._log = (self._folder / "events.jsonl").open("w", encoding="utf-8")
+        try:
+            self._settle()
+            while self.service.outcome is None and not self._stop.is_set():
+                self._advance()
+                self._settle()
+        finally:
+            self._log.close()
+            self.service.close()
+            if self._pool is not None:
+                self._pool.close()
+        return self.service.outcome or "stopped"
+
+    # ---- the loop
+
+    def _advance(self) -> None:
+        """Let the clock jump to what is due next, and do it."""
+        timer = self.service.call_at
+        if self._events and self._events[0][0] <= timer:
+            at, _, act = heapq.heappop(self._events)
+            self.clock.now = max(self.clock.now, at)
+            act()
+        elif timer == float("inf"):
+            raise UserError(
+                "nothing can happen any more: no client will ever be available "
+                "(devices.availability), and there is no deadline"
+            )
+        else:
+            self.clock.now = max(self.clock.now, timer)
+
+    def _settle(self) -> None:
+        """Everything that needs no time: messages, timers that are due, new turns and models."""
+        busy = True
+        while busy:
+            busy = False
+            while self.service.pump(0.0):
+                busy = True
+            self._look_at_model()
+            while (delivery := self._port.receive_assignment(0.0)) is not None:
+                busy = True
+                self._take(delivery)
+
+    def _at(self, time_: float, act: Callable[[], None]) -> None:
+        self._number += 1
+        heapq.heappush(self._events, (time_, self._number, act))
+
+    def _note(self, event: str, **fields: Any) -> None:
+        assert self._log is not None
+        line = {"at": round(self.clock.now, 6), "event": event, **fields}
+        self._log.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+    # ---- models
+
+    def _look_at_model(self) -> None:
+        envelope = self._port.newest_model()
+        if envelope is None or (newest := order(envelope.headers)) == self._model_order:
+            return
+        model = decode(envelope.body)
+        assert isinstance(model, GlobalModel)
+        self._model, self._model_order = model, newest
+        self._note("version", version=model.version, updates=model.updates, final=model.final)
+        if self._cadence.due(model):
+            job = self._pool_for(model.plan).submit(
+                self.clock.now, lambda trainer: trainer.evaluate(model.tensors)
+            )
+            self._at(self.clock.now, lambda: self._evaluated(model, job))
+
+    def _evaluated(self, model: GlobalModel, job: Job[tuple[dict[str, float], int]]) -> None:
+        metrics, examples = self._pool_for(model.plan).wait(job)
+        self._note("evaluated", version=model.version, **metrics)
+        self._submit(
+            Evaluation(
+                run=model.run,
+                version=model.version,
+                worker=WORKER,
+                metrics=metrics,
+                examples=examples,
+            )
+        )
+
+    # ---- turns
+
+    def _take(self, delivery: Delivery) -> None:
+        assignment = decode(delivery.envelope.body)
+        assert isinstance(assignment, Assignment)
+        turn = Turn(delivery, assignment, self.clock.now)
+        if assignment.kind == "initialise":
+            assert assignment.plan is not None
+            job = self._pool_for(assignment.plan).submit(
+                self.clock.now, lambda trainer: trainer.initial()
+            )
+            self._at(self.clock.now, lambda: self._initialised(turn, job))
+            return
+        assert self._model is not None
+        turn.fate = self._devices_for(self._model.plan).fate(assignment.client, assignment.turn)
+        ready = max(self.clock.now, self._free_at.get(assignment.client, 0.0))
+        start = self._devices_for(self._model.plan).next_start(assignment.client, ready)
+        patience = self._experiment.participation.assignment_deadline_s
+        if start >= turn.issued + patience:
+            self._port.ack(delivery)  # it expires in the queue
+        else:
+            self._at(start, lambda: self._start(turn))
+
+    def _initialised(self, turn: Turn, job: Job[Tensors]) -> None:
+        assert turn.assignment.plan is not None
+        try:
+            weights = self._pool_for(turn.assignment.plan).wait(job)
+            self._submit(initial_update(turn.assignment, WORKER, weights))
+        except Exception as error:
+            self._submit(failed_update(turn.assignment, WORKER, 0, error))
+        self._port.ack(turn.delivery)
+
+    def _start(self, turn: Turn) -> None:
+        model, fate = self._model, turn.fate
+        assert model is not None
+        assert fate is not None
+        if verdict(turn.assignment, model) != "train":
+            self._port.ack(turn.delivery)
+            return
+        turn.model, turn.started = model, self.clock.now
+        client, number = turn.assignment.client, turn.assignment.turn
+        size = sum(array.nbytes for array in model.tensors.values())
+        pool = self._pool_for(model.plan)
+        fetched = self.clock.now + fate.download_s(size)
+        turn.train_s = fate.train_s(self._examples(model.plan, client))
+        trained = fetched + turn.train_s
+        self._free_at[client] = trained + fate.upload_s(size) + fate.pause_s
+        self._note("start", client=client, turn=number, version=model.version)
+        match fate.lost_at:
+            case "before_training":
+                self._at(fetched, lambda: self._lost(turn))
+            case "after_training":
+                self._at(trained, lambda: self._lost(turn))
+            case "upload":
+                self._at(trained + fate.upload_s(size), lambda: self._lost(turn))
+            case None:
+                turn.job = pool.submit(
+                    trained,
+                    lambda trainer: trainer.train(model.tensors, client, number, fate.epochs),
+                )
+                self._at(trained, lambda: self._trained(turn))
+
+    def _trained(self, turn: Turn) -> None:
+        model, fate, job = turn.model, turn.fate, turn.job
+        assert model is not None
+        assert fate is not None
+        assert job is not None
+        answer: ClientUpdate | ClientFailed
+        try:
+            trained = self._pool_for(model.plan).wait(job)
+            size = sum(array.nbytes for array in trained.tensors.values())
+            upload_s = fate.upload_s(size)
+            took_s = self.clock.now + upload_s - turn.started
+            answer = make_update(turn.assignment, model, trained, WORKER, took_s, size)
+            answer = answer.model_copy(update={"train_s": turn.train_s})
+        except Exception as error:
+            upload_s = 0.0
+            answer = failed_update(turn.assignment, WORKER, model.version, error)
+        turn.job = turn.model = None
+        self._at(self.clock.now + upload_s, lambda: self._arrived(turn, answer))
+
+    def _arrived(self, turn: Turn, answer: ClientUpdate | ClientFailed) -> None:
+        self._note(
+            "arrived",
+            client=answer.client,
+            turn=answer.turn,
+            version=answer.base_version,
+            took=round(self.clock.now - turn.started, 6),
+        )
+        self._submit(answer)
+        self._port.ack(turn.delivery)
+
+    def _lost(self, turn: Turn) -> None:
+        assert turn.fate is not None
+        assignment = turn.assignment
+        self._note("lost", client=assignment.client, turn=assignment.turn, where=turn.fate.lost_at)
+        turn.model = None
+        self._port.ack(turn.delivery)
+
+    def _submit(self, message: Message) -> None:
+        self._port.submit(Envelope.of(message, encode(message)))
+
+    # ---- what a plan needs
+
+    def _pool_for(self, plan: Plan) -> Pool:
+        if self._pool is None:
+            from worker.trainer import Trainer
+
+            self._pool = Pool(lambda: Trainer(plan), self._slots)
+        return self._pool
+
+    def _devices_for(self, plan: Plan) -> Devices:
+        if self._devices is None:
+            self._devices = Devices(plan)
+        return self._devices
+
+    def _examples(self, plan: Plan, client: str) -> int:
+        from worker.tasks import load_task
+
+        return len(load_task(plan).client_indices(client))
