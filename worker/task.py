@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.experiment import PartitionTable
+from schemas.experiment import PartitionTable, TaskTable
 from worker.datasets import Progress
 from worker.partitions import partition
 
@@ -42,6 +42,11 @@ class Task(ABC):
         self.partition = partition
         self.seed = seed
 
+    @classmethod
+    def of(cls, table: TaskTable, partition: PartitionTable, seed: int) -> Self:
+        """The task that an experiment names. Overridden by those that have parameters."""
+        return cls(table.clients, partition, seed)
+
     @classmethod  # noqa: B027 a task may need nothing
     def prepare(cls, progress: Progress) -> None:
         """Fetch what the task needs; called once, before training. Raises: UserError."""
@@ -58,6 +63,13 @@ class Task(ABC):
     def test(self) -> Examples:
         """The examples that an evaluation uses; no client has them."""
 
+    def owners(self) -> NDArray[Any] | None:
+        """Whose each example of ``dataset()`` is, 0 to N - 1; None where it is nobody's.
+
+        Partition kind ``natural`` makes owner k client k.
+        """
+        return None
+
     def client_indices(self, client: str) -> NDArray[np.int32]:
         """Which examples of ``dataset()`` this client holds. Raises: ValueError."""
         if not client.isdecimal() or int(client) >= self.clients:
@@ -70,4 +82,5 @@ class Task(ABC):
 
     @cached_property
     def _partition(self) -> list[NDArray[np.int32]]:
-        return partition(self.partition, self.dataset().y, self.clients, self.seed)
+        y, owners = self.dataset().y, self.owners()
+        return partition(self.partition, y, self.clients, self.seed, owners)
