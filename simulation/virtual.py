@@ -45,7 +45,7 @@ from schemas.messages import order
 from simulation.pool import Job, Pool
 from worker.devices import Devices, Fate
 from worker.evaluator import Cadence
-from worker.turn import failed_update, initial_update, make_update, verdict
+from worker.turn import failed_update, initial_update, make_update, payload_bytes, verdict
 
 WORKER = "virtual"
 #: Every device is a client of its own: as many turns are taken as there are.
@@ -250,7 +250,7 @@ class VirtualRun:
             return
         turn.model, turn.started = model, self.clock.now
         client, number = turn.assignment.client, turn.assignment.turn
-        size = sum(array.nbytes for array in model.tensors.values())
+        size = payload_bytes(model.tensors)
         pool = self._pool_for(model.plan)
         fetched = self.clock.now + fate.download_s(size)
         turn.train_s = fate.train_s(self._examples(model.plan, client))
@@ -279,7 +279,7 @@ class VirtualRun:
         answer: ClientUpdate | ClientFailed
         try:
             trained = self._pool_for(model.plan).wait(job)
-            size = sum(array.nbytes for array in trained.tensors.values())
+            size = payload_bytes(trained.tensors)
             upload_s = fate.upload_s(size)
             took_s = self.clock.now + upload_s - turn.started
             answer = make_update(turn.assignment, model, trained, WORKER, took_s, size)

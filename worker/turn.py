@@ -116,6 +116,11 @@ def failed_update(
     )
 
 
+def payload_bytes(tensors: Tensors) -> int:
+    """How much of a message is tensors: what a device's network has to carry."""
+    return sum(array.nbytes for array in tensors.values())
+
+
 def delta(local: Tensors, base: Tensors) -> Tensors:
     """local − base for ``trainable`` tensors; ``non_trainable`` ones travel as values."""
     return {

@@ -1,0 +1,88 @@
+"""A worker under the real clock lives its clients' devices: it waits, and it loses turns."""
+
+from __future__ import annotations
+
+import threading
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aggregator.ledger import Ledger
+from aggregator.service import AggregatorService
+from broker.embedded import EmbeddedBroker
+from schemas import Experiment, Message, Plan
+from worker.devices import Devices
+from worker.service import WorkerService
+
+pytestmark = pytest.mark.tensorflow
+
+
+def run(folder: Path, **tables: Any) -> tuple[Ledger, list[Message | None], Plan]:
+    """A whole run with one slot in this process; its ledger, and what its turns brought."""
+    tables = {
+        "task": {"clients": 6},
+        "partition": {"examples_per_client": 50},
+        "evaluation": {"every_updates": 0},
+        **tables,
+    }
+    experiment = Experiment.model_validate(tables)
+    broker, turns = EmbeddedBroker(), []
+    worker = WorkerService(broker.worker("w", 1), "w", 1, on_turn=turns.append)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    service = AggregatorService(experiment, broker.aggregator(), folder, run_id="run")
+    assert service.run() == "finished"
+    thread.join()
+    return Ledger(folder), turns, Plan.of(experiment, "delta")
+
+
+def test_delays_and_pauses_are_waited_out(tmp_path: Path) -> None:
+    ledger, _, _ = run(
+        tmp_path,
+        experiment={"versions": 4},
+        aggregation={"quorum": 1, "deadline_s": 60.0},
+        participation={"pause_s": [0.2, 0.2]},
+        devices={"delay": "constant", "delay_s": 0.3, "latency_s": 0.1},
+    )
+    made = [at for (at,) in ledger.query("SELECT elapsed_s FROM versions ORDER BY version")]
+    # One turn takes at least two latencies and the delay; the next begins after the pause.
+    assert min(b - a for a, b in pairwise(made[1:])) >= 0.1 + 0.3 + 0.1 + 0.2
+
+
+def test_exactly_the_turns_that_the_devices_lose_bring_nothing(tmp_path: Path) -> None:
+    ledger, turns, plan = run(
+        tmp_path,
+        experiment={"versions": 8},
+        aggregation={"quorum": 2, "deadline_s": 60.0},
+        participation={"assignment_deadline_s": 1.0},
+        devices={"dropout": 0.4},
+    )
+    devices = Devices(plan)
+    counted = ledger.query("SELECT client, turn FROM updates WHERE turn > 0")
+    assert len(counted) == 16
+    assert all(devices.fate(client, turn).lost_at is None for client, turn in counted)
+    assert None in turns
+    assert ledger.count("dropouts") > 0
+    lost = ledger.query("SELECT assignment_id FROM dropouts")
+    fates = [devices.fate(client, int(turn)) for _, turn, client in (i.split(":") for (i,) in lost)]
+    assert any(fate.lost_at for fate in fates)
+
+
+def test_a_trace_that_the_worker_does_not_have_is_said_and_ends_the_run(tmp_path: Path) -> None:
+    tables = {
+        "task": {"clients": 3},
+        "evaluation": {"every_updates": 0},
+        "devices": {"availability": "trace", "trace": str(tmp_path / "none.csv")},
+    }
+    broker = EmbeddedBroker()
+    worker = WorkerService(broker.worker("w", 1), "w", 1)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    experiment = Experiment.model_validate(tables)
+    service = AggregatorService(experiment, broker.aggregator(), tmp_path / "out", run_id="run")
+    assert service.run() == "failed"
+    worker.stop()
+    thread.join()
+    assert "none.csv" in Ledger(tmp_path / "out").meta["detail"]
