@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import resource
+import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -60,6 +62,7 @@ def lead(
     """Lead a run until its end, or a signal; the summary object. Raises: UserError."""
     from aggregator.service import AggregatorService
 
+    _may_leave_early()
     metrics = AggregatorMetrics(registry, folder)
     port = place.aggregator()
     service = AggregatorService(
@@ -88,6 +91,7 @@ def work(
     from worker.runtime import configure
     from worker.service import WorkerService
 
+    _may_leave_early()
     name = name or default_name("worker")
     configure(slots)
     metrics = WorkerMetrics(registry, slots)
@@ -111,6 +115,7 @@ def evaluate(
     from worker.evaluator import EvaluatorService
     from worker.runtime import configure
 
+    _may_leave_early()
     name = name or default_name("evaluator")
     configure(1)
     metrics = EvaluatorMetrics(registry)
@@ -125,6 +130,11 @@ def default_name(role: str) -> str:
     """Role, host and process: unique, and readable in RabbitMQ's UI."""
     host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40]
     return f"{role}-{host}-{os.getpid()}"
+
+
+def _may_leave_early() -> None:
+    """SIGTERM while TensorFlow is imported or the broker is sought is no failure either."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
 
 
 class _Service(Protocol):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from broker.node import Node
-from tests.integration.processes import Start, Started, verified, wait_for_version
+from tests.integration.processes import PATIENCE_S, Start, Started, verified, wait_for_version
 
 
 def refused(one: Started) -> str:
@@ -105,3 +106,20 @@ def test_a_model_too_large_for_the_broker_is_found_at_version_0(
         line = refused(run)
     assert "max_message_size" in line
     assert "0.4 MB" in line
+
+
+@pytest.mark.parametrize("service", ["worker", "evaluator"])
+def test_a_service_stopped_before_it_has_found_the_broker_leaves_with_code_0(
+    start: Start, service: str
+) -> None:
+    # Given a service that seeks a broker where there is none
+    seeking = start(service, "--broker", "amqp://127.0.0.1:1", "--connect-timeout", 120)
+    deadline = time.monotonic() + PATIENCE_S
+    while "trying again" not in seeking.output:
+        assert time.monotonic() < deadline, seeking.output
+        time.sleep(0.05)
+    # When it is told to stop
+    seeking.kill(signal.SIGTERM)
+    # Then that is no failure
+    assert seeking.wait() == 0, seeking.output
+    assert "Traceback" not in seeking.output
