@@ -183,7 +183,9 @@ class Link:
     def _not_opened(self, _connection: object, error: BaseException) -> None:
         cause = root_cause(error)
         self._last_error = describe(cause)
-        refusal = _refusal(cause, self.where, getattr(self._parameters.credentials, "username", ""))
+        refusal = refusal_of(
+            cause, self.where, getattr(self._parameters.credentials, "username", "")
+        )
         if refusal is not None and not self._settled.is_set():
             self._refusal = refusal
             self._settled.set()
@@ -240,7 +242,8 @@ def describe(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-def _refusal(error: BaseException, where: str, user: str) -> UserError | None:
+def refusal_of(error: BaseException, where: str, user: str) -> UserError | None:
+    """What a person has to mend at the broker; None where trying again may help."""
     if isinstance(error, (AuthenticationError, ProbableAuthenticationError)):
         return AccessRefused(f"RabbitMQ at {where} refused user {user!r}: check name and password")
     denied = isinstance(error, ConnectionClosedByBroker) and error.reply_code == NOT_ALLOWED

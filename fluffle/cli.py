@@ -228,6 +228,27 @@ def data_fetch(name: Annotated[str, typer.Argument(help="As in fluffle data list
     typer.echo(f"{name}: {path}")
 
 
+@app.command()
+def doctor(
+    broker: Annotated[
+        str, typer.Option("--broker", envvar="FLUFFLE_BROKER", help="Look at this one as well.")
+    ] = "",
+    federation: Federation = "fluffle",
+    out: Annotated[Path, typer.Option(help="Where runs shall go.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what this machine has and lacks, and how to get it."""
+    from fluffle.doctor import as_json, examine, show, troubles
+
+    url = "" if broker in ("embedded", "local") else broker
+    findings = examine(url, federation, out)
+    answers = troubles(findings)
+    if json:
+        typer.echo(as_json(findings, answers))
+    else:
+        show(findings, answers)
+
+
 def _exit(summary: dict[str, Any]) -> None:
     """Code 0 for what ended well, 1 for an abort by policy; a failure is somebody's to mend: 2."""
     if summary["status"] == "failed":

@@ -48,7 +48,8 @@ _STALENESS = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 
 def new_registry() -> CollectorRegistry:
     """A registry of its own for one role, with what Prometheus knows of every process."""
-    disable_created_metrics()  # else each counter has a twin that says when it was made
+    # Else each counter has a twin that says when it was made.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

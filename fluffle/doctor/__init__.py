@@ -1,0 +1,48 @@
+"""``fluffle doctor``: what this machine has and lacks, and what to do about the usual troubles."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fluffle.doctor.finding import Finding
+from fluffle.doctor.machine import (
+    find_backend,
+    find_data,
+    find_disk,
+    find_docker,
+    find_gpu,
+    find_memory,
+    find_python,
+)
+from fluffle.doctor.rabbitmq import find_broker, find_server
+from fluffle.doctor.screen import as_json, show
+from fluffle.doctor.troubles import TROUBLES
+
+__all__ = ["Finding", "as_json", "examine", "show", "troubles"]
+
+
+def examine(broker: str, federation: str, out: Path) -> list[Finding]:
+    """Everything, in the order in which it is shown; the slow checks run side by side.
+
+    broker: an AMQP URL, or "" for none. out: the folder that runs shall go to.
+    """
+    checks = [
+        find_python,
+        find_backend,
+        find_gpu,
+        find_memory,
+        lambda: find_disk(out),
+        find_data,
+        find_server,
+        lambda: find_broker(broker, federation),
+        find_docker,
+    ]
+    with ThreadPoolExecutor(len(checks)) as pool:
+        return [future.result() for future in [pool.submit(check) for check in checks]]
+
+
+def troubles(findings: list[Finding]) -> dict[str, str]:
+    """What people run into, each with what was found here."""
+    facts = {finding.name: finding.facts for finding in findings}
+    return {trouble: answer(facts) for trouble, answer in TROUBLES.items()}

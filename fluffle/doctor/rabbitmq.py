@@ -1,0 +1,86 @@
+"""RabbitMQ: a server on this machine, and the one at a URL."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+
+from fluffle.doctor.finding import Finding
+from schemas import UserError
+
+_MIB = 1024**2
+_LARGER = "max_message_size in its rabbitmq.conf raises it (ours: broker/rabbitmq.conf)"
+
+
+def find_server() -> Finding:
+    """A server that ``--broker local`` can start."""
+    from broker.node import find_server as look
+
+    try:
+        scripts = look()
+    except UserError as error:
+        what, _, how = str(error).partition(": ")
+        get = how.partition(", or give")[0]
+        return Finding(
+            "rabbitmq",
+            "lack",
+            f"{what}; the embedded broker needs none",
+            get,
+            {"scripts": None, "version": None},
+        )
+    script = (scripts / "rabbitmq-server").resolve()  # Homebrew: …/rabbitmq/4.0.5/sbin/…
+    places = [str(script), *map(str, scripts.parent.glob("lib/rabbitmq_server-*"))]
+    told = [
+        m[1] for place in places if (m := re.search(r"rabbitmq(?:_server-|/)(\d[\w.]*)", place))
+    ]
+    version = told[0] if told else None
+    found = f"server {version or 'of unknown version'} in {scripts}: --broker local works"
+    facts = {"scripts": str(scripts), "version": version}
+    return Finding("rabbitmq", "ok", found, facts=facts)
+
+
+def find_broker(url: str, federation: str) -> Finding:
+    """The broker at a URL: version, rights, limits."""
+    if not url:
+        text = "none was looked at"
+        return Finding("broker", "note", text, "fluffle doctor --broker amqp://…", {"url": False})
+    from broker.probe import COMMON_LIMIT, probe
+
+    try:
+        seen = probe(url, federation)
+    except UserError as error:
+        facts = {"url": True, "reachable": False, "error": str(error)}
+        return Finding("broker", "lack", str(error), _mend(str(error)), facts)
+    major = int(seen.version.split(".")[0]) if seen.version[:1].isdigit() else 0
+    if seen.largest_message is not None:
+        size = f"messages up to {seen.largest_message / _MIB:.3g} MiB"
+    elif seen.takes_large:
+        size = f"messages over {COMMON_LIMIT // _MIB} MiB pass"
+    else:
+        size = f"messages up to {16 if major >= 4 else 128} MiB unless configured otherwise"
+    if seen.may_lead is None:
+        state = f"nobody has led {federation} here yet"
+        roles = "may train" if seen.may_train else "may not train"
+    else:
+        state = f"{seen.waiting} updates wait in {federation}.updates"
+        can = [role for role, may in (("train", seen.may_train), ("lead", seen.may_lead)) if may]
+        roles = f"may {' and '.join(can)}" if can else "may neither train nor lead"
+    found = f"RabbitMQ {seen.version} at {seen.where}: user {seen.user} {roles}; {size}; {state}"
+    facts = {"url": True, "reachable": True, **asdict(seen)}
+    if not (seen.may_train or seen.may_lead):
+        get = f"rabbitmqctl set_permissions {seen.user} …, with the rights in compose.yaml"
+        return Finding("broker", "lack", found, get, facts)
+    small = seen.largest_message is not None and seen.largest_message <= COMMON_LIMIT
+    return Finding("broker", "ok", found, f"for larger models: {_LARGER}" if small else "", facts)
+
+
+def _mend(error: str) -> str:
+    if "refused user" in error:
+        return "user and password as rabbitmqctl add_user made them (guest is for loopback only)"
+    if "virtual host" in error and "may not use" in error:
+        return "rabbitmqctl list_vhosts; in a URL / is %2F"
+    if "not like amqp" in error:
+        return "put it in quotes where the password has signs that the shell reads"
+    return (
+        "does the server run there, and is port 5672 (amqps: 5671) open? `fluffle run` needs none"
+    )

@@ -1,0 +1,42 @@
+"""The findings for a person, and for programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fluffle.doctor.finding import Finding
+
+_MARKS = {"ok": ("✓", "green"), "lack": ("✗", "yellow"), "note": ("·", "dim")}
+
+
+def as_json(findings: list[Finding], troubles: dict[str, str]) -> str:
+    """One object: ``checks`` by name, ``troubles``, and the names of what is lacking."""
+    checks = {finding.name: asdict(finding) for finding in findings}
+    lacking = [finding.name for finding in findings if finding.status == "lack"]
+    return json.dumps({"checks": checks, "troubles": troubles, "lacking": lacking}, indent=2)
+
+
+def show(findings: list[Finding], troubles: dict[str, str]) -> None:
+    """What is here, what is not and how to get it; then the troubles."""
+    console = Console(highlight=False)
+    here = Table.grid(padding=(0, 2, 0, 0))
+    for finding in findings:
+        mark, style = _MARKS[finding.status]
+        said = Text(finding.found)
+        if finding.get:
+            said.append(f"\n→ {finding.get}", "cyan" if finding.status == "lack" else "dim")
+        here.add_row(Text(mark, style), Text(finding.name, "bold"), said)
+    console.print(here)
+    console.print()
+    answers = Table.grid(padding=(0, 2, 0, 0))
+    for trouble, answer in troubles.items():
+        answers.add_row("?", Text(trouble, "bold"), Text(answer))
+    console.print(answers)
+    console.print()
+    lacks = [finding.name for finding in findings if finding.status == "lack"]
+    console.print(f"lacking: {', '.join(lacks)}" if lacks else "nothing is lacking")

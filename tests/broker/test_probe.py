@@ -1,0 +1,92 @@
+"""What ``fluffle doctor --broker`` finds out, from servers that are the way they are."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import pytest
+
+from broker.errors import AccessRefused, BrokerUnreachable
+from broker.node import Node
+from broker.probe import probe
+from broker.rabbitmq import RabbitMQBroker
+from broker.topology import MIB
+
+pytestmark = pytest.mark.rabbitmq
+
+
+def as_user(node: Node, name: str, configure: str, write: str, read: str) -> str:
+    """The URL of a new user with these rights."""
+    node.ctl("add_user", name, "secret")
+    node.ctl("set_permissions", name, configure, write, read)
+    return node.url.replace("guest:guest", f"{name}:secret")
+
+
+def federate(node: Node, federation: str) -> None:
+    """Make a federation, as an aggregator that leads for a moment does."""
+    port = RabbitMQBroker(node.url, federation).aggregator()
+    assert port.lead(timeout_s=30)
+    port.close()
+
+
+def test_a_server_without_a_federation(rabbitmq: Node, federation: str) -> None:
+    found = probe(rabbitmq.url, federation)
+    assert found.version[0].isdigit()
+    assert found.user == "guest"
+    assert (found.federation, found.may_train, found.may_lead, found.waiting) == (
+        *(False, True, None, None),
+    )
+    queues = rabbitmq.ctl("list_queues", "name")
+    assert federation not in queues, "something was left behind"
+
+
+def test_a_federation_and_users_with_the_rights_of_one_role_each(
+    rabbitmq: Node, federation: str
+) -> None:
+    # Given a federation, which an aggregator has made
+    federate(rabbitmq, federation)
+    f = federation
+    users = {
+        "worker": as_user(
+            *(rabbitmq, f"{f}-w", rf"^{f}\.worker\.worker-.*$"),
+            *(rf"^{f}\.(worker\.worker-.*|submit)$", rf"^{f}\.(worker\.worker-.*|global-model)$"),
+        ),
+        "aggregator": as_user(
+            *(rabbitmq, f"{f}-a", rf"^{f}\.(global-model|assign|updates)$"),
+            *(rf"^{f}\.(global-model|assign)$", rf"^{f}\.updates$"),
+        ),
+        "nobody": as_user(rabbitmq, f"{f}-n", "^$", "^$", "^$"),
+    }
+    # When each looks
+    found = {name: probe(url, federation) for name, url in users.items()}
+    # Then each learns what it may do, and how large a message may be where it may send one
+    rights = {n: (p.may_train, p.may_lead, p.takes_large) for n, p in found.items()}
+    assert rights == {
+        "worker": (True, False, True),
+        "aggregator": (False, True, True),
+        "nobody": (False, False, False),
+    }
+    assert found["worker"].waiting == 0
+    # And nothing has reached a queue
+    depths = rabbitmq.ctl("list_queues", "name", "messages").splitlines()
+    ours = [line.split() for line in depths if line.startswith(federation)]
+    assert len(ours) == 5
+    assert {depth for _, depth in ours} == {"0"}
+
+
+def test_a_server_with_a_small_limit_says_how_small() -> None:
+    with Node(settings={"max_message_size": str(5 * MIB)}) as node:
+        federate(node, "fluffle")
+        found = probe(node.url)
+    assert found.largest_message == 5 * MIB
+    assert not found.takes_large
+
+
+def test_what_cannot_be_reached_or_entered_is_said_without_the_password(rabbitmq: Node) -> None:
+    with pytest.raises(BrokerUnreachable, match=r"no RabbitMQ at 127\.0\.0\.1:9") as gone:
+        probe("amqp://guest:s3cret@127.0.0.1:9/")
+    with pytest.raises(AccessRefused, match="refused user 'guest'") as refused:
+        probe(rabbitmq.url.replace("guest:guest", "guest:s3cret"))
+    with pytest.raises(AccessRefused, match="virtual host"):
+        probe(f"amqp://guest:guest@127.0.0.1:{urlsplit(rabbitmq.url).port}/nowhere")
+    assert "s3cret" not in f"{gone.value}{refused.value}"
