@@ -43,9 +43,9 @@ $(VENV)/run.stamp: pyproject.toml
 	  || { echo "Fluffle needs Python 3.11 or newer: make PYTHON=python3.12 …" >&2; exit 2; }
 	@echo "installing into $(VENV) …"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA)]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA),report]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA),dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA),report,dev]'
 	@touch $@

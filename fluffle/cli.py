@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from fluffle.data import data_app
 from schemas.errors import UserError
 
 app = typer.Typer(
@@ -18,7 +19,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 File = Annotated[Path, typer.Argument(help="The experiment file (TOML).")]
@@ -205,27 +205,6 @@ def verify(
         f"{summary['updates_counted']} updates, {rejected} rejected, {summary['duplicates']} "
         f"duplicates; {len(CHECKS)} checks passed"
     )
-
-
-@data_app.command("list")
-def data_list() -> None:
-    """The data sets, and whether they are here."""
-    from worker.datasets import describe
-
-    for recipe, path in describe():
-        where = str(path) if path else f"not here yet: fluffle data fetch {recipe.name}"
-        typer.echo(f"{recipe.name:16} {where}")
-
-
-@data_app.command("fetch")
-def data_fetch(name: Annotated[str, typer.Argument(help="As in fluffle data list.")]) -> None:
-    """Fetch a data set, and check it."""
-    from fluffle.display import Display
-    from worker.datasets import fetch
-
-    with Display(name) as display:
-        path = fetch(name, display.fetching)
-    typer.echo(f"{name}: {path}")
 
 
 @app.command()

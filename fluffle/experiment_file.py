@@ -21,10 +21,10 @@ _PREFIX = "FLUFFLE_"
 
 
 def load_experiment(
-    path: Path, settings: Iterable[str] = (), environment: Mapping[str, str] | None = None
+    path: Path | None, settings: Iterable[str] = (), environment: Mapping[str, str] | None = None
 ) -> Experiment:
-    """The validated experiment. Raises: UserError, naming the file and the key."""
-    document = _read(path)
+    """The validated experiment; without a file the defaults. Raises: UserError, naming the key."""
+    document = _read(path) if path else {}
     for name, value in (environment or {}).items():
         if name.startswith(_PREFIX) and "__" in name:
             table, _, key = name.removeprefix(_PREFIX).lower().partition("__")
@@ -38,7 +38,7 @@ def load_experiment(
     try:
         return Experiment.model_validate(document)
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error.errors()[0])}") from None
+        raise UserError(f"{path or 'settings'}: {_explain(error.errors()[0])}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

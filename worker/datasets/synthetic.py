@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from schemas import UserError
 from worker.datasets.recipe import Dataset
 
 DIMENSION = 60
@@ -23,14 +24,25 @@ CLASSES = 10
 #: As many devices as the paper has.
 DEVICES = 30
 
+#: 2.4 GB: more would be a mistake.
+_MOST = 10_000_000
+
 #: Keeps these draws apart from everything else that is drawn from the experiment's seed.
 _STREAM = 0x7379
 
 
 def generate(alpha: float, beta: float, iid: bool, devices: int, seed: int) -> Dataset:
-    """The devices' examples; ``owner_train`` is the device. The same seed gives the same."""
+    """The devices' examples; ``owner_train`` is the device. The same seed gives the same.
+
+    Raises: UserError if they would fill the memory.
+    """
     rng = np.random.default_rng([seed, _STREAM])
     sizes = 50 + rng.lognormal(4, 2, devices).astype(int)
+    if sizes.sum() > _MOST:
+        raise UserError(
+            f"{devices} devices of synthetic data have {sizes.sum():,} examples, more than "
+            f"{_MOST:,}: lower task.clients"
+        )
     u = rng.normal(0, alpha, devices)
     B = rng.normal(0, beta, devices)
     v = rng.normal(B[:, None], 1, (devices, DIMENSION))

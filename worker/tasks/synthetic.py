@@ -41,7 +41,8 @@ class SyntheticLr(Task):
         return cls(table.clients, partition, seed, alpha, beta, bool(table.synthetic_iid))
 
     @cached_property
-    def _data(self) -> Dataset:
+    def data(self) -> Dataset:
+        """All devices' examples."""
         devices = max(synthetic.DEVICES, self.clients)
         return synthetic.generate(*self._kind, devices, self.seed)
 
@@ -57,10 +58,10 @@ class SyntheticLr(Task):
         )
 
     def dataset(self) -> Examples:
-        return Examples(self._data.x_train, self._data.y_train)
+        return Examples(self.data.x_train, self.data.y_train)
 
     def test(self) -> Examples:
-        return Examples(self._data.x_test, self._data.y_test)
+        return Examples(self.data.x_test, self.data.y_test)
 
     def owners(self) -> NDArray[Any] | None:
-        return self._data.owner_train
+        return self.data.owner_train
