@@ -114,7 +114,8 @@ def _of_ledger(now: Totals) -> Iterator[Metric]:
         return
     about = {"run_id": now.run_id, "experiment": now.experiment}
     yield InfoMetricFamily("fluffle_run", "Which run these numbers are of.", about)
-    yield _gauge("global_version", "The newest version of the global model.", now.global_version)
+    if now.global_version >= 0:
+        yield _gauge("global_version", "The newest version of the model.", now.global_version)
     yield _counters("versions", "Versions made, by what closed the buffer.", "closed_by",
                     {"quorum": 0, "deadline": 0} | now.versions)  # fmt: skip
     yield _counter("updates_counted", "Updates counted in a version.", now.counted)
