@@ -76,7 +76,7 @@ def run(
     from fluffle.display import Display, print_summary
     from fluffle.experiment_file import load_experiment
     from fluffle.run import run_experiment, run_virtual
-    from worker.tasks import prepare
+    from worker.tasks import check, prepare
 
     experiment = load_experiment(file, settings or [], os.environ)
     if clock not in ("real", "virtual"):
@@ -88,6 +88,7 @@ def run(
     slots = slots or max(1, (os.cpu_count() or 1) // max(1, workers))
     with Display(name, quiet=json) as display:
         prepare(experiment.task.name, display.fetching)
+        check(experiment.task, experiment.partition, experiment.experiment.seed)
         if clock == "virtual":
             summary = run_virtual(experiment, folder, display, slots=slots)
         else:

@@ -24,7 +24,8 @@ def refused(one: Started) -> str:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--set", "task.name=cifar-1000"], "there is no task 'cifar-1000': use one of mnist-cnn"),
+        (["--set", "task.name=cifar-1000"], "there is no task 'cifar-1000': use one of cifar-cnn"),
+        (["--set", "partition.kind=natural"], "this data belongs to nobody in particular"),
         (["--set", "aggregation.quorom=3"], "unknown key aggregation.quorom; did you mean"),
         (["--set", "aggregation.quorum=11"], "can never be reached: at most 10 clients"),
         (["--set", "training.epochs=many"], "training.epochs = 'many'"),

@@ -21,7 +21,7 @@ from worker.tasks.images import (
 from worker.tasks.sequences import ShakespeareGru, WearablesCnn
 from worker.tasks.synthetic import SyntheticLr
 
-__all__ = ["TASKS", "MnistCnn", "load_task", "prepare"]
+__all__ = ["TASKS", "MnistCnn", "check", "load_task", "prepare"]
 
 TASKS: dict[str, type[Task]] = {
     "mnist-mlp": MnistMlp,
@@ -42,6 +42,13 @@ _LOCK = threading.Lock()
 def prepare(name: str, progress: Progress) -> None:
     """Fetch what a task needs, before anybody waits for it. Raises: UserError."""
     _task_class(name).prepare(progress)
+
+
+def check(table: TaskTable, partition: PartitionTable, seed: int) -> None:
+    """Raises: UserError if the task's data cannot be split like that; better before than while."""
+    with _LOCK:
+        task = _load(table, partition, seed)
+    task.client_indices("0")
 
 
 def load_task(plan: Plan) -> Task:
