@@ -9,16 +9,19 @@ ARGS ?=
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench broker clean
+.PHONY: help run test test-compose lint format bench broker clean
 
 help: ## List the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/run.stamp ## Train the default experiment on the embedded broker (ARGS="--slots 2 …")
 	@$(BIN)/fluffle run experiments/mnist.toml $(ARGS)
 
 test: $(VENV)/dev.stamp ## Run all tests (TESTS=tests/broker for some)
 	@environment=$$(scripts/provide-rabbitmq) && env $$environment $(BIN)/pytest $(TESTS) $(ARGS)
+
+test-compose: $(VENV)/dev.stamp ## Build the image and try everything on compose.yaml (six minutes, a Docker engine)
+	@$(BIN)/pytest -m compose tests/compose $(ARGS)
 
 lint: $(VENV)/dev.stamp ## ruff, mypy --strict, one-way imports
 	@$(BIN)/ruff check .
