@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -399,6 +400,7 @@ def test_a_keras_file_with_pickles_inside_is_refused(home: Path) -> None:
 # --- the other data sets
 
 
+@pytest.mark.timeout(120)
 def test_the_debian_package_holds_fashion_mnist_and_keras_folder_may_too(home: Path) -> None:
     # Given the package, unpacked and not installed
     try:
@@ -419,6 +421,7 @@ def test_the_debian_package_holds_fashion_mnist_and_keras_folder_may_too(home: P
     fashion_mnist.FASHION_MNIST.check("Keras", fashion_mnist.from_keras_folder(home, silent))
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("module", [digits, shakespeare, wearables], ids=lambda m: m.__name__)
 def test_the_wheel_holds_the_data_set(module: Any, home: Path) -> None:
     try:
@@ -436,6 +439,28 @@ def test_the_wheel_holds_the_data_set(module: Any, home: Path) -> None:
     stored = cache.open_dataset(folder)
     for field, array in arrays.items():
         assert np.array_equal(getattr(stored, field), array)
+
+
+@pytest.mark.timeout(120)
+def test_an_installed_scikit_learn_has_the_digits_and_is_not_imported(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an installation without the file, then with that of the wheel
+    site = home / "site"
+    (site / "sklearn").mkdir(parents=True)
+    (site / "sklearn" / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(site)
+    with pytest.raises(Unavailable, match="digits"):
+        digits.from_installed(home, silent)
+    try:
+        wheel = packages.pip_download(digits.WHEEL, home, silent)
+    except Unavailable as error:
+        _need(digits.WHEEL, error)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract("sklearn/datasets/data/digits.csv.gz", site)
+
+    # Then its digits are the digits
+    digits.DIGITS.check("installed", digits.from_installed(home, silent))
 
 
 def test_a_file_that_is_not_the_data_set_is_named_in_the_error(home: Path) -> None:

@@ -29,7 +29,11 @@ def from_installed(folder: Path, progress: Progress) -> Arrays:
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
         raise Unavailable("it is not installed")
-    return read_csv((Path(spec.origin).parents[1] / _FILE).read_bytes())
+    try:
+        packed = (Path(spec.origin).parents[1] / _FILE).read_bytes()
+    except OSError as error:
+        raise Unavailable(str(error)) from None
+    return read_csv(packed)
 
 
 def from_wheel(folder: Path, progress: Progress) -> Arrays:
