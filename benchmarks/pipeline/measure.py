@@ -22,37 +22,12 @@ SEED = str(ROOT / "experiments" / "seed.toml")
 FLUFFLE = [sys.executable, "-m", "fluffle"]
 NO_EVALUATION = ["--set", "evaluation.every_updates=0"]
 
-BARE = """
-import sys, threading, time
-from worker.runtime import configure
-threads, updates = int(sys.argv[1]), int(sys.argv[2])
-configure(threads)
-from fluffle.experiment_file import load_experiment
-from pathlib import Path
-from schemas import Plan
-from worker.trainer import Trainer
-plan = Plan.of(load_experiment(Path(sys.argv[3])), "weights")
-trainers = [Trainer(plan) for _ in range(threads)]
-weights = trainers[0].initial()
-for trainer in trainers:
-    trainer.train(weights, "0", 0)
-def loop(trainer, turns):
-    for turn in turns:
-        trainer.train(weights, str(turn % plan.task.clients), turn)
-started = time.perf_counter()
-workers = [
-    threading.Thread(target=loop, args=(trainer, range(1 + i, updates + 1, threads)))
-    for i, trainer in enumerate(trainers)
-]
-for worker in workers: worker.start()
-for worker in workers: worker.join()
-print(updates / (time.perf_counter() - started))
-"""
+BARE = str(ROOT / "benchmarks" / "bare.py")
 
 
 def bare(threads: int, updates: int) -> float:
     """Client updates per second of trainers that do nothing else, warm."""
-    command = [sys.executable, "-c", BARE, str(threads), str(updates), SEED]
+    command = [sys.executable, BARE, SEED, str(threads), str(updates)]
     return float(_output(command).splitlines()[-1])
 
 
