@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.effects import Checkpoint, Fold, MakeVersion, SaveBuffer
-from aggregator.store import Store, cannot_write
+from aggregator.store import Store, cannot_write, make_folder
 from aggregator.strategies.base import model_of
 from schemas import (
     Assignment,
@@ -81,7 +81,7 @@ class Ledger:
         """``durable`` = False survives the end of the process, but not that of the machine."""
         self.folder = folder
         self.epoch = 0
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.store = Store(folder, durable)
         try:
             self._db = sqlite3.connect(folder / "ledger.sqlite", isolation_level=None, timeout=30)

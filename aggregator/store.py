@@ -84,3 +84,14 @@ def cannot_write(folder: Path, error: Exception) -> UserError:
         f"cannot write to {folder}: {why}. Nothing is lost: make room, then run the same command "
         "with the same --out to resume"
     )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a run folder. Raises: UserError where this user may not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the run folder {folder} ({error.strerror}): choose an --out that you may "
+            "write to (in containers: set UID and GID in .env)"
+        ) from None

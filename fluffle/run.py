@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from aggregator.ledger import Ledger
 from aggregator.service import AggregatorService
+from aggregator.store import make_folder
 from aggregator.summary import summarise
 from broker import Broker
 from fluffle.display import Display, snapshot
@@ -217,7 +218,7 @@ def _broker(url: str, federation: str, connect_timeout_s: float, display: Displa
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -109,6 +109,14 @@ def test_a_model_too_large_for_the_broker_is_found_at_version_0(
     assert "0.4 MB" in line
 
 
+def test_a_run_folder_that_cannot_be_made_is_named(
+    start: Start, experiment: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    said = refused(start("run", experiment, "--out", tmp_path / "file" / "out"))
+    assert "cannot make the run folder" in said
+
+
 @pytest.mark.parametrize("service", ["worker", "evaluator"])
 def test_a_service_stopped_before_it_has_found_the_broker_leaves_with_code_0(
     start: Start, service: str
