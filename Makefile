@@ -18,6 +18,7 @@ run: $(VENV)/run.stamp ## Train the default experiment on the embedded broker (A
 	@$(BIN)/fluffle run experiments/mnist.toml $(ARGS)
 
 test: $(VENV)/dev.stamp ## Run all tests (TESTS=tests/broker for some)
+	@scripts/provide-chromium
 	@environment=$$(scripts/provide-rabbitmq) && env $$environment $(BIN)/pytest $(TESTS) $(ARGS)
 
 test-compose: $(VENV)/dev.stamp ## Build the image and try everything on compose.yaml (six minutes, a Docker engine)

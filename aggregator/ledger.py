@@ -61,12 +61,15 @@ CREATE TABLE evaluations (
     PRIMARY KEY (version, worker));
 """
 
-#: Keys that may differ when a run is resumed: they say when to stop, not what is learned.
+#: Keys that may differ when a run is resumed: they say when to stop, not what is learned; and what
+#: it costs.
 _MAY_CHANGE = (
     "experiment.versions",
     "experiment.target_accuracy",
     "experiment.max_minutes",
     "evaluation.every_updates",
+    "cost.price_per_worker_hour",
+    "cost.currency",
 )
 
 

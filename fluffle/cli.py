@@ -209,6 +209,36 @@ def verify(
 
 
 @app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders; the first is compared with.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045 typer reads it
+        typer.Option(help="Default: report in the run folder, or beside the first of several."),
+    ] = None,
+    target: Annotated[
+        Optional[float],  # noqa: UP045 typer reads it
+        typer.Option(help="Accuracy in (0, 1]; default: the experiment's target_accuracy."),
+    ] = None,
+    price: Annotated[
+        Optional[float],  # noqa: UP045 typer reads it
+        typer.Option(min=0, help="Of a worker for an hour; default: the experiment's [cost]."),
+    ] = None,
+) -> None:
+    """Draw what became of a run, or compare several: an HTML page, and figures as SVG and PDF."""
+    if target is not None and not 0 < target <= 1:
+        raise UserError(f"--target {target}: an accuracy is above 0 and at most 1")
+    if price is not None and not price < float("inf"):
+        raise UserError(f"--price {price}: a price is a number")
+    try:
+        from fluffle.report.page import write_report
+    except ModuleNotFoundError as error:
+        raise UserError(f"the report needs {error.name}: pip install 'fluffle[report]'") from None
+
+    folder = folders[0] if len(folders) == 1 else folders[0].resolve().parent
+    typer.echo(write_report(folders, out or folder / "report", target=target, price=price))
+
+
+@app.command()
 def doctor(
     broker: Annotated[
         str, typer.Option("--broker", envvar="FLUFFLE_BROKER", help="Look at this one as well.")

@@ -148,6 +148,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
         ("training", f"{_percent(summary['train_fraction'])} of the slots' time"),
         ("memory", f"{summary['peak_rss_mb']:.0f} MB at its peak"),
         ("run folder", folder),
+        ("report", f"fluffle report {folder}"),
     ]
     grid = Table.grid(padding=(0, 2))
     for key, value in rows:

@@ -10,12 +10,13 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas import Experiment, UserError
+from schemas.experiment import Table
 
 _PREFIX = "FLUFFLE_"
 
@@ -68,16 +69,24 @@ def _explain(error: ErrorDetails) -> str:
     where = ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"unknown key {where}{_suggestion(path)}"
+    if error["type"] == "missing":
+        return f"{where} is missing"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return f"{where} = {error['input']!r}: {error['msg']}"
+
+
+def _keys(kind: object) -> Iterable[str]:
+    return kind.model_fields if isinstance(kind, type) and issubclass(kind, Table) else ()
 
 
 def _suggestion(path: list[str]) -> str:
     if len(path) == 1:
         known = list(Experiment.model_fields)
     elif path[0] in Experiment.model_fields:
-        known = list(type(Experiment().__getattribute__(path[0])).model_fields)
+        annotation = Experiment.model_fields[path[0]].annotation
+        # An optional table's annotation is a union with None.
+        known = [name for kind in get_args(annotation) or (annotation,) for name in _keys(kind)]
     else:
         return ""
     close = difflib.get_close_matches(path[-1], known, n=1)

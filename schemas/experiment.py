@@ -180,6 +180,14 @@ class EvaluationTable(Table):
     examples: int | None = Field(None, ge=1, le=2**31)
 
 
+class CostTable(Table):
+    """What a run costs. It does not travel, and changes nothing but the report."""
+
+    #: One worker (an instance, a machine) for an hour.
+    price_per_worker_hour: NonNegative
+    currency: str = Field("USD", min_length=1, max_length=8)
+
+
 class Experiment(Table):
     """A whole experiment file."""
 
@@ -191,6 +199,7 @@ class Experiment(Table):
     aggregation: AggregationTable = AggregationTable()
     evaluation: EvaluationTable = EvaluationTable()
     devices: DevicesTable | None = None
+    cost: CostTable | None = None
 
     @property
     def concurrency(self) -> int:

@@ -52,6 +52,8 @@ def test_values_are_read_as_toml_and_else_as_strings(tmp_path: Path) -> None:
     [
         ("[aggregation]\nquorom = 3", "unknown key aggregation.quorom; did you mean aggregation.q"),
         ("[agregation]\nquorum = 3", "unknown key agregation; did you mean aggregation?"),
+        ("[devices]\ndroput = 0.3", "unknown key devices.droput; did you mean devices.dropout?"),
+        ("[cost]\ncurrency = 'EUR'", "cost.price_per_worker_hour is missing"),
         ("[aggregation]\nzzz = 3", "unknown key aggregation.zzz; known are strategy"),
         (
             "[aggregation]\nquorum = 'three'",

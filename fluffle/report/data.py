@@ -1,0 +1,212 @@
+"""One run as plain arrays, from its ledger; turns in time from its events, where it has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregator.ledger import Ledger
+from schemas import Experiment, UserError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+#: How much of a failure's reason tells one kind from another.
+_REASON = 40
+
+
+@dataclass(frozen=True, eq=False)
+class Versions:
+    """What had been spent when each version was made; shape (versions + 1,)."""
+
+    #: Seconds since the run began, virtual or real.
+    made_s: Floats
+    #: Updates counted in this and all earlier versions, and their bytes both ways.
+    updates: Ints
+    bytes: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluations:
+    """The versions that were measured, in order; NaN where a task has no such metric."""
+
+    version: Ints
+    accuracy: Floats
+    loss: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Updates:
+    """Updates that arrived and were folded; shape (updates,)."""
+
+    client: NDArray[np.str_]
+    worker: NDArray[np.str_]
+    base_version: Ints
+    staleness: Ints
+    #: Virtual clock: from fetching the model to the update's arrival. Real clock: the slot's time
+    #: since its last turn ended, so that waiting for a turn is in it.
+    response_s: Floats
+    #: The version that counts it; -1 for none.
+    version: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Turns:
+    """Who trained when; shape (turns,)."""
+
+    client: NDArray[np.str_]
+    start_s: Floats
+    #: The end of the run for a turn that it cut short.
+    end_s: Floats
+    #: "arrived", "lost" or "open" (at the end of the run).
+    fate: NDArray[np.str_]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run of a report."""
+
+    folder: Path
+    #: What it is called in legends and tables.
+    label: str
+    run_id: str
+    status: str
+    virtual: bool
+    experiment: Experiment
+    elapsed_s: float
+    versions: Versions
+    evaluations: Evaluations
+    updates: Updates
+    dropouts: int
+    #: How many, by reason.
+    rejected: dict[str, int]
+    failures: dict[str, int]
+    #: None where the folder has no events: only the virtual clock writes them.
+    turns: Turns | None
+
+    def but(self, experiment: Experiment) -> Run:
+        """The same run under a changed experiment: another target or price."""
+        return replace(self, experiment=experiment)
+
+    @property
+    def clock(self) -> str:
+        """How axes call its time."""
+        return "virtual time" if self.virtual else "time"
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs in these folders. Raises: UserError where one holds none."""
+    return [read_run(f, label) for f, label in zip(folders, _labels(folders), strict=True)]
+
+
+def read_run(folder: Path, label: str) -> Run:
+    """The run in this folder, finished or not. Raises: UserError."""
+    if not (folder / "ledger.sqlite").is_file():
+        raise UserError(f"{folder} is no run folder: there is no ledger.sqlite in it")
+    ledger = Ledger(folder)
+    try:
+        meta = ledger.meta
+        if "experiment" not in meta or ledger.latest_version() < 0:
+            raise UserError(f"{folder} has nothing to report yet: no version has been made")
+        elapsed_s = float(meta.get("elapsed_s", 0))
+        return Run(
+            folder=folder,
+            label=label,
+            run_id=meta["run_id"],
+            status=meta["status"],
+            virtual=meta.get("clock") == "virtual",
+            experiment=Experiment.model_validate(json.loads(meta["experiment"])),
+            elapsed_s=elapsed_s,
+            versions=_versions(ledger),
+            evaluations=_evaluations(ledger),
+            updates=_updates(ledger),
+            dropouts=ledger.count("dropouts"),
+            rejected=dict(
+                ledger.query("SELECT reason, SUM(times) FROM rejections GROUP BY 1 ORDER BY 2 DESC")
+            ),
+            failures=dict(
+                ledger.query(
+                    "SELECT substr(reason, 1, ?), COUNT(*) FROM failures"
+                    " GROUP BY 1 ORDER BY 2 DESC",
+                    _REASON,
+                )
+            ),
+            turns=_turns(folder / "events.jsonl", elapsed_s),
+        )
+    finally:
+        ledger.close()
+
+
+def _versions(ledger: Ledger) -> Versions:
+    rows = ledger.query(
+        "SELECT v.elapsed_s, COUNT(u.update_id), COALESCE(SUM(u.bytes_up + u.bytes_down), 0)"
+        " FROM versions v LEFT JOIN updates u ON u.version = v.version AND u.turn > 0"
+        " AND u.disposition = 'counted' GROUP BY v.version ORDER BY v.version"
+    )
+    made_s, updates, sizes = zip(*rows, strict=True)
+    return Versions(np.array(made_s, float), np.cumsum(updates), np.cumsum(sizes))
+
+
+def _evaluations(ledger: Ledger) -> Evaluations:
+    rows = ledger.query(
+        "SELECT version, metrics, MIN(elapsed_s) FROM evaluations GROUP BY version ORDER BY version"
+    )
+    metrics = [json.loads(text) for _, text, _ in rows]
+    return Evaluations(
+        np.array([version for version, *_ in rows], np.int64),
+        np.array([m.get("accuracy", np.nan) for m in metrics], float),
+        np.array([m.get("loss", np.nan) for m in metrics], float),
+    )
+
+
+def _updates(ledger: Ledger) -> Updates:
+    rows = ledger.query(
+        "SELECT client, worker, base_version, staleness, slot_s, COALESCE(version, -1)"
+        " FROM updates WHERE turn > 0 ORDER BY turn"
+    )
+    client, worker, base, staleness, response_s, version = (
+        zip(*rows, strict=True) if rows else ((),) * 6
+    )
+    return Updates(
+        np.array(client, np.str_),
+        np.array(worker, np.str_),
+        np.array(base, np.int64),
+        np.array(staleness, np.int64),
+        np.array(response_s, float),
+        np.array(version, np.int64),
+    )
+
+
+def _turns(path: Path, elapsed_s: float) -> Turns | None:
+    if not path.is_file():
+        return None
+    started: dict[int, tuple[str, float]] = {}
+    ended: dict[int, tuple[float, str]] = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                event: dict[str, Any] = json.loads(line)
+                if event["event"] == "start":
+                    started[event["turn"]] = (event["client"], event["at"])
+                elif event["event"] in ("arrived", "lost"):
+                    ended[event["turn"]] = (event["at"], event["event"])
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path}, line {number}: this is no event of a run") from None
+    ends = [ended.get(turn, (elapsed_s, "open")) for turn in started]
+    return Turns(
+        np.array([client for client, _ in started.values()], np.str_),
+        np.array([at for _, at in started.values()], float),
+        np.array([at for at, _ in ends], float),
+        np.array([fate for _, fate in ends], np.str_),
+    )
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The folders' names; where two are alike, the paths as given."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

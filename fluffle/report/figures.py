@@ -1,0 +1,267 @@
+"""The figures, one small function each: runs in, a Matplotlib figure out, or ``Empty`` with why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from fluffle.report.clients import participation, response_times, timeline
+from fluffle.report.costs import common_currency, target_of, worker_hours
+from fluffle.report.data import Floats, Run
+from fluffle.report.style import (
+    INK,
+    MUTED,
+    PLAIN,
+    WIDTH,
+    Empty,
+    bytes_unit,
+    colour,
+    legend,
+    line,
+    seconds_unit,
+)
+
+#: Kinds of lost turns that are shown; the rarer ones are added up.
+_KINDS = 10
+#: With so many evaluations the lowest tenth is left out of the picture.
+_MANY = 10
+#: Staleness up to here has a bar for each value.
+_BARS = 60
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure's name (of its files), and what is said around it."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[list[Run]], Figure]
+
+
+def by_time(runs: list[Run]) -> Figure:
+    """Accuracy and loss by the time at which the version was made."""
+    by, unit = seconds_unit(max(run.elapsed_s for run in runs))
+    clocks = {run.clock for run in runs}
+    clock = clocks.pop() if len(clocks) == 1 else "time (real or virtual)"
+    return _progress(runs, lambda run: run.versions.made_s / by, f"{clock} ({unit})")
+
+
+def by_updates(runs: list[Run]) -> Figure:
+    """Accuracy and loss by the updates counted until then."""
+    return _progress(runs, lambda run: run.versions.updates.astype(float), "updates counted")
+
+
+def by_bytes(runs: list[Run]) -> Figure:
+    """Accuracy and loss by what counted updates had carried, both ways."""
+    by, unit = bytes_unit(max(run.versions.bytes[-1] for run in runs))
+    return _progress(runs, lambda run: run.versions.bytes / by, f"models and updates sent ({unit})")
+
+
+def by_cost(runs: list[Run]) -> Figure:
+    """Accuracy and loss by money, or by worker-hours where there is no price."""
+    currency = common_currency(runs)
+
+    def spent(run: Run) -> Floats:
+        hours = worker_hours(run, run.versions.made_s)
+        table = run.experiment.cost
+        return hours * table.price_per_worker_hour if currency and table else hours
+
+    return _progress(runs, spent, f"cost ({currency})" if currency else "worker-hours")
+
+
+def staleness(runs: list[Run]) -> Figure:
+    """The share of counted updates by staleness."""
+    counted = [run.updates.staleness[run.updates.version > 0] for run in runs]
+    if not any(map(len, counted)):
+        raise Empty("no update has been counted yet")
+    most = max(int(values.max(initial=0)) for values in counted)
+    edges = np.arange(0, most + 2, max(1, -(-most // _BARS))) - 0.5
+    edges = np.append(edges, edges[-1] + edges[1] - edges[0]) if edges[-1] < most else edges
+    figure = Figure(figsize=(WIDTH * 0.72, 2.6), layout="constrained")
+    axes = figure.subplots()
+    labels = []
+    for index, (run, values) in enumerate(zip(runs, counted, strict=True)):
+        shares = np.histogram(values, edges)[0] / max(1, len(values)) * 100
+        axes.stairs(shares, edges, fill=True, color=colour(index), alpha=0.25)
+        axes.stairs(shares, edges, linewidth=1.5, label=run.label, **line(index))
+        mean = values.mean() if len(values) else 0
+        labels.append(f"{run.label}: {mean:.1f} on average, at most {values.max(initial=0)}")
+    axes.set_xlabel("staleness (versions)")
+    axes.set_ylabel("counted updates (%)")
+    axes.set_xlim(-0.5, max(edges[-1], 3.5))
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    outlines = [patch for patch in axes.patches if patch.get_label() in {r.label for r in runs}]
+    legend(axes, labels, outlines, columns=1)
+    return figure
+
+
+def losses(runs: list[Run]) -> Figure:
+    """Turns that brought nothing: dropouts, rejected messages by reason, failures by reason."""
+    tables = [_lost(run) for run in runs]
+    totals: dict[str, int] = {}
+    for table in tables:
+        for kind, count in table.items():
+            totals[kind] = totals.get(kind, 0) + count
+    if not totals:
+        raise Empty("there was no dropout, no rejected message and no failure")
+    kinds = sorted(totals, key=lambda kind: -totals[kind])
+    rare = kinds[_KINDS:]
+    kinds = [*kinds[:_KINDS], *(["other reasons"] if rare else [])]
+    height = 0.7 / len(runs)
+    rows = len(kinds) * len(runs)
+    figure = Figure(
+        figsize=(WIDTH, 0.9 + max(0.28 * len(kinds), 0.19 * rows)), layout="constrained"
+    )
+    axes = figure.subplots()
+    for index, (run, table) in enumerate(zip(runs, tables, strict=True)):
+        counts = [table.get(kind, 0) for kind in kinds[:_KINDS]]
+        counts += [sum(table.get(kind, 0) for kind in rare)] if rare else []
+        places = np.arange(len(kinds)) + (index - (len(runs) - 1) / 2) * height
+        bars = axes.barh(places, counts, height * 0.9, color=colour(index), label=run.label)
+        axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3, size=8, color=INK)
+    axes.set_yticks(range(len(kinds)), kinds)
+    axes.set_ylim(len(kinds) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.xaxis.set_major_formatter(PLAIN)
+    axes.margins(x=0.1)
+    axes.set_xlabel("count")
+    if len(runs) > 1:
+        legend(axes, [run.label for run in runs], list(axes.containers))
+    return figure
+
+
+def _lost(run: Run) -> dict[str, int]:
+    named = {"dropouts": run.dropouts}
+    if run.turns is not None:
+        named["lost by a simulated device"] = int((run.turns.fate == "lost").sum())
+    named |= {f"rejected: {reason}": count for reason, count in run.rejected.items()}
+    named |= {f"failed: {reason}": count for reason, count in run.failures.items()}
+    return {kind: count for kind, count in named.items() if count}
+
+
+def _progress(runs: list[Run], x_of: Callable[[Run], Floats], x_label: str) -> Figure:
+    """What was measured, a panel each, by anything that grows with the versions."""
+    metrics = [
+        (name, label)
+        for name, label in (("accuracy", "accuracy (%)"), ("loss", "loss"))
+        if any(np.isfinite(getattr(run.evaluations, name)).any() for run in runs)
+    ]
+    if not metrics:
+        raise Empty("no version has been evaluated (evaluation.every_updates)")
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    target = target_of(runs)
+    for axes, (name, label) in zip(panels, metrics, strict=True):
+        for index, run in enumerate(runs):
+            y = getattr(run.evaluations, name) * (100 if name == "accuracy" else 1)
+            x = x_of(run)[run.evaluations.version]
+            marker = "o" if len(x) < 12 else None
+            axes.plot(x, y, marker=marker, markersize=3, label=run.label, **line(index))
+        if name == "accuracy" and target is not None:
+            axes.axhline(target * 100, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
+            axes.annotate(
+                f"target {target * 100:.4g} %",
+                **{"xy": (1, target * 100), "xycoords": ("axes fraction", "data")},
+                **{"xytext": (0, 2), "textcoords": "offset points", "color": MUTED},
+                **{"ha": "right", "va": "bottom", "size": 7.5},
+            )
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(label)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(PLAIN)
+        _scale(axes, name, np.concatenate([getattr(run.evaluations, name) for run in runs]), target)
+    if len(runs) > 1:
+        legend(panels[0], [run.label for run in runs], list(panels[0].lines))
+    return figure
+
+
+def _scale(axes: Axes, name: str, values: Floats, target: float | None) -> None:
+    """Room for the part in which runs differ: their first steps look alike."""
+    values = values[np.isfinite(values)]
+    if name == "loss":
+        if values.min() > 0 and values.max() > 5 * values.min():
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_locator(NullLocator())
+    elif len(values) >= _MANY:
+        low = float(np.percentile(values, 10))
+        top = max(float(values.max()), target or 0.0)
+        axes.set_ylim(
+            bottom=max(0.0, low - (top - low) * 0.1) * 100, top=(top * 1.1 - low * 0.1) * 100
+        )
+    axes.yaxis.set_major_formatter(PLAIN)
+
+
+PICTURES = (
+    Picture(
+        "accuracy-by-time",
+        "Accuracy and loss by time",
+        "A version counts from when it was made, however long its evaluation took. The lowest "
+        "tenth of many accuracies is below the axis.",
+        by_time,
+    ),
+    Picture(
+        "accuracy-by-updates",
+        "Accuracy and loss by updates",
+        "Updates counted in versions.",
+        by_updates,
+    ),
+    Picture(
+        "accuracy-by-bytes",
+        "Accuracy and loss by bytes",
+        "What counted updates carried: the model to the client and the update back.",
+        by_bytes,
+    ),
+    Picture(
+        "accuracy-by-cost",
+        "Accuracy and loss by cost",
+        "Worker-hours, times their price if the experiment has one ([cost]). Under the virtual "
+        "clock each client in flight has a worker of its own, all the time; under the real clock a "
+        "worker counts from its first turn to its last update.",
+        by_cost,
+    ),
+    Picture(
+        "staleness",
+        "Staleness",
+        "How many versions were made while a client trained.",
+        staleness,
+    ),
+    Picture(
+        "response-times",
+        "Response time by client and version",
+        "Virtual clock: from fetching the model to the update's arrival. Real clock: the slot's "
+        "time since its last turn ended, waiting included. By the version that was trained on; the "
+        "mean where a cell has several updates, grey where it has none.",
+        response_times,
+    ),
+    Picture(
+        "participation",
+        "Participation by client speed",
+        "Clients in ten groups by their mean response time. At 1 a group counts as often as the "
+        "average; bars that fall to the right mean that fast clients shape the model more.",
+        participation,
+    ),
+    Picture(
+        "timeline",
+        "Who trained when",
+        "The first turns of clients from the fastest to the slowest. Thin lines are versions, "
+        "where there is room for them.",
+        timeline,
+    ),
+    Picture(
+        "losses",
+        "Dropouts, rejected messages, failures",
+        "A dropout is a turn that brought nothing within its deadline. What a simulated device "
+        "lost is one too, unless its round had ended before.",
+        losses,
+    ),
+)

@@ -1,0 +1,100 @@
+"""The report: one self-contained HTML page, and its figures as files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fluffle.report import tables
+from fluffle.report.costs import target_of
+from fluffle.report.data import Run, read_runs
+from fluffle.report.figures import PICTURES
+from fluffle.report.style import RC, Empty, inline, save
+from schemas import UserError
+from schemas.experiment import CostTable
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    target: float | None = None,
+    price: float | None = None,
+) -> Path:
+    """Write the page and its figures into ``out``; where the page is. Raises: UserError.
+
+    target: an accuracy in (0, 1]; price: of a worker for an hour. Default: the experiments'.
+    """
+    runs = [_with(run, target, price) for run in read_runs(folders)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        sections, left_out = _draw(runs, out)
+        page = out / "report.html"
+        page.write_text(_render(runs, sections, left_out), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the report into {out}: {error}") from None
+    return page
+
+
+def _with(run: Run, target: float | None, price: float | None) -> Run:
+    """The run with another target and price than its experiment's."""
+    tables: dict[str, object] = {}
+    if target is not None:
+        stop = run.experiment.experiment
+        tables["experiment"] = stop.model_copy(update={"target_accuracy": target})
+    if price is not None:
+        currency = {"currency": run.experiment.cost.currency} if run.experiment.cost else {}
+        tables["cost"] = CostTable(price_per_worker_hour=price, **currency)
+    return run.but(run.experiment.model_copy(update=tables))
+
+
+def _draw(runs: list[Run], out: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The figures that there are, saved and ready to be inlined; why there are no others."""
+    sections, left_out = [], []
+    for picture in PICTURES:
+        try:
+            with mpl.rc_context(RC):
+                figure = picture.draw(runs)
+        except Empty as why:
+            left_out.append(f"{picture.title}: {why}.")
+            for path in (out / f"{picture.name}.svg", out / f"{picture.name}.pdf"):
+                path.unlink(missing_ok=True)  # an earlier report's
+            continue
+        save(figure, out, picture.name)
+        sections.append(
+            {
+                **{"name": picture.name, "title": picture.title, "caption": picture.caption},
+                "svg": Markup(inline(figure, picture.name)),
+                # Small figures are not blown up: their text would outgrow the page's.
+                "width": f"{math.ceil(figure.get_figwidth() * 130)}px",
+            }
+        )
+    return sections, left_out
+
+
+def _render(runs: list[Run], sections: list[dict[str, str]], left_out: list[str]) -> str:
+    environment = Environment(
+        loader=PackageLoader("fluffle.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    target = target_of(runs)
+    if target is None:
+        why = "there is no target (experiment.target_accuracy, or --target)"
+        left_out = [f"Updates, time, bytes and cost to a target accuracy: {why}.", *left_out]
+    return environment.get_template("page.html.j2").render(
+        title=", ".join(run.label for run in runs),
+        labels=[run.label for run in runs],
+        facts=tables.facts(runs),
+        target_text=None if target is None else f"{target * 100:.4g} %",
+        to_target=tables.to_target(runs),
+        sections=sections,
+        left_out=left_out,
+    )
