@@ -169,7 +169,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             axis.set(xlabel="clients in flight", yscale="log")
     axes[0].set(ylabel=f"virtual time to {TARGET:.0%} accuracy (s)")
     axes[1].set(ylabel=f"client updates to {TARGET:.0%} accuracy")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     pyplot.rcParams["svg.hashsalt"] = "fluffle"
     figure.savefig(path, metadata={"Date": None})
 
