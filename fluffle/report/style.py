@@ -120,7 +120,7 @@ def legend(axes: Axes, labels: Sequence[str], handles: Sequence[Any], columns: i
 
 def save(figure: Figure, folder: Path, name: str) -> None:
     """``name.svg`` and ``name.pdf``, the same bytes for the same figure."""
-    with mpl.rc_context(RC):
+    with mpl.rc_context({**RC, "savefig.facecolor": "white"}):
         figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
 
