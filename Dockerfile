@@ -14,8 +14,8 @@ ARG TENSORFLOW=cpu
 COPY pyproject.toml /tmp/
 RUN python3 -c "import tomllib; \
 project = tomllib.load(open('/tmp/pyproject.toml', 'rb'))['project']; \
-extra = project['optional-dependencies']['${TENSORFLOW}']; \
-print(*project['dependencies'], *extra, sep='\n')" > /tmp/requirements.txt \
+extras = project['optional-dependencies']; \
+print(*project['dependencies'], *extras['${TENSORFLOW}'], *extras['report'], sep='\n')" > /tmp/requirements.txt \
  && pip install --requirement /tmp/requirements.txt \
  && rm /tmp/requirements.txt
 
