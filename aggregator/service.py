@@ -47,12 +47,10 @@ from schemas import (
     Event,
     Experiment,
     GlobalModel,
-    Message,
     Run,
     Tensors,
     UserError,
     decode,
-    encode,
 )
 from schemas.messages import FromWorker
 
@@ -89,9 +87,12 @@ class AggregatorService:
         on_status: Callable[[str], None] = lambda text: None,
         on_timing: Callable[[str, float], None] = lambda stage, seconds: None,
     ) -> None:
-        """``durable`` = False leaves out what only a crash would miss (a run that starts over).
-
-        ``on_timing`` is told how long each fold, commit and publish took."""
+        """
+        clock: seconds, from any beginning.
+        clock_name: "real", or "virtual" for a run that starts over rather than resumes: it leaves
+            out what only the loss of power would miss.
+        on_timing: is told how long each fold, commit and publish took.
+        """
         self.experiment = experiment
         self.folder = folder
         self.coordinator: Coordinator | None = None
@@ -286,7 +287,7 @@ class AggregatorService:
                 with self._timed("publish"):
                     self._publish(model)
             case Assign(assignments, expires_s):
-                self._port.assign([_envelope(a) for a in assignments], expires_s)
+                self._port.assign([Envelope.of(a) for a in assignments], expires_s)
             case Finish(status, detail, unused):
                 ledger.finish(status, detail, unused, self._sizes(), elapsed_s)
                 self._settle()
@@ -319,7 +320,7 @@ class AggregatorService:
         self._port.reject(delivery, reason)
 
     def _publish(self, model: GlobalModel) -> None:
-        envelope = _envelope(model)
+        envelope = Envelope.of(model)
         if model.final and self.experiment.evaluation.every_updates:
             self._say(f"version {model.version} is the last; waiting for its evaluation")
         fitting = MAX_PREFETCH_BYTES // len(envelope.body)
@@ -338,7 +339,3 @@ class AggregatorService:
 def _of(delivery: Delivery | None) -> Delivery:
     assert delivery is not None, "this effect answers a delivery"
     return delivery
-
-
-def _envelope(message: Message) -> Envelope:
-    return Envelope.of(message, encode(message))

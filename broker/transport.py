@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from schemas.codec import encode
 from schemas.messages import Message
 
 
@@ -30,9 +31,9 @@ class Envelope:
     user_id: str | None = None
 
     @classmethod
-    def of(cls, message: Message, body: bytes) -> Envelope:
-        """The envelope of a message that was encoded to ``body``."""
-        return cls(body, message.type, message.message_id, message.headers())
+    def of(cls, message: Message) -> Envelope:
+        """A message encoded, with its properties."""
+        return cls(encode(message), message.type, message.message_id, message.headers())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -39,7 +39,6 @@ from schemas import (
     Tensors,
     UserError,
     decode,
-    encode,
 )
 from schemas.messages import order
 from simulation.pool import Job, Pool
@@ -309,7 +308,7 @@ class VirtualRun:
         self._port.ack(turn.delivery)
 
     def _submit(self, message: Message) -> None:
-        self._port.submit(Envelope.of(message, encode(message)))
+        self._port.submit(Envelope.of(message))
 
     # ---- what a plan needs
 

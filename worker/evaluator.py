@@ -5,14 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from broker import Envelope, WorkerPort
-from schemas import Evaluation, GlobalModel, Plan, decode, encode
+from schemas import Evaluation, GlobalModel, decode
 from schemas.messages import order
-
-if TYPE_CHECKING:
-    from worker.trainer import Trainer
+from worker.per_plan import PerPlan, make_trainer
 
 _LOOK_UP_S = 0.5
 
@@ -61,7 +58,7 @@ class EvaluatorService:
         self._say = on_status
         self._on_evaluation = on_evaluation
         self._stop = threading.Event()
-        self._trainer: tuple[Plan, Trainer] | None = None
+        self._trainers = PerPlan(make_trainer)
 
     def stop(self) -> None:
         """Stop after the evaluation under way. From any thread, or a signal handler."""
@@ -89,13 +86,8 @@ class EvaluatorService:
                 self._say(f"run {model.run.run_id} is over; waiting for the next")
 
     def _evaluate(self, model: GlobalModel) -> None:
-        from worker.trainer import Trainer  # TensorFlow, only once there is something to evaluate
-
-        if self._trainer is None or self._trainer[0] != model.plan:
-            self._trainer = None
-            self._trainer = (model.plan, Trainer(model.plan))
         started = time.perf_counter()
-        metrics, examples = self._trainer[1].evaluate(model.tensors)
+        metrics, examples = self._trainers.of(model.plan).evaluate(model.tensors)
         evaluation = Evaluation(
             run=model.run,
             version=model.version,
@@ -104,5 +96,5 @@ class EvaluatorService:
             examples=examples,
             seconds=time.perf_counter() - started,
         )
-        self._port.submit(Envelope.of(evaluation, encode(evaluation)))
+        self._port.submit(Envelope.of(evaluation))
         self._on_evaluation(evaluation)

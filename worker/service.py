@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from broker import Closed, Envelope, WorkerPort
-from schemas import Event, GlobalModel, Message, decode, encode
+from schemas import Event, GlobalModel, Message, decode
 from schemas.messages import order
 from worker.slot import Slot, Surroundings
 
@@ -96,7 +96,7 @@ class WorkerService:
                 self._say(f"run {model.run.run_id} is over; waiting for the next")
 
     def _emit(self, event: Event) -> None:
-        self._port.emit(Envelope.of(event, encode(event)))
+        self._port.emit(Envelope.of(event))
 
     # ---- one slot
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from broker import Delivery, Envelope, MessageTooLarge, WorkerPort
 from schemas import (
@@ -22,14 +21,13 @@ from schemas import (
     DecodeError,
     GlobalModel,
     Message,
-    Plan,
     Run,
     UserError,
     decode,
-    encode,
 )
 from schemas.messages import order
 from worker.devices import Devices, Fate
+from worker.per_plan import PerPlan, make_trainer
 from worker.turn import (
     failed_update,
     initial_update,
@@ -38,9 +36,6 @@ from worker.turn import (
     payload_bytes,
     verdict,
 )
-
-if TYPE_CHECKING:
-    from worker.trainer import Trainer
 
 _LOOK_UP_S = 0.5
 #: After failures in a row a slot rests, so that a broken worker does not eat all turns.
@@ -68,8 +63,8 @@ class Slot:
     def __init__(self, worker: Surroundings) -> None:
         self._worker = worker
         self._port = worker.port
-        self._trainer: tuple[Plan, Trainer] | None = None
-        self._devices: tuple[Plan, Devices] | None = None
+        self._trainers = PerPlan(make_trainer)
+        self._devices = PerPlan(Devices)
         self._failures = 0
         self._pause_s = 0.0
         self._free_since = time.perf_counter()
@@ -109,7 +104,7 @@ class Slot:
         if model is None:
             return None
         try:
-            devices = self._devices_for(model.plan)
+            devices = self._devices.of(model.plan)
         except UserError as error:  # a CSV that this worker does not have
             return self._failed(assignment, model.version, error)
         return self._train_on_device(assignment, model, devices)
@@ -117,7 +112,7 @@ class Slot:
     def _initialise(self, assignment: Assignment) -> Message:
         try:
             assert assignment.plan is not None
-            weights = self._trainer_for(assignment.plan).initial()
+            weights = self._trainers.of(assignment.plan).initial()
         except Exception as error:
             return self._failed(assignment, 0, error)
         return initial_update(assignment, self._worker.worker_id, weights)
@@ -160,7 +155,7 @@ class Slot:
 
     def _train(self, assignment: Assignment, model: GlobalModel, fate: Fate) -> Message:
         try:
-            trainer = self._trainer_for(model.plan)
+            trainer = self._trainers.of(model.plan)
             client, turn = assignment.client, assignment.turn
             trained = trainer.train(model.tensors, client, turn, fate.epochs)
             self._wait(fate.train_s(trained.examples) - trained.seconds)
@@ -186,24 +181,11 @@ class Slot:
     def _submit(self, assignment: Assignment, answer: Message) -> Message:
         """What was sent in the end."""
         try:
-            self._port.submit(Envelope.of(answer, encode(answer)))
+            self._port.submit(Envelope.of(answer))
         except MessageTooLarge as error:
             answer = self._failed(assignment, 0, error)
-            self._port.submit(Envelope.of(answer, encode(answer)))
+            self._port.submit(Envelope.of(answer))
         return answer
-
-    def _trainer_for(self, plan: Plan) -> Trainer:
-        from worker.trainer import Trainer  # TensorFlow, only once there is something to train
-
-        if self._trainer is None or self._trainer[0] != plan:
-            self._trainer = None  # let the old one go before the new one is built
-            self._trainer = (plan, Trainer(plan))
-        return self._trainer[1]
-
-    def _devices_for(self, plan: Plan) -> Devices:
-        if self._devices is None or self._devices[0] != plan:
-            self._devices = (plan, Devices(plan))
-        return self._devices[1]
 
     def _slot_s(self) -> float:
         now = time.perf_counter()

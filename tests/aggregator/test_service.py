@@ -32,7 +32,6 @@ from schemas import (
     Tensors,
     UserError,
     decode,
-    encode,
 )
 
 WEIGHTS: Tensors = {"trainable/0": np.zeros(1000, np.float32)}
@@ -47,7 +46,7 @@ def experiment(**tables: Any) -> Experiment:
 
 
 def envelope(message: Message) -> Envelope:
-    return Envelope.of(message, encode(message))
+    return Envelope.of(message)
 
 
 class Clients:

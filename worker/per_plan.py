@@ -1,0 +1,35 @@
+"""One thing that is made from a plan, kept as long as the plan stays the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from schemas import Plan
+
+if TYPE_CHECKING:
+    from worker.trainer import Trainer
+
+T = TypeVar("T")
+
+
+class PerPlan(Generic[T]):
+    """Makes a trainer (or its like) when a plan comes, and anew when another does."""
+
+    def __init__(self, make: Callable[[Plan], T]) -> None:
+        self._make = make
+        self._made: tuple[Plan, T] | None = None
+
+    def of(self, plan: Plan) -> T:
+        """What belongs to this plan. Raises: what ``make`` raises."""
+        if self._made is None or self._made[0] != plan:
+            self._made = None  # let the old one go before the new one is built
+            self._made = (plan, self._make(plan))
+        return self._made[1]
+
+
+def make_trainer(plan: Plan) -> Trainer:
+    """A trainer; TensorFlow is imported only once there is something to train."""
+    from worker.trainer import Trainer
+
+    return Trainer(plan)
