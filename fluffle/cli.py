@@ -147,6 +147,10 @@ def worker(
     name: Annotated[str, typer.Option(help="Default: host and process id.")] = "",
     federation: Federation = "fluffle",
     stay: Annotated[bool, typer.Option(help="Wait for the next run when one is over.")] = False,
+    journal: Annotated[
+        Optional[Path],  # noqa: UP045 typer reads it
+        typer.Option(help="Append there, as JSON lines, what is sent and what is confirmed."),
+    ] = None,
     connect_timeout: Timeout = 30.0,
     metrics_port: MetricsPort = None,
     metrics_address: MetricsAddress = "127.0.0.1",
@@ -158,7 +162,7 @@ def worker(
     name = name or default_name("worker")
     place = connect(broker, federation, name, connect_timeout)
     with metrics_at(metrics_address, metrics_port) as registry:
-        work(place, name, slots, stay, parent, registry)
+        work(place, name, slots, stay, journal, parent, registry)
 
 
 @app.command()

@@ -85,13 +85,21 @@ def lead(
 
 
 def work(
-    place: Broker, name: str, slots: int, stay: bool, parent: int, registry: CollectorRegistry
+    place: Broker,
+    name: str,
+    slots: int,
+    stay: bool,
+    journal: Path | None,
+    parent: int,
+    registry: CollectorRegistry,
 ) -> None:
     """Train clients until the run is over, or a signal. Raises: UserError."""
+    from worker.journal import Journal
     from worker.runtime import configure
     from worker.service import WorkerService
 
     _may_leave_early()
+    kept = Journal(journal)
     name = name or default_name("worker")
     configure(slots)
     metrics = WorkerMetrics(registry, slots)
@@ -101,6 +109,7 @@ def work(
         name,
         slots,
         stay=stay,
+        journal=kept,
         on_status=say,
         on_model=metrics.on_model,
         on_turn=metrics.on_turn,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from broker import Closed, Envelope, WorkerPort
 from schemas import Event, GlobalModel, Message, decode
 from schemas.messages import order
+from worker.journal import Journal
 from worker.slot import Slot, Surroundings
 
 _LOOK_UP_S = 0.5
@@ -28,12 +29,14 @@ class WorkerService:
         slots: int,
         *,
         stay: bool = False,
+        journal: Journal | None = None,
         on_status: Callable[[str], None] = lambda text: None,
         on_model: Callable[[GlobalModel, int], None] = lambda model, size: None,
         on_turn: Callable[[Message | None], None] = lambda answer: None,
     ) -> None:
         """
         stay: wait for the next run when one is over.
+        journal: is told what is sent, before and after.
         on_model: is told of every model that arrives, and its size in bytes.
         on_turn: is told, by slots, what a turn brought; None where it was for nobody any more.
         """
@@ -41,6 +44,7 @@ class WorkerService:
         self._port = port
         self._slots = slots
         self._stay = stay
+        self._journal = journal or Journal()
         self._say = on_status
         self._on_model = on_model
         self._on_turn = on_turn
@@ -110,6 +114,7 @@ class WorkerService:
                     self._say,
                     self._on_turn,
                     self._take_received,
+                    self._journal,
                 )
             ).run()
         except Closed:

@@ -27,6 +27,7 @@ from schemas import (
 )
 from schemas.messages import order
 from worker.devices import Devices, Fate
+from worker.journal import Journal
 from worker.per_plan import PerPlan, make_trainer
 from worker.turn import (
     failed_update,
@@ -55,6 +56,7 @@ class Surroundings:
     on_turn: Callable[[Message | None], None]
     #: Bytes of models received since somebody asked last.
     take_received: Callable[[], int]
+    journal: Journal
 
 
 class Slot:
@@ -181,11 +183,16 @@ class Slot:
     def _submit(self, assignment: Assignment, answer: Message) -> Message:
         """What was sent in the end."""
         try:
-            self._port.submit(Envelope.of(answer))
+            self._send(Envelope.of(answer))
         except MessageTooLarge as error:
             answer = self._failed(assignment, 0, error)
-            self._port.submit(Envelope.of(answer))
+            self._send(Envelope.of(answer))
         return answer
+
+    def _send(self, envelope: Envelope) -> None:
+        self._worker.journal.sending(envelope)
+        self._port.submit(envelope)
+        self._worker.journal.confirmed(envelope)
 
     def _slot_s(self) -> float:
         now = time.perf_counter()
