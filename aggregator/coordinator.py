@@ -216,7 +216,7 @@ class Coordinator:
             sends=self._sends,
             clients=self.experiment.task.clients,
             version=self.version,
-            max_staleness=self.experiment.aggregation.max_staleness,
+            max_staleness=self.experiment.max_staleness,
             model=self.buffer.model,
         )
         if reason is None and (

@@ -73,7 +73,7 @@ def _updates_are_ours(ledger: Ledger, experiment: Experiment) -> Iterator[str]:
 
 
 def _staleness_is_true(ledger: Ledger, experiment: Experiment) -> Iterator[str]:
-    limit = experiment.aggregation.max_staleness
+    limit = experiment.max_staleness
     rows = ledger.query(
         "SELECT update_id, version, base_version, staleness FROM updates"
         " WHERE disposition = 'counted' AND version > 0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -140,11 +140,29 @@ class ParticipationTable(Table):
     pause_s: Range = (0.0, 0.0)
 
 
+#: Every strategy by its name; docs/strategies.md has their equations.
+STRATEGIES = (
+    *("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"),
+    *("fedbuff", "fedasync", "ringmaster"),
+)
+#: They hand what they aggregate to a server optimizer of one's choice.
+WITH_OPTIMIZER = ("fedbuff",)
+#: They make a version of every update.
+ONE_BY_ONE = ("fedasync", "ringmaster")
+
+
+def _known_strategy(name: str) -> str:
+    if name in STRATEGIES:
+        return name
+    raise ValueError(f"aggregation.strategy = {name!r} is none of {', '.join(STRATEGIES)}")
+
+
 class AggregationTable(Table):
     """When a buffer closes, and what is made of it."""
 
-    strategy: Literal["fedavg", "fedbuff", "fedasync"] = "fedbuff"
-    #: How many updates close the buffer (K). Default: fedasync 1, cohort its size, else 3.
+    strategy: Annotated[str, AfterValidator(_known_strategy)] = "fedbuff"
+    #: How many updates close the buffer (K). Default: fedasync and ringmaster 1, cohort its size,
+    #: else 3.
     quorum: int | None = Field(None, ge=1)
     #: The time after which the buffer closes without a quorum.
     deadline_s: Positive = 10.0
@@ -154,15 +172,26 @@ class AggregationTable(Table):
     #: Updates staler than this are rejected. Default: none is too stale.
     max_staleness: int | None = Field(None, ge=0)
     #: The weight of a stale update: constant 1; polynomial (1+tau)^-a; hinge 1/(a(tau-b)+1) past b.
-    staleness: Literal["constant", "polynomial", "hinge"] = "polynomial"
+    #: Default: polynomial for fedbuff and fedasync, constant for the others.
+    staleness: Literal["constant", "polynomial", "hinge"] | None = None
     staleness_a: NonNegative = 0.5
     staleness_b: NonNegative = 4.0
-    #: fedavg: weigh updates by examples, or all the same.
+    #: fedavg, fedavgm, fedadagrad, fedadam, fedyogi: weigh updates by examples, or all the same.
     weighting: Literal["examples", "uniform"] = "examples"
-    #: fedbuff: the server's learning rate (eta_g).
-    server_learning_rate: Positive = 1.0
+    #: What the server makes of the mean delta. Default: the one in the strategy's name, else sgd.
+    server_optimizer: Literal["sgd", "momentum", "adagrad", "adam", "yogi"] | None = None
+    #: The server's learning rate (eta). Default: sgd, momentum 1; adagrad 0.1; adam, yogi 0.01.
+    server_learning_rate: Positive | None = None
+    #: momentum: beta; adagrad, adam, yogi: beta_1. Default: 0.9, adagrad 0.
+    server_beta_1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    #: adam, yogi: beta_2. Default: 0.99.
+    server_beta_2: Annotated[float, Field(ge=0, lt=1)] | None = None
+    #: adagrad, adam, yogi: the degree of adaptivity (tau). Default: 0.001.
+    server_tau: Positive | None = None
     #: fedasync: the mixing weight (alpha).
     mixing: Fraction = 0.6
+    #: ringmaster: updates this stale or staler are ignored (R).
+    delay_threshold: int | None = Field(None, ge=1)
     #: cohort: fold in client order, so that every version has the same bytes on any transport.
     deterministic: bool = False
     #: A partial checkpoint is taken when updates have been held for this long.
@@ -219,11 +248,19 @@ class Experiment(Table):
         """K: how many updates close the buffer."""
         if self.aggregation.quorum is not None:
             return self.aggregation.quorum
-        if self.aggregation.strategy == "fedasync":
+        if self.aggregation.strategy in ONE_BY_ONE:
             return 1
         if self.participation.mode == "cohort":
             return self.sampled
         return min(3, self.concurrency)
+
+    @property
+    def max_staleness(self) -> int | None:
+        """Updates staler than this are rejected; None if none is too stale."""
+        limits = [self.aggregation.max_staleness]
+        if self.aggregation.strategy == "ringmaster" and self.aggregation.delay_threshold:
+            limits.append(self.aggregation.delay_threshold - 1)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -236,9 +273,18 @@ class Experiment(Table):
             )
         if self.aggregation.min_updates > self.quorum:
             raise ValueError("aggregation.min_updates is larger than the quorum")
-        if self.aggregation.strategy == "fedasync" and self.quorum != 1:
+        strategy = self.aggregation.strategy
+        if strategy in ONE_BY_ONE and self.quorum != 1:
             raise ValueError(
-                "fedasync makes a version of every update: remove aggregation.quorum, or make it 1"
+                f"{strategy} makes a version of every update: remove aggregation.quorum, or make "
+                "it 1"
+            )
+        if strategy == "ringmaster" and self.aggregation.delay_threshold is None:
+            raise ValueError("ringmaster needs aggregation.delay_threshold (R)")
+        if self.aggregation.server_optimizer and strategy not in WITH_OPTIMIZER:
+            raise ValueError(
+                f"aggregation.server_optimizer goes with {', '.join(WITH_OPTIMIZER)}, and not with "
+                f"{strategy}"
             )
         if self.aggregation.deterministic and not (cohort and self.quorum == self.concurrency):
             raise ValueError(

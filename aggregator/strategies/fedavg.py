@@ -4,7 +4,7 @@ Deep Networks from Decentralized Data, arXiv 1602.05629, Algorithm 1::
     w_{t+1} <- sum_k (n_k / n) w_k^{t+1},   n = sum_k n_k
 
 over the clients k of the buffer, n_k the examples that client k trained on. The paper knows no
-staleness, and neither does this: where updates may be stale, bound them with ``max_staleness``.
+staleness; where updates may be stale, n_k may be scaled by s(tau), and ``max_staleness`` bounds it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from aggregator.strategies.base import State
+from aggregator.strategies.staleness import Staleness, constant
 from aggregator.strategies.tree import add_to_buffer, mean_of, next_version, with_model
 from schemas import ClientUpdate, Tensors
 
@@ -22,6 +23,7 @@ class FedAvg:
     """The mean of the clients' weights, by examples or uniform."""
 
     weighting: Literal["examples", "uniform"]
+    s: Staleness = constant
 
     sends: ClassVar[Literal["weights"]] = "weights"
 
@@ -30,9 +32,9 @@ class FedAvg:
         return with_model(weights)
 
     def accept(self, state: State, update: ClientUpdate, staleness: int) -> State:
-        """sum += n_k w_k"""
+        """sum += n_k s(tau) w_k"""
         n_k = update.examples if self.weighting == "examples" else 1
-        return add_to_buffer(state, n_k, update.tensors)
+        return add_to_buffer(state, n_k * self.s(staleness), update.tensors)
 
     def step(self, state: State) -> State:
         """w <- sum / n"""

@@ -7,6 +7,8 @@ Delta_i = local - base, the base being the version that client i trained from (t
 base - local, and subtracts). K is the number of updates in the buffer: the quorum, or what had
 come when the deadline closed it. It is not the sum of the s(tau): stale updates make a step
 shorter. Values that are no parameters (batch-norm statistics) are averaged with weights s(tau).
+
+Another server optimizer may take the place of the plain step with eta_g.
 """
 
 from __future__ import annotations
@@ -15,16 +17,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from aggregator.strategies.base import State
-from aggregator.strategies.fold import Sum
+from aggregator.strategies.optimizers import ServerOptimizer
 from aggregator.strategies.staleness import Staleness
-from aggregator.strategies.tree import (
-    add_to_buffer,
-    buffered,
-    is_value,
-    mean_of,
-    next_version,
-    with_model,
-)
+from aggregator.strategies.tree import add_to_buffer, buffered, server_step, sum_of, with_model
 from schemas import ClientUpdate, Tensors
 
 
@@ -32,14 +27,14 @@ from schemas import ClientUpdate, Tensors
 class FedBuff:
     """A server step along the mean of the buffered deltas."""
 
-    server_learning_rate: float
+    optimizer: ServerOptimizer
     s: Staleness
 
     sends: ClassVar[Literal["delta"]] = "delta"
 
     def init(self, weights: Tensors) -> State:
-        """The model alone."""
-        return with_model(weights)
+        """The model, and what the optimizer keeps."""
+        return with_model(weights, self.optimizer)
 
     def accept(self, state: State, update: ClientUpdate, staleness: int) -> State:
         """sum += s(tau) Delta"""
@@ -47,11 +42,5 @@ class FedBuff:
 
     def step(self, state: State) -> State:
         """w <- w + eta_g / K sum"""
-        rate = self.server_learning_rate / buffered(state, "updates")
-
-        def formula(key: str, w: Sum, total: Sum) -> Sum:
-            if is_value(key):
-                return mean_of(state, w, total)
-            return w + rate * total
-
-        return next_version(state, formula)
+        k = buffered(state, "updates")
+        return server_step(state, self.optimizer, lambda key, part: sum_of(state, key, part) / k)

@@ -7,6 +7,7 @@ that stays in the cache: exact products, no copy, and half the time (25 M float3
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -20,16 +21,21 @@ Sum = NDArray[np.float64]
 _BLOCK = 32_768
 
 
+def blocks(size: int, length: int = _BLOCK) -> Iterator[slice]:
+    """Consecutive parts of ``length`` numbers; the last has what is left."""
+    for start in range(0, size, length):
+        yield slice(start, min(start + length, size))
+
+
 def add_scaled(total: Sum, weight: float, values: Array) -> None:
     """total += weight * values, in place; ``values`` may be read-only and of any number dtype."""
     flat = total.reshape(-1)
     source: NDArray[Any] = values.reshape(-1)
     scratch = np.empty(min(_BLOCK, flat.size))
-    for start in range(0, flat.size, _BLOCK):
-        part = flat[start : start + _BLOCK]
-        product = scratch[: part.size]
-        np.multiply(source[start : start + _BLOCK], weight, out=product, dtype=np.float64)
-        np.add(part, product, out=part)
+    for part in blocks(flat.size):
+        product = scratch[: part.stop - part.start]
+        np.multiply(source[part], weight, out=product, dtype=np.float64)
+        flat[part] += product
 
 
 def writable(array: Array) -> Sum:

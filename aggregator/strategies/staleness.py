@@ -34,9 +34,15 @@ def hinge(a: float, b: float) -> Staleness:
 
 
 def staleness_of(table: AggregationTable) -> Staleness:
-    """The function that an experiment's ``aggregation`` table names."""
-    if table.staleness == "polynomial":
+    """The function that an experiment's ``aggregation`` table names.
+
+    By default the polynomial where the paper has it, else none.
+    """
+    kind = table.staleness
+    if kind is None and table.strategy in ("fedbuff", "fedasync"):
+        kind = "polynomial"
+    if kind == "polynomial":
         return polynomial(table.staleness_a)
-    if table.staleness == "hinge":
+    if kind == "hinge":
         return hinge(table.staleness_a, table.staleness_b)
     return constant

@@ -7,15 +7,26 @@ from collections.abc import Callable
 import numpy as np
 
 from aggregator.strategies.base import State, model_of
-from aggregator.strategies.fold import Sum, add_scaled, cast_like, writable
+from aggregator.strategies.fold import Sum, add_scaled, blocks, cast_like, writable
+from aggregator.strategies.optimizers import ServerOptimizer
 from schemas import Tensors
 
 _SUM = "buffer/sum/"
 
 
-def with_model(weights: Tensors) -> State:
-    """A state that holds ``weights`` as its model, and an empty buffer."""
-    return {f"model/{key}": array for key, array in weights.items()}
+def with_model(weights: Tensors, optimizer: ServerOptimizer | None = None) -> State:
+    """A state that holds ``weights`` as its model, what ``optimizer`` keeps, and an empty buffer.
+
+    The optimizer keeps a number per parameter and slot in the model's dtype, or float32 if that
+    is smaller.
+    """
+    state: State = {f"model/{key}": array for key, array in weights.items()}
+    for slot, value in (optimizer.start() if optimizer else {}).items():
+        for key, array in weights.items():
+            if not is_value(key):
+                dtype = np.result_type(array.dtype, np.float32)
+                state[f"server/{slot}/{key}"] = np.full(array.shape, value, dtype)
+    return state
 
 
 def is_value(key: str) -> bool:
@@ -33,8 +44,8 @@ def add_to_buffer(state: State, weight: float, tensors: Tensors) -> State:
         total = np.zeros(model.shape) if stored is None else writable(stored)
         add_scaled(total, weight, tensors[key])
         state[_SUM + key] = total
-    _count(state, "weight", weight)
-    _count(state, "updates", 1)
+    count(state, "weight", weight)
+    count(state, "updates", 1)
     return state
 
 
@@ -46,18 +57,24 @@ def mix_into_buffer(state: State, alpha: float, tensors: Tensors) -> State:
         total *= 1.0 - alpha
         add_scaled(total, alpha, tensors[key])
         state[_SUM + key] = total
-    _count(state, "updates", 1)
+    count(state, "updates", 1)
     return state
 
 
-def _count(state: State, name: str, value: float) -> None:
+def count(state: State, name: str, value: float) -> None:
+    """Add to the number ``buffer/<name>``."""
     before = state.get(f"buffer/{name}")
     state[f"buffer/{name}"] = np.array(value + (0.0 if before is None else before.item()))
 
 
 def buffered(state: State, name: str) -> float:
-    """``buffer/weight`` or ``buffer/updates`` as a number."""
+    """``buffer/weight``, ``buffer/updates`` or another that was counted, as a number."""
     return float(state[f"buffer/{name}"].item())
+
+
+def sum_of(state: State, key: str, part: slice) -> Sum:
+    """A part of the buffer's sum of one tensor, flat."""
+    return np.asarray(state[_SUM + key], np.float64).reshape(-1)[part]
 
 
 def mean_of(state: State, w: Sum, total: Sum) -> Sum:
@@ -76,4 +93,37 @@ def next_version(state: State, formula: Callable[[str, Sum, Sum], Sum]) -> State
         total = np.asarray(state[_SUM + key], np.float64)
         w = np.asarray(model, np.float64)
         following[f"model/{key}"] = cast_like(formula(key, w, total), model)
+    return following
+
+
+def server_step(
+    state: State,
+    optimizer: ServerOptimizer,
+    delta: Callable[[str, slice], Sum],
+    value: Callable[[str, slice, Sum], Sum] | None = None,
+    block: int | None = None,
+) -> State:
+    """The state after one step of the server optimizer, its buffer empty.
+
+    ``delta(key, part)`` is what was aggregated of a part of a ``trainable`` tensor, flat, float64;
+    ``value(key, part, w)`` of the others: by default their mean. Part by part, of ``block``
+    numbers, so that temporaries stay in the cache: the memory needed is that of the next state.
+    """
+    value = value or (lambda key, part, w: mean_of(state, w, sum_of(state, key, part)))
+    following: State = {k: a for k, a in state.items() if k.startswith("server/")}
+    for key, model in model_of(state).items():
+        names = {} if is_value(key) else {s: f"server/{s}/{key}" for s in optimizer.start()}
+        made = {name: np.empty(state[name].shape, state[name].dtype) for name in names.values()}
+        made[f"model/{key}"] = new = np.empty(model.shape, model.dtype)
+        for part in blocks(model.size) if block is None else blocks(model.size, block):
+            w = model.reshape(-1)[part].astype(np.float64)
+            if is_value(key):
+                w = value(key, part, w)
+            else:
+                kept = {s: state[n].reshape(-1)[part].astype(np.float64) for s, n in names.items()}
+                w, keep = optimizer.apply(w, delta(key, part), kept)
+                for slot, array in keep.items():
+                    made[names[slot]].reshape(-1)[part] = array
+            new.reshape(-1)[part] = cast_like(w, new.reshape(-1)[part])
+        following |= made
     return following

@@ -12,9 +12,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from aggregator.strategies import FedAsync, FedAvg, FedBuff, Strategy, make_strategy, model_of
+from aggregator.strategies import (
+    FedAsync,
+    FedAvg,
+    FedBuff,
+    FedOpt,
+    Ringmaster,
+    Strategy,
+    make_strategy,
+    model_of,
+)
 from aggregator.strategies.fold import add_scaled
+from aggregator.strategies.optimizers import (
+    Adaptive,
+    Momentum,
+    SecondMoment,
+    Sgd,
+    adagrad,
+    adam,
+    yogi,
+)
 from aggregator.strategies.staleness import constant, hinge, polynomial, staleness_of
 from schemas import ClientUpdate, Experiment, Run, Tensors
 from schemas.codec import pack, unpack
@@ -25,8 +44,12 @@ RUN = Run(run_id="r", run_started=0, epoch=1)
 STRATEGIES: dict[str, Strategy] = {
     "fedavg": FedAvg("examples"),
     "fedavg-uniform": FedAvg("uniform"),
-    "fedbuff": FedBuff(0.7, polynomial(0.5)),
+    "fedbuff": FedBuff(Sgd(0.7), polynomial(0.5)),
     "fedasync": FedAsync(0.6, hinge(10, 1)),
+    "fedavgm": FedOpt(Momentum(0.7, 0.9), "uniform"),
+    "fedadam": FedOpt(Adaptive(adam, 0.1, 0.9, 0.99, 1e-3), "examples", polynomial(0.5)),
+    "fedbuff-yogi": FedBuff(Adaptive(yogi, 0.1, 0.9, 0.99, 1e-3), polynomial(0.5)),
+    "fedbuff-adagrad": FedBuff(Adaptive(adagrad, 0.1, 0.0, 0.99, 1e-3), polynomial(0.5)),
 }
 each_strategy = pytest.mark.parametrize("name", sorted(STRATEGIES))
 
@@ -73,7 +96,7 @@ arrivals = st.lists(
 
 
 @given(arrivals, st.randoms())
-@pytest.mark.parametrize("name", ["fedavg", "fedavg-uniform", "fedbuff"])
+@pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - {"fedasync"}))
 def test_the_order_of_arrival_moves_no_float32_by_more_than_its_last_bit(
     name: str, told: list[tuple[int, int, int]], random: Random
 ) -> None:
@@ -87,7 +110,7 @@ def test_the_order_of_arrival_moves_no_float32_by_more_than_its_last_bit(
 
 
 @given(arrivals, st.randoms())
-@pytest.mark.parametrize("strategy", [FedAvg("examples"), FedBuff(1.0, constant)])
+@pytest.mark.parametrize("strategy", [FedAvg("examples"), FedBuff(Sgd(1.0), constant)])
 def test_where_products_are_exact_the_order_of_arrival_moves_no_byte(
     strategy: Strategy, told: list[tuple[int, int, int]], random: Random
 ) -> None:
@@ -104,7 +127,7 @@ def test_fedbuff_with_one_fresh_or_unweighted_update_is_the_model_plus_eta_times
     seed: int, tau: int, eta: float
 ) -> None:
     model, sent = tensors_of(1), tensors_of(seed)
-    got = fold(FedBuff(eta, constant), model, [(update_of(sent), tau)])
+    got = fold(FedBuff(Sgd(eta), constant), model, [(update_of(sent), tau)])
     for key in ("trainable/0", "trainable/1"):
         expected = model[key].astype(float) + eta * sent[key].astype(float)
         assert np.array_equal(got[key], expected.astype(np.float32))
@@ -114,7 +137,7 @@ def test_fedbuff_with_one_fresh_or_unweighted_update_is_the_model_plus_eta_times
 def test_fedbuff_divides_by_the_number_of_updates_and_not_by_their_weights() -> None:
     # Given three equally stale updates with the same delta
     model, sent = tensors_of(1), tensors_of(2)
-    got = fold(FedBuff(1.0, polynomial(0.5)), model, [(update_of(sent), 3)] * 3)
+    got = fold(FedBuff(Sgd(1.0), polynomial(0.5)), model, [(update_of(sent), 3)] * 3)
 
     # Then the step is half as long (1 / sqrt(1 + 3)), as a normalised mean would not make it
     expected = model["trainable/0"] + 0.5 * sent["trainable/0"].astype(float)
@@ -164,7 +187,7 @@ def test_same_inputs_give_the_same_bytes_and_only_the_owned_sums_change(name: st
 
     # Then all results have the same bytes and dtypes, no buffer, and the inputs are as before
     for result in results:
-        assert list(result) == [f"model/{key}" for key in model]
+        assert [k for k in result if not k.startswith("server/")] == [f"model/{k}" for k in model]
         for key, array in result.items():
             assert array.tobytes() == results[0][key].tobytes()
             assert array.dtype == np.float32
@@ -296,7 +319,105 @@ def test_the_experiment_says_which_strategy_with_which_parameters() -> None:
     assert made(strategy="fedavg", weighting="uniform") == FedAvg("uniform")
     buffered = made(strategy="fedbuff", server_learning_rate=0.3, staleness_a=2)
     assert isinstance(buffered, FedBuff)
-    assert (buffered.server_learning_rate, buffered.s(2), buffered.sends) == (0.3, 1 / 9, "delta")
+    assert (buffered.optimizer, buffered.s(2), buffered.sends) == (Sgd(0.3), 1 / 9, "delta")
     mixed = made(strategy="fedasync", mixing=0.9, staleness="constant")
     assert mixed == FedAsync(0.9, constant)
     assert mixed.sends == "weights"
+    assert made(strategy="fedadam", server_tau=0.01) == FedOpt(
+        Adaptive(adam, 0.01, 0.9, 0.99, 0.01), "examples", constant
+    )
+    assert made(strategy="fedadagrad", server_learning_rate=0.5) == FedOpt(
+        Adaptive(adagrad, 0.5, 0.0, 0.99, 1e-3), "examples", constant
+    )
+    assert made(strategy="fedavgm") == FedOpt(Momentum(1.0, 0.9), "examples", constant)
+    assert made(strategy="ringmaster", delay_threshold=4) == Ringmaster(Sgd(1.0), constant)
+    buffered = made(strategy="fedbuff", server_optimizer="yogi", staleness="constant")
+    assert buffered == FedBuff(Adaptive(yogi, 0.01, 0.9, 0.99, 1e-3), constant)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "said"),
+    [
+        ({"strategy": "fedadm"}, "'fedadm' is none of fedavg, fedavgm, "),
+        ({"strategy": "ringmaster"}, "ringmaster needs aggregation.delay_threshold"),
+        ({"strategy": "ringmaster", "delay_threshold": 3, "quorum": 2}, "of every update"),
+        ({"strategy": "fedavg", "server_optimizer": "adam"}, "and not with fedavg"),
+    ],
+)
+def test_what_a_strategy_cannot_do_is_said_before_it_starts(
+    aggregation: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Experiment.model_validate({"aggregation": aggregation})
+    assert said in str(caught.value)
+
+
+def test_ringmaster_bounds_the_staleness_below_its_threshold() -> None:
+    def bound(**aggregation: object) -> int | None:
+        table = {"strategy": "ringmaster", "delay_threshold": 5, **aggregation}
+        return Experiment.model_validate({"aggregation": table}).max_staleness
+
+    assert (bound(), bound(max_staleness=2), bound(max_staleness=9)) == (4, 2, 4)
+
+
+@given(st.integers(0, 2**32), st.floats(0.01, 2))
+def test_a_server_optimizer_that_forgets_at_once_is_a_plain_step(seed: int, eta: float) -> None:
+    model, sent = tensors_of(1), tensors_of(seed)
+    plain = fold(FedBuff(Sgd(eta), constant), model, [(update_of(sent), 0)])
+    forgetful = fold(FedBuff(Momentum(eta, 0.0), constant), model, [(update_of(sent), 0)])
+    assert all(plain[key].tobytes() == array.tobytes() for key, array in forgetful.items())
+
+
+def test_the_mean_of_fedopt_is_fedavgs_and_weights_scale() -> None:
+    # Given clients' weights, and the same as deltas
+    model = tensors_of(1)
+    local = [tensors_of(seed) for seed in (2, 3, 4)]
+    deltas = [
+        {k: a - model[k] if k.startswith("trainable") else a for k, a in tensors.items()}
+        for tensors in local
+    ]
+
+    # When FedAvg averages the weights, and FedOpt with a plain step of 1 the deltas
+    averaged = fold(
+        FedAvg("examples"),
+        model,
+        [(update_of(t, n), 0) for t, n in zip(local, (1, 5, 9), strict=True)],
+    )
+    stepped, scaled = (
+        fold(
+            FedOpt(Sgd(1.0), "examples"),
+            model,
+            [(update_of(d, m * n), 0) for d, n in zip(deltas, (1, 5, 9), strict=True)],
+        )
+        for m in (1, 1000)
+    )
+
+    # Then they agree, and so they do for a thousand times the examples
+    for key, array in averaged.items():
+        np.testing.assert_allclose(array, stepped[key], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(scaled[key], stepped[key], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("second_moment", [adam, yogi, adagrad])
+def test_no_server_optimizer_touches_batch_norm_statistics_or_keeps_anything_for_them(
+    second_moment: SecondMoment,
+) -> None:
+    strategy = FedOpt(Adaptive(second_moment, 0.1, 0.9, 0.99, 1e-3), "uniform")
+    model, sent = tensors_of(1), tensors_of(2)
+    state = strategy.step(strategy.accept(strategy.init(model), update_of(sent), 0))
+    assert np.array_equal(model_of(state)["non_trainable/0"], sent["non_trainable/0"])
+    kept = [key for key in state if key.startswith("server/")]
+    assert sorted(kept) == [f"server/{s}/trainable/{i}" for s in "mv" for i in range(2)]
+
+
+@given(hnp.arrays(np.float32, 7, elements=st.floats(-1e3, 1e3, width=32)), st.integers(1, 40))
+def test_the_second_moments_never_fall_to_zero(values: Floats, steps: int) -> None:
+    model: Tensors = {"trainable/0": np.zeros(7, np.float32)}
+    for second_moment in (adam, yogi, adagrad):
+        strategy = FedOpt(Adaptive(second_moment, 0.1, 0.9, 0.9, 1e-3), "uniform")
+        state = strategy.init(model)
+        for step in range(steps):
+            sent: Tensors = {"trainable/0": values * np.float32(step % 3)}
+            state = strategy.step(strategy.accept(state, update_of(sent), 0))
+        assert (state["server/v/trainable/0"] > 0).all()
+        assert np.isfinite(state["model/trainable/0"]).all()

@@ -42,9 +42,12 @@ def assert_equal_to_the_last_bits(got: Tensors, expected: Tensors) -> None:
 
 def test_there_is_a_story_for_every_strategy_and_staleness() -> None:
     assert [
+        *("fedadagrad", "fedadam", "fedadam-stale"),
         *("fedasync-constant", "fedasync-hinge", "fedasync-polynomial"),
-        *("fedavg-examples", "fedavg-uniform"),
-        *("fedbuff-constant", "fedbuff-hinge", "fedbuff-polynomial"),
+        *("fedavg-examples", "fedavg-uniform", "fedavgm"),
+        *("fedbuff-adagrad", "fedbuff-adam", "fedbuff-constant", "fedbuff-hinge"),
+        *("fedbuff-momentum", "fedbuff-polynomial", "fedbuff-yogi"),
+        *("fedyogi", "ringmaster"),
     ] == STORIES
 
 
@@ -52,7 +55,8 @@ def test_there_is_a_story_for_every_strategy_and_staleness() -> None:
 def test_every_version_is_the_one_that_the_paper_has(name: str) -> None:
     # Given the story's strategy, and its first model
     story = json.loads((GOLDEN / f"{name}.json").read_text())
-    strategy = make_strategy(Experiment.model_validate({"aggregation": story["aggregation"]}))
+    experiment = Experiment.model_validate({"aggregation": story["aggregation"]})
+    strategy = make_strategy(experiment)
     state = strategy.init(tensors_of(story, story["initial"]))
     version = turn = 0
 
@@ -72,7 +76,9 @@ def test_every_version_is_the_one_that_the_paper_has(name: str) -> None:
                 examples=told["examples"],
                 tensors=tensors_of(story, told["tensors"]),
             )
-            state = strategy.accept(state, update, version - update.base_version)
+            staleness = version - update.base_version
+            if experiment.max_staleness is None or staleness <= experiment.max_staleness:
+                state = strategy.accept(state, update, staleness)
         else:
             # Then the model after each step is the paper's
             state = strategy.step(state)

@@ -58,6 +58,8 @@ def local_training(rng, base):
 
 def s(table, tau):
     """Xie et al., section 5.2."""
+    if table.get("staleness", "constant") == "constant":
+        return 1
     a, b = table["staleness_a"], table["staleness_b"]
     if table["staleness"] == "polynomial":
         return math.pow(tau + 1, -a)
@@ -73,32 +75,93 @@ def mean(weighted):
     return [math.fsum(w * v[j] for w, v in weighted) / total for j in entries]
 
 
-def fedavg(table, model, buffer):
+def fedavg(table, model, buffer, memory):
     """w <- sum_k n_k / n w_k (McMahan et al., Algorithm 1)"""
     n = [u["examples"] if table["weighting"] == "examples" else 1 for u in buffer]
     return {k: mean([(w, u["local"][k]) for w, u in zip(n, buffer, strict=True)]) for k in model}
 
 
-def fedbuff(table, model, buffer):
-    """w <- w - eta_g Delta / K, Delta = sum_i s(tau_i) (base_i - local_i) (Nguyen et al.)"""
-    weights = [s(table, u["staleness"]) for u in buffer]
-    following = {}
-    for key, w in model.items():
-        if key.startswith("non_trainable/"):
-            following[key] = mean(
-                [(x, u["local"][key]) for x, u in zip(weights, buffer, strict=True)]
-            )
-            continue
-        eta, k = table["server_learning_rate"], len(buffer)
-        pull = [
-            math.fsum(-x * u["sent"][key][j] for x, u in zip(weights, buffer, strict=True)) / k
-            for j in range(len(w))
-        ]
-        following[key] = [w[j] - eta * pull[j] for j in range(len(w))]
+def mean_values(table, buffer, weights, key):
+    """What is no parameter is averaged, with the weights that the strategy gives its updates."""
+    return mean([(w, u["local"][key]) for w, u in zip(weights, buffer, strict=True)])
+
+
+def server_optimizer(table, name, key, x, delta, memory):
+    """One step along delta. Reddi et al., Algorithm 2, and Hsu et al.; m and v are kept in the
+    tensor's dtype, from m = 0 and v = tau^2.
+    """
+    eta, dtype = table["server_learning_rate"], SHAPES[key][0]
+    if name == "sgd":
+        return [a + eta * d for a, d in zip(x, delta, strict=True)]
+    if name == "momentum":
+        before = memory.setdefault(key, [0.0] * len(x))
+        m = [table["server_beta_1"] * a + d for a, d in zip(before, delta, strict=True)]
+        memory[key] = rounded(m, dtype)
+        return [a + eta * b for a, b in zip(x, m, strict=True)]
+    tau, beta_1 = table["server_tau"], table["server_beta_1"]
+    beta_2 = table.get("server_beta_2", 0)
+    following, first, second = [], [], []
+    start = [(0.0, v) for v in rounded([tau**2] * len(x), dtype)]
+    for a, d, (m, v) in zip(x, delta, memory.get(key, start), strict=True):
+        m = beta_1 * m + (1 - beta_1) * d
+        if name == "adagrad":
+            v = v + d * d
+        elif name == "adam":
+            v = beta_2 * v + (1 - beta_2) * d * d
+        else:
+            sign = (v > d * d) - (v < d * d)
+            v = v - (1 - beta_2) * d * d * sign
+        following.append(a + eta * m / (math.sqrt(v) + tau))
+        first.append(m)
+        second.append(v)
+    memory[key] = list(zip(rounded(first, dtype), rounded(second, dtype), strict=True))
     return following
 
 
-def fedasync(table, model, buffer):
+def sum_of_deltas(table, buffer, weights, key):
+    """sum_i w_i Delta_i, entry by entry."""
+    entries = range(len(buffer[0]["sent"][key]))
+    pairs = list(zip(weights, buffer, strict=True))
+    return [math.fsum(w * u["sent"][key][j] for w, u in pairs) for j in entries]
+
+
+def fedbuff(table, model, buffer, memory):
+    """w <- w - eta_g Delta / K, Delta = sum_i s(tau_i) (base_i - local_i) (Nguyen et al.)"""
+    weights = [s(table, u["staleness"]) for u in buffer]
+    name = table.get("server_optimizer", "sgd")
+    following = {}
+    for key, x in model.items():
+        if key.startswith("non_trainable/"):
+            following[key] = mean_values(table, buffer, weights, key)
+        else:
+            delta = [d / len(buffer) for d in sum_of_deltas(table, buffer, weights, key)]
+            following[key] = server_optimizer(table, name, key, x, delta, memory)
+    return following
+
+
+def fedopt(table, model, buffer, memory):
+    """x <- ServerOpt(x, sum_k n_k s(tau_k) Delta_k / sum_k n_k) (Reddi et al., Algorithms 1, 2)"""
+    n = [u["examples"] if table["weighting"] == "examples" else 1 for u in buffer]
+    weights = [a * s(table, u["staleness"]) for a, u in zip(n, buffer, strict=True)]
+    following = {}
+    for key, x in model.items():
+        if key.startswith("non_trainable/"):
+            following[key] = mean_values(table, buffer, weights, key)
+        else:
+            delta = [d / sum(n) for d in sum_of_deltas(table, buffer, weights, key)]
+            name = OPTIMIZERS[table["strategy"]]
+            following[key] = server_optimizer(table, name, key, x, delta, memory)
+    return following
+
+
+def ringmaster(table, model, buffer, memory):
+    """x <- x + eta Delta if it is less than R versions old (Maranjyan et al., Algorithm 4)"""
+    (update,) = buffer
+    assert update["staleness"] < table["delay_threshold"]
+    return fedbuff({**table, "staleness": "constant"}, model, buffer, memory)
+
+
+def fedasync(table, model, buffer, memory):
     """x <- (1 - alpha_t) x + alpha_t x_new (Xie et al., Algorithm 1)"""
     (update,) = buffer
     alpha = table["mixing"] * s(table, update["staleness"])
@@ -109,14 +172,33 @@ def fedasync(table, model, buffer):
     }
 
 
-RULES = {"fedavg": fedavg, "fedbuff": fedbuff, "fedasync": fedasync}
+#: FedAvg with a server optimizer, by the names of the papers.
+OPTIMIZERS = {
+    "fedavgm": "momentum",
+    "fedadagrad": "adagrad",
+    "fedadam": "adam",
+    "fedyogi": "yogi",
+}
+RULES = {
+    "fedavg": fedavg,
+    "fedbuff": fedbuff,
+    "fedasync": fedasync,
+    "ringmaster": ringmaster,
+    **dict.fromkeys(OPTIMIZERS, fedopt),
+}
+#: Their updates carry the clients' weights; those of all others carry deltas.
+SEND_WEIGHTS = ("fedavg", "fedasync")
 
 
 def story(name, table, arrivals):
-    """``arrivals``: per step, the staleness of the updates that come before it."""
+    """``arrivals``: per step, the staleness of the updates that come before it.
+
+    Updates too stale for the strategy are in the events, and change nothing.
+    """
     rng = random.Random(name)
     versions = [new_model(rng)]
     events = []
+    memory = {}
     for stalenesses in arrivals:
         buffer = []
         for staleness in stalenesses:
@@ -124,15 +206,17 @@ def story(name, table, arrivals):
             base = versions[base_version]
             local = local_training(rng, base)
             sent = dict(local)
-            if table["strategy"] == "fedbuff":
+            if table["strategy"] not in SEND_WEIGHTS:
                 for key, (dtype, _) in SHAPES.items():
                     if key.startswith("trainable/"):
                         delta = [y - x for x, y in zip(base[key], local[key], strict=True)]
                         sent[key] = rounded(delta, dtype)
             update = {"base_version": base_version, "examples": rng.randrange(1, 9000)}
             events.append({"update": {**update, "tensors": sent}})
+            if staleness >= table.get("delay_threshold", math.inf):
+                continue
             buffer.append({**update, "staleness": staleness, "local": local, "sent": sent})
-        exact = RULES[table["strategy"]](table, versions[-1], buffer)
+        exact = RULES[table["strategy"]](table, versions[-1], buffer, memory)
         versions.append({key: rounded(exact[key], SHAPES[key][0]) for key in SHAPES})
         events.append({"step": versions[-1]})
     written = {
@@ -147,6 +231,10 @@ def story(name, table, arrivals):
 #: Fresh, stale and very stale updates, full buffers and one that a deadline closed early.
 BUFFERS = [[0, 0, 0], [1, 0, 1], [2, 0, 1], [0], [4, 3, 0], [5, 1, 2], [0, 6]]
 SINGLES = [[0], [0], [2], [1], [4], [0], [6], [7], [3]]
+#: Rounds: everybody trained the newest version.
+SYNCHRONOUS = [[0] * n for n in (3, 3, 2, 4, 1, 3, 3, 3)]
+#: Of R = 3: what is 3 or more versions old is ignored.
+THRESHOLD = [[0], [1], [2], [3, 0], [1], [5, 4, 2], [0], [3, 2]]
 
 
 def main():
@@ -159,6 +247,25 @@ def main():
         story(f"fedbuff-{staleness}", fedbuff_table, BUFFERS)
         fedasync_table = {"strategy": "fedasync", "mixing": 0.6, **shared}
         story(f"fedasync-{staleness}", fedasync_table, SINGLES)
+    adaptive = {"server_beta_1": 0.9, "server_beta_2": 0.99, "server_tau": 0.001}
+    optimizers = {
+        "momentum": {"server_learning_rate": 0.8, "server_beta_1": 0.6},
+        "adagrad": {"server_learning_rate": 0.1, "server_beta_1": 0.0, "server_tau": 0.01},
+        "adam": {"server_learning_rate": 0.02, **adaptive},
+        "yogi": {"server_learning_rate": 0.02, **adaptive},
+    }
+    fresh = {"staleness": "constant"}
+    half = {"staleness": "polynomial", "staleness_a": 0.5, "staleness_b": 4}
+    for name, optimizer in OPTIMIZERS.items():
+        table = {"strategy": name, "weighting": "examples", **fresh, **optimizers[optimizer]}
+        story(name, table, SYNCHRONOUS)
+    table = {"strategy": "fedadam", "weighting": "uniform", **half, **optimizers["adam"]}
+    story("fedadam-stale", table, BUFFERS)
+    for name, parameters in optimizers.items():
+        table = {"strategy": "fedbuff", "server_optimizer": name, **half, **parameters}
+        story(f"fedbuff-{name}", table, BUFFERS)
+    table = {"strategy": "ringmaster", "delay_threshold": 3, "server_learning_rate": 0.5}
+    story("ringmaster", table, THRESHOLD)
 
 
 if __name__ == "__main__":

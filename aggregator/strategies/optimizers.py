@@ -1,0 +1,133 @@
+"""Server optimizers: what the server makes of the buffer's mean delta, for ``trainable`` tensors.
+
+Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan: Adaptive Federated Optimization,
+arXiv 2003.00295v5, Algorithm 2, with Delta_t the mean of the deltas::
+
+    m_t <- beta_1 m_{t-1} + (1 - beta_1) Delta_t
+    v_t <- v_{t-1} + Delta_t^2                                              Adagrad
+    v_t <- v_{t-1} - (1 - beta_2) Delta_t^2 sign(v_{t-1} - Delta_t^2)       Yogi
+    v_t <- beta_2 v_{t-1} + (1 - beta_2) Delta_t^2                          Adam
+    x_{t+1} <- x_t + eta m_t / (sqrt(v_t) + tau)
+
+from m = 0 and v = tau^2 (the paper asks for v_{-1} >= tau^2), without a correction of the bias. The
+momentum is that of Hsu, Qi, Brown: Measuring the Effects of Non-Identical Data Distribution for
+Federated Visual Classification, arXiv 1909.06335, section 4.3 (eta is 1 there)::
+
+    m_t <- beta m_{t-1} + Delta_t;   x_{t+1} <- x_t + eta m_t
+
+An optimizer works coordinate by coordinate, and may be handed any part of a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from aggregator.strategies.fold import Sum
+from schemas.experiment import AggregationTable
+
+#: What an optimizer keeps of each coordinate, by name.
+Slots = Mapping[str, Sum]
+
+
+class ServerOptimizer(Protocol):
+    """One step of the model along an aggregated delta."""
+
+    def start(self) -> Mapping[str, float]:
+        """What it keeps between versions, and the value at version 0."""
+        ...
+
+    def apply(self, x: Sum, delta: Sum, kept: Slots) -> tuple[Sum, Slots]:
+        """The model's next values, and what to keep; the arguments stay as they are."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sgd:
+    """x <- x + eta Delta"""
+
+    learning_rate: float
+
+    def start(self) -> Mapping[str, float]:
+        """Nothing."""
+        return {}
+
+    def apply(self, x: Sum, delta: Sum, kept: Slots) -> tuple[Sum, Slots]:
+        """A plain step."""
+        return x + self.learning_rate * delta, {}
+
+
+@dataclass(frozen=True, slots=True)
+class Momentum:
+    """m <- beta m + Delta;  x <- x + eta m"""
+
+    learning_rate: float
+    beta: float
+
+    def start(self) -> Mapping[str, float]:
+        """The momentum."""
+        return {"m": 0.0}
+
+    def apply(self, x: Sum, delta: Sum, kept: Slots) -> tuple[Sum, Slots]:
+        """A step along the momentum."""
+        m = self.beta * kept["m"] + delta
+        return x + self.learning_rate * m, {"m": m}
+
+
+SecondMoment = Callable[[Sum, Sum, float], Sum]
+
+
+def adagrad(v: Sum, squared: Sum, beta_2: float) -> Sum:
+    """v <- v + Delta^2"""
+    return v + squared
+
+
+def yogi(v: Sum, squared: Sum, beta_2: float) -> Sum:
+    """v <- v - (1 - beta_2) Delta^2 sign(v - Delta^2)"""
+    moved: Sum = v - (1 - beta_2) * squared * np.sign(v - squared)
+    return moved
+
+
+def adam(v: Sum, squared: Sum, beta_2: float) -> Sum:
+    """v <- beta_2 v + (1 - beta_2) Delta^2"""
+    return beta_2 * v + (1 - beta_2) * squared
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptive:
+    """m <- beta_1 m + (1 - beta_1) Delta;  x <- x + eta m / (sqrt(v) + tau)"""
+
+    second_moment: SecondMoment
+    learning_rate: float
+    beta_1: float
+    beta_2: float
+    tau: float
+
+    def start(self) -> Mapping[str, float]:
+        """The first and the second moment."""
+        return {"m": 0.0, "v": self.tau**2}
+
+    def apply(self, x: Sum, delta: Sum, kept: Slots) -> tuple[Sum, Slots]:
+        """A step with a length of its own in every coordinate."""
+        m = self.beta_1 * kept["m"] + (1 - self.beta_1) * delta
+        v = self.second_moment(kept["v"], np.square(delta), self.beta_2)
+        return x + self.learning_rate * m / (np.sqrt(v) + self.tau), {"m": m, "v": v}
+
+
+def optimizer_of(table: AggregationTable, name: str | None = None) -> ServerOptimizer:
+    """The optimizer that the table's ``server_…`` keys describe; ``name`` overrides which."""
+    name = name or table.server_optimizer or "sgd"
+    eta, beta_1 = table.server_learning_rate, table.server_beta_1
+    if name == "sgd":
+        return Sgd(eta or 1.0)
+    if name == "momentum":
+        return Momentum(eta or 1.0, 0.9 if beta_1 is None else beta_1)
+    beta_2 = 0.99 if table.server_beta_2 is None else table.server_beta_2
+    tau = table.server_tau or 1e-3
+    if name == "adagrad":
+        return Adaptive(adagrad, eta or 0.1, beta_1 or 0.0, beta_2, tau)
+    second_moment = adam if name == "adam" else yogi
+    return Adaptive(second_moment, eta or 0.01, 0.9 if beta_1 is None else beta_1, beta_2, tau)
