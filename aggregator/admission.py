@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from schemas import ClientUpdate, Run, Tensors
+from schemas import ClientFailed, ClientUpdate, Evaluation, Run, Tensors
+from schemas.messages import FromWorker, assignment_id, resident_update_id
 from schemas.tensors import Array, spec
 
 #: Every reason an update can be rejected for, with what it means.
@@ -13,6 +14,8 @@ REASONS: Mapping[str, str] = {
     "wrong_type": "a message of another kind than belongs on this queue",
     "unknown_run": "from another run",
     "forged": "its id, client and turn do not belong together, or it is sent in another's name",
+    "no_identity": "the broker does not say who sent it, and participation.identity asks for that",
+    "not_allowed": "from a resident client that is not in participation.residents",
     "wrong_kind": "weights where the strategy wants deltas, or the other way round",
     "no_examples": "trained on nothing",
     "unknown_version": "trained from a version that does not exist",
@@ -27,9 +30,40 @@ REASONS: Mapping[str, str] = {
 LIMIT = 1e30
 
 
-def assignment_id(run_id: str, turn: int, client: str) -> str:
-    """The id of a turn, and of the update that answers it."""
-    return f"{run_id}:{turn}:{client}"
+def own_id(update_id: str, run_id: str, client: str, turn: int, base_version: int) -> bool:
+    """Whether this id is the one that the client has for this turn or, a resident, this attempt."""
+    if client.isdecimal():
+        return update_id == assignment_id(run_id, turn, client)
+    return turn > 0 and update_id == resident_update_id(run_id, client, base_version, turn - 1)
+
+
+def reason_against_user(
+    message: FromWorker, user: str | None, residents: Collection[str]
+) -> str | None:
+    """Why this sender, whom the broker vouches for, must not say this; None if they may.
+
+    A resident speaks for itself alone, nobody else speaks for it, and it measures no versions.
+    """
+    if user is None:
+        return "no_identity"
+    if isinstance(message, Evaluation):
+        return "forged" if user in residents else None
+    concerns_residents = user in residents or message.client in residents
+    return "forged" if concerns_residents and message.client != user else None
+
+
+def reason_against_client(
+    message: ClientUpdate | ClientFailed, run: Run, clients: int, residents: Collection[str]
+) -> str | None:
+    """Why nobody of this name and id takes part in the run; None if somebody does."""
+    name = message.client
+    pooled = name.isdecimal()
+    if not pooled and name not in residents:
+        return "not_allowed"
+    if pooled and not (str(int(name)) == name and int(name) < clients):
+        return "forged"
+    theirs = own_id(message.update_id, run.run_id, name, message.turn, message.base_version)
+    return None if theirs else "forged"
 
 
 def reason_against(
@@ -38,6 +72,7 @@ def reason_against(
     run: Run,
     sends: str,
     clients: int,
+    residents: Collection[str],
     version: int,
     max_staleness: int | None,
     model: Tensors,
@@ -45,8 +80,8 @@ def reason_against(
     """Why this update must not be folded into a buffer at ``version``; None if it may."""
     if update.run.run_id != run.run_id:
         return "unknown_run"
-    if not _own_id(update, run, clients):
-        return "forged"
+    if (reason := reason_against_client(update, run, clients, residents)) is not None:
+        return reason
     if update.sends != sends:
         return "wrong_kind"
     if update.examples < 1:
@@ -70,9 +105,3 @@ def finite(tensors: Tensors) -> bool:
 def _bounded(array: Array) -> bool:
     # Comparisons with NaN are false, and min and max need no temporary of the array's size.
     return array.size == 0 or bool(array.min() > -LIMIT and array.max() < LIMIT)
-
-
-def _own_id(update: ClientUpdate, run: Run, clients: int) -> bool:
-    name = update.client
-    known = name.isdecimal() and str(int(name)) == name and int(name) < clients
-    return known and update.update_id == assignment_id(run.run_id, update.turn, update.client)

@@ -9,7 +9,8 @@ Phases and what moves them::
     start, no weights ──> INITIALISING ──weights arrive──> RUNNING
     start, weights    ──> RUNNING      (publish the current version, issue turns)
     RUNNING ──quorum, or the deadline with min_updates──> RUNNING, version + 1
-    RUNNING ──deadline otherwise──> RUNNING (extend, republish) or FINISHING (on_deadline = abort)
+    RUNNING ──deadline otherwise──> RUNNING (extend, republish; with attempt + 1 if nothing at all
+                                    has come) or FINISHING (on_deadline = abort)
     RUNNING ──enough versions, accuracy or minutes; nothing but failures──> FINISHING
     FINISHING ──final version evaluated, or FINAL_WAIT_S over──> DONE
 
@@ -18,6 +19,13 @@ Turns (one per open assignment)::
     issued ──update folded, rejected, or training failed──> closed, another is issued
     issued ──assignment_deadline_s──> dropout, another is issued; its late update is still welcome
                                       (in cohort mode while its version is current)
+
+INITIALISING asks a worker by a turn. Where there are residents alone it asks the evaluator, by a
+model without tensors, which is published with the next attempt when that turn is overdue.
+
+Resident clients have no turns. Each sends once for every (version, attempt) that it sees, so its
+id is one of these and what it sent before is a duplicate; it opens and closes no turn, and any of
+them count towards the quorum, the deadline and min_updates like everybody else's.
 
 Every update that is given in gets exactly one of Hold, Duplicate, Reject; a held one is settled
 by the next MakeVersion or SaveBuffer, or by Finish (unused).
@@ -29,7 +37,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Literal
 
-from aggregator.admission import assignment_id, finite, reason_against
+from aggregator.admission import finite, reason_against, reason_against_client
 from aggregator.buffer import Buffer
 from aggregator.effects import (
     Assign,
@@ -62,7 +70,7 @@ from schemas import (
     Run,
     Tensors,
 )
-from schemas.messages import FromWorker
+from schemas.messages import FromWorker, assignment_id
 
 #: How long a finished run waits for the evaluation of its last version.
 FINAL_WAIT_S = 60.0
@@ -177,7 +185,11 @@ class Coordinator:
 
     def _ask_for_weights(self, now: float) -> Iterator[Effect]:
         turn = self.turns.initialise(self._plan, now)
-        yield Assign([turn], self.experiment.participation.assignment_deadline_s)
+        if self.experiment.task.clients:
+            yield Assign([turn], self.experiment.participation.assignment_deadline_s)
+        else:
+            yield self._model({})
+            self._attempt += 1  # version 0 itself has to be newer
 
     def _on_initial(self, update: ClientUpdate, now: float) -> Iterator[Effect]:
         reason = None
@@ -215,6 +227,7 @@ class Coordinator:
             run=self.run,
             sends=self._sends,
             clients=self.experiment.task.clients,
+            residents=self.experiment.residents,
             version=self.version,
             max_staleness=self.experiment.max_staleness,
             model=self.buffer.model,
@@ -241,6 +254,12 @@ class Coordinator:
     def _on_failed(self, failure: ClientFailed, now: float) -> Iterator[Effect]:
         if failure.run.run_id != self.run.run_id:
             yield Reject(failure.update_id, "unknown_run")
+            return
+        # Client 0 has the turn that makes version 0, however few clients there are.
+        clients, residents = max(1, self.experiment.task.clients), self.experiment.residents
+        reason = reason_against_client(failure, self.run, clients, residents)
+        if reason is not None:
+            yield Reject(failure.update_id, reason)
             return
         yield RecordFailure(failure)
         if failure.update_id not in self.turns.open:
@@ -317,11 +336,15 @@ class Coordinator:
             self._extensions += 1
             # Again at extensions 1, 2, 4, 8, …: a mailbox may have lost it, but need not drown.
             if self._extensions & (self._extensions - 1) == 0:
-                self._attempt += 1
+                # Residents whose updates are in the buffer must not train for it once more.
+                self._attempt += self.buffer.size == 0
                 yield from self._publish()
 
     def _publish(self, final: bool = False) -> Iterator[Effect]:
-        yield Publish(
+        yield self._model(model_of(self.buffer.state), final)
+
+    def _model(self, tensors: Tensors, final: bool = False) -> Publish:
+        return Publish(
             GlobalModel(
                 run=self.run,
                 version=self.version,
@@ -329,7 +352,7 @@ class Coordinator:
                 final=final,
                 updates=self.updates,
                 plan=self._plan,
-                tensors=model_of(self.buffer.state),
+                tensors=tensors,
             )
         )
 

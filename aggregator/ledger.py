@@ -61,9 +61,10 @@ CREATE TABLE evaluations (
     PRIMARY KEY (version, worker));
 """
 
-#: Keys that may differ when a run is resumed: they say when to stop, not what is learned; and what
-#: it costs.
+#: Keys that may differ when a run is resumed: they say when to stop, not what is learned; who may
+#: come; and what it costs.
 _MAY_CHANGE = (
+    "participation.residents",
     "experiment.versions",
     "experiment.target_accuracy",
     "experiment.max_minutes",

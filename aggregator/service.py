@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from aggregator.admission import reason_against_user
 from aggregator.coordinator import Coordinator
 from aggregator.effects import (
     Assign,
@@ -224,6 +225,13 @@ class AggregatorService:
         if not isinstance(message, ClientUpdate | ClientFailed | Evaluation):
             self._reject(delivery, "wrong_type")
             return
+        if self.experiment.identity == "broker":
+            sender, residents = delivery.envelope.user_id, self.experiment.residents
+            reason = reason_against_user(message, sender, residents)
+            if reason is not None:
+                self._say(f"rejected a message of {sender or 'nobody'}: {reason}")
+                self._reject(delivery, reason)
+                return
         seen_in = self._seen_in(message)
         if seen_in == "buffer" and delivery.delivery_count == 0:
             self._ledger.record_duplicate()  # the same update twice, not one that came back
@@ -321,6 +329,8 @@ class AggregatorService:
 
     def _publish(self, model: GlobalModel) -> None:
         envelope = Envelope.of(model)
+        if model.asks_for_weights:
+            self._say("waiting for an evaluator to make the weights of version 0")
         if model.final and self.experiment.evaluation.every_updates:
             self._say(f"version {model.version} is the last; waiting for its evaluation")
         fitting = MAX_PREFETCH_BYTES // len(envelope.body)

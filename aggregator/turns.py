@@ -10,12 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aggregator.admission import assignment_id
 from aggregator.selection import choose, choose_cohort
 from schemas import Assignment, ClientUpdate, Experiment, Plan, Run
-
-#: The turn that asks for version 0, however often it is asked: training starts with turn 1.
-INITIALISE = 0
+from schemas.messages import INITIALISE, assignment_id
 
 
 class Turns:
@@ -50,16 +47,7 @@ class Turns:
 
     def initialise(self, plan: Plan, now: float) -> Assignment:
         """A turn that asks for the seeded weights of version 0."""
-        assignment = Assignment(
-            run=self._run,
-            kind="initialise",
-            assignment_id=assignment_id(self._run.run_id, INITIALISE, "0"),
-            client="0",
-            turn=INITIALISE,
-            version=0,
-            plan=plan,
-        )
-        return self._add(assignment, now)
+        return self._add(Assignment.to_initialise(self._run, plan), now)
 
     def issue(self, version: int, now: float) -> list[Assignment]:
         """Open as many turns as there is room for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
-from aggregator.admission import REASONS, assignment_id
+from aggregator.admission import REASONS, own_id
 from aggregator.ledger import Ledger
 from schemas import Experiment
 
@@ -67,8 +67,9 @@ def _updates_have_one_disposition(ledger: Ledger, experiment: Experiment) -> Ite
 
 def _updates_are_ours(ledger: Ledger, experiment: Experiment) -> Iterator[str]:
     run_id = ledger.meta["run_id"]
-    for update_id, turn, client in ledger.query("SELECT update_id, turn, client FROM updates"):
-        if update_id != assignment_id(run_id, turn, client):
+    rows = ledger.query("SELECT update_id, turn, client, base_version FROM updates")
+    for update_id, turn, client, base in rows:
+        if not own_id(update_id, run_id, client, turn, base):
             yield f"update {update_id} does not belong to turn {turn} of client {client}"
 
 

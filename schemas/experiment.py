@@ -12,6 +12,9 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 #: [low, high]. A TOML or msgpack list is as good as a tuple.
 Range = Annotated[tuple[NonNegative, NonNegative], Field(strict=False)]
+#: A resident client, which is also its user's name on the broker. No dots: the rights on
+#: ``site.…`` that one has must not fit the queues of another.
+Resident = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
 class Table(BaseModel):
@@ -36,8 +39,10 @@ class ExperimentTable(Table):
 class TaskTable(Table):
     """What is learned, and by how many clients."""
 
+    #: One that comes with Fluffle, or "FILE.py:Class": a file beside the experiment file.
     name: str = "mnist-mlp"
-    clients: int = Field(10, ge=1, le=1_000_000)
+    #: Pooled clients, "0", "1", …, whom any worker trains. 0: resident clients alone.
+    clients: int = Field(10, ge=0, le=1_000_000)
     #: synthetic-lr: how much the devices' models (alpha) and inputs (beta) differ; Li et al. 2020,
     #: arXiv 1812.06127, section 5.1. Default: 1 and 1.
     synthetic_alpha: NonNegative | None = None
@@ -138,6 +143,13 @@ class ParticipationTable(Table):
     assignment_deadline_s: Positive = 600.0
     #: A client rests between its turns for a time drawn uniformly from [low, high] seconds.
     pause_s: Range = (0.0, 0.0)
+    #: The allow-list of resident clients: sites that train on their own data, without turns.
+    #: Default: none. It travels with the model, so that a site can say why it is not let in.
+    residents: Annotated[tuple[Resident, ...], Field(strict=False, max_length=500)] | None = None
+    #: Who vouches that a message is from whom it says. broker: each site has a user of its client's
+    #: name there, and what comes without a user, or from another, is rejected. none: nobody, for
+    #: brokers on which all are the same user. Default: broker with residents, else none.
+    identity: Literal["broker", "none"] | None = None
 
 
 #: Every strategy by its name; docs/strategies.md has their equations.
@@ -239,6 +251,16 @@ class Experiment(Table):
         return min(self.participation.concurrency or self.task.clients, self.task.clients)
 
     @property
+    def residents(self) -> tuple[str, ...]:
+        """The allow-list of resident clients."""
+        return self.participation.residents or ()
+
+    @property
+    def identity(self) -> Literal["broker", "none"]:
+        """Who vouches for the sender of a message."""
+        return self.participation.identity or ("broker" if self.residents else "none")
+
+    @property
     def sampled(self) -> int:
         """How many clients a cohort has before over-selection."""
         return max(1, round(self.participation.sampling_rate * self.task.clients))
@@ -252,7 +274,7 @@ class Experiment(Table):
             return 1
         if self.participation.mode == "cohort":
             return self.sampled
-        return min(3, self.concurrency)
+        return min(3, self.concurrency + len(self.residents))
 
     @property
     def max_staleness(self) -> int | None:
@@ -265,11 +287,14 @@ class Experiment(Table):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         cohort = self.participation.mode == "cohort"
-        if self.quorum > self.concurrency:
+        self._check_residents(cohort)
+        most = self.concurrency + len(self.residents)
+        if self.quorum > most:
+            others = ", participation.residents" if self.residents else ""
             raise ValueError(
-                f"aggregation.quorum = {self.quorum} can never be reached: at most "
-                f"{self.concurrency} clients are in flight "
-                f"(task.clients, participation.{'sampling_rate' if cohort else 'concurrency'})"
+                f"aggregation.quorum = {self.quorum} can never be reached: at most {most} clients "
+                "are in flight (task.clients, "
+                f"participation.{'sampling_rate' if cohort else 'concurrency'}{others})"
             )
         if self.aggregation.min_updates > self.quorum:
             raise ValueError("aggregation.min_updates is larger than the quorum")
@@ -299,6 +324,24 @@ class Experiment(Table):
             raise ValueError("training.nesterov needs training.momentum")
         return self
 
+    def _check_residents(self, cohort: bool) -> None:
+        for name in self.residents:
+            if name.isdecimal():
+                raise ValueError(
+                    f"participation.residents: {name!r} is a number, as pooled clients are: give "
+                    "the site a name"
+                )
+        if len(set(self.residents)) < len(self.residents):
+            raise ValueError("participation.residents names a client twice")
+        if not self.task.clients and not self.residents:
+            raise ValueError("task.clients = 0 leaves nobody: name participation.residents")
+        if cohort and self.residents:
+            raise ValueError(
+                "participation.residents need participation.mode = 'concurrent': nobody can choose "
+                "them for a cohort (for synchronous rounds of all of them set aggregation.quorum "
+                "to their number, on_deadline = 'extend' and max_staleness = 0)"
+            )
+
 
 class Plan(Table):
     """How clients train a model: the part of the experiment that travels with it."""
@@ -311,6 +354,10 @@ class Plan(Table):
     evaluation: EvaluationTable
     pause_s: Range = (0.0, 0.0)
     devices: DevicesTable | None = None
+    #: The allow-list of resident clients, a space between: a message's lists are short.
+    residents: Annotated[str, Field(max_length=33_000)] | None = None
+    #: A resident client has to be the broker's user of its own name.
+    identity: Literal["broker"] | None = None
 
     @classmethod
     def of(cls, experiment: Experiment, sends: Literal["delta", "weights"]) -> Plan:
@@ -324,4 +371,10 @@ class Plan(Table):
             evaluation=experiment.evaluation,
             pause_s=experiment.participation.pause_s,
             devices=experiment.devices,
+            residents=" ".join(experiment.residents) or None,
+            identity="broker" if experiment.identity == "broker" else None,
         )
+
+    def admits(self, client: str) -> bool:
+        """Whether this resident client may take part."""
+        return client in (self.residents or "").split()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from operator import index
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SkipValidation
 
@@ -17,6 +17,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$")]
 Text = Annotated[str, Field(max_length=2000)]
 Metrics = Annotated[dict[Annotated[str, Field(max_length=64)], FiniteFloat], Field(max_length=64)]
 Payload = Annotated[Tensors, SkipValidation]
+
+#: The turn that asks for version 0: training starts with turn 1.
+INITIALISE = 0
 
 
 class _Strict(BaseModel):
@@ -74,6 +77,11 @@ class GlobalModel(Message):
     def message_id(self) -> str:
         return f"{self.run.run_id}:v{self.version}:{self.run.epoch}.{self.attempt}"
 
+    @property
+    def asks_for_weights(self) -> bool:
+        """Without tensors there is only a plan yet: the evaluator shall build version 0."""
+        return not self.tensors
+
 
 class Assignment(Message):
     """Client c, it is your turn. ``initialise`` asks for the seeded weights of version 0."""
@@ -90,13 +98,30 @@ class Assignment(Message):
     #: Only ``initialise`` carries it: there is no model yet to bring it.
     plan: Plan | None = None
 
+    @classmethod
+    def to_initialise(cls, run: Run, plan: Plan) -> Self:
+        """The turn that asks for version 0, however often it is asked."""
+        return cls(
+            run=run,
+            kind="initialise",
+            assignment_id=assignment_id(run.run_id, INITIALISE, "0"),
+            client="0",
+            turn=INITIALISE,
+            version=0,
+            plan=plan,
+        )
+
     @property
     def message_id(self) -> str:
         return self.assignment_id
 
 
 class _FromClient(Message):
-    """What answers an assignment. ``update_id`` is the assignment's id."""
+    """What answers an assignment. ``update_id`` is the assignment's id.
+
+    A resident client has no assignments: its ``update_id`` is ``resident_update_id``, and its
+    ``turn`` is the attempt that it answers, counted from 1.
+    """
 
     update_id: Name
     client: Name
@@ -163,6 +188,16 @@ class Event(Message):
     client: Name | None = None
     slots: Count | None = None
     peak_rss_mb: FiniteFloat | None = None
+
+
+def assignment_id(run_id: str, turn: int, client: str) -> str:
+    """The id of a turn, and of the update that answers it."""
+    return f"{run_id}:{turn}:{client}"
+
+
+def resident_update_id(run_id: str, client: str, base_version: int, attempt: int) -> str:
+    """The id of what a resident client sends: it trains once for each version and attempt."""
+    return f"{run_id}:{client}:v{base_version}.{attempt}"
 
 
 #: What goes through the updates queue.

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 
 from broker import Envelope, WorkerPort
-from schemas import Evaluation, GlobalModel, decode
+from schemas import Assignment, Evaluation, GlobalModel, Message, decode
 from schemas.messages import order
 from worker.per_plan import PerPlan, make_trainer
+from worker.turn import failed_update, initial_update
 
 _LOOK_UP_S = 0.5
 
@@ -75,6 +76,9 @@ class EvaluatorService:
             model = decode(envelope.body)
             if not isinstance(model, GlobalModel):
                 continue
+            if model.asks_for_weights:
+                self._initialise(model)
+                continue
             late = model.final and not cadence.knows(model)  # its run was over before we came
             if late:
                 continue
@@ -84,6 +88,17 @@ class EvaluatorService:
                 if not self._stay:
                     return
                 self._say(f"run {model.run.run_id} is over; waiting for the next")
+
+    def _initialise(self, model: GlobalModel) -> None:
+        """A run of resident clients alone has no worker that would take this turn."""
+        turn = Assignment.to_initialise(model.run, model.plan)
+        answer: Message
+        try:
+            answer = initial_update(turn, self._id, self._trainers.of(model.plan).initial())
+        except Exception as error:  # it is the aggregator's to give up, after a few of these
+            answer = failed_update(turn, self._id, 0, error)
+            self._say(f"no weights for version 0: {error}")
+        self._port.submit(Envelope.of(answer))
 
     def _evaluate(self, model: GlobalModel) -> None:
         started = time.perf_counter()

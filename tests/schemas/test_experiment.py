@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas import Experiment, Plan
+from schemas import Experiment, GlobalModel, Plan, Run, decode, encode
 
 
 def read(toml: str) -> Experiment:
@@ -45,7 +45,7 @@ def test_an_empty_file_is_mnist_with_ten_clients_and_a_quorum_of_three() -> None
         ("[task]\nclients = '10'", "task.clients", "valid integer"),
         ("[task]\nclients = true", "task.clients", "valid integer"),
         ("[task]\nclients = 10.0", "task.clients", "valid integer"),
-        ("[task]\nclients = 0", "task.clients", "greater than or equal to 1"),
+        ("[task]\nclients = -1", "task.clients", "greater than or equal to 0"),
         ("[task]\nname = 3", "task.name", "valid string"),
         ("[experiment]\nname = '../x'", "experiment.name", "match pattern"),
         ("[experiment]\nseed = -1", "experiment.seed", "greater than or equal to 0"),
@@ -64,6 +64,8 @@ def test_an_empty_file_is_mnist_with_ten_clients_and_a_quorum_of_three() -> None
         ("[aggregation]\nstaleness = 'cubic'", "aggregation.staleness", "'hinge'"),
         ("[aggregation]\nmixing = 0", "aggregation.mixing", "greater than 0"),
         ("[partition]\nalpha = 0.0", "partition.alpha", "greater than 0"),
+        ("[participation]\nresidents = ['a.b']", "participation.residents.0", "match pattern"),
+        ("[participation]\nidentity = 'tls'", "participation.identity", "'broker' or 'none'"),
     ],
 )
 def test_a_key_that_is_wrong_is_named_with_the_reason(toml: str, where: str, why: str) -> None:
@@ -92,6 +94,14 @@ def test_a_key_that_is_wrong_is_named_with_the_reason(toml: str, where: str, why
         ("[aggregation]\ndeterministic = true", "needs participation.mode = 'cohort'"),
         ("[participation]\npause_s = [2, 1]", "pause_s is [low, high]"),
         ("[training]\nnesterov = true", "nesterov needs training.momentum"),
+        ("[task]\nclients = 0", "task.clients = 0 leaves nobody: name participation.residents"),
+        ("[participation]\nresidents = ['7']", "'7' is a number, as pooled clients are"),
+        ("[participation]\nresidents = ['a', 'b', 'a']", "names a client twice"),
+        ("[participation]\nmode = 'cohort'\nresidents = ['a']", "nobody can choose them"),
+        (
+            "[task]\nclients = 0\n[participation]\nresidents = ['a']\n[aggregation]\nquorum = 2",
+            "at most 1 clients are in flight (task.clients, participation.concurrency, part",
+        ),
     ],
 )
 def test_what_cannot_go_together_is_said_with_the_keys_to_change(toml: str, why: str) -> None:
@@ -110,6 +120,8 @@ def test_what_cannot_go_together_is_said_with_the_keys_to_change(toml: str, why:
         ("[participation]\nmode = 'cohort'\nsampling_rate = 0.001", 1, 1),
         ("[participation]\nmode = 'cohort'\nover_selection = 3", 10, 10),
         ("[participation]\nmode = 'cohort'\nsampling_rate = 0.1\nover_selection = 1.1", 2, 1),
+        ("[task]\nclients = 0\n[participation]\nresidents = ['a', 'b']", 0, 2),
+        ("[task]\nclients = 1\n[participation]\nresidents = ['a', 'b', 'c']", 1, 3),
     ],
 )
 def test_concurrency_and_quorum_follow_from_the_other_keys(
@@ -151,3 +163,27 @@ def test_the_plan_is_the_part_that_clients_need() -> None:
     assert (plan.seed, plan.sends, plan.pause_s) == (5, "weights", (1.0, 2.0))
     assert (plan.task, plan.training) == (experiment.task, experiment.training)
     assert not hasattr(plan, "aggregation")
+    assert (plan.residents, plan.identity) == (None, None)
+
+
+def test_the_allow_list_and_the_demand_for_identity_travel_with_the_plan() -> None:
+    sites = "[participation]\nresidents = ['hospital-7', 'b']"
+    plan = Plan.of(read(sites), "delta")
+    assert plan.identity == "broker"
+    assert [plan.admits(name) for name in ("hospital-7", "b", "hospital", "")] == [
+        *(True, True, False, False)
+    ]
+    assert Plan.of(read(sites + "\nidentity = 'none'"), "delta").identity is None
+
+
+def test_the_longest_allow_list_fits_into_a_message() -> None:
+    # Given as many sites as there may be, with the longest names
+    names = [f"{number:04}".ljust(64, "x") for number in range(500)]
+    experiment = Experiment.model_validate({"participation": {"residents": names}})
+    # When their plan travels
+    run = Run(run_id="run", run_started=1, epoch=1)
+    model = GlobalModel(run=run, version=0, plan=Plan.of(experiment, "delta"), tensors={})
+    arrived = decode(encode(model))
+    # Then it arrives whole
+    assert arrived == model
+    assert model.plan.admits(names[-1])

@@ -1,0 +1,298 @@
+"""Resident clients at the aggregator: no turns, one contribution to each (version, attempt), and
+nobody who is not who they say they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aggregator.effects import (
+    Assign,
+    Duplicate,
+    Finish,
+    Hold,
+    MakeVersion,
+    Publish,
+    RecordDropouts,
+    RecordFailure,
+    Reject,
+)
+from aggregator.ledger import Ledger
+from aggregator.service import AggregatorService
+from aggregator.summary import summarise
+from aggregator.verify import verify
+from broker import Envelope
+from broker.embedded import EmbeddedBroker
+from schemas import ClientFailed, ClientUpdate, Evaluation, Experiment, GlobalModel, Message, decode
+from schemas.messages import assignment_id, order, resident_update_id
+from tests.aggregator.test_coordinator import RUN, Driver, none, only, weights
+
+SITES = ("hospital-7", "clinic-2", "lab-3")
+
+
+class Sites(Driver):
+    """A run of three residents, and no pooled clients unless told."""
+
+    def __init__(self, **tables: Any) -> None:
+        tables.setdefault("task", {"clients": 0})
+        tables.setdefault("participation", {"residents": list(SITES)})
+        super().__init__(**tables)
+
+    def send(self, client: str, attempt: int = 0, **changes: Any) -> list[Any]:
+        base = changes.pop("base_version", self.coordinator.version)
+        seen_in = changes.pop("seen_in", None)
+        client = changes.pop("says", client)
+        fields: dict[str, Any] = {
+            "run": RUN,
+            "update_id": resident_update_id("run", client, base, attempt),
+            "client": client,
+            "turn": attempt + 1,
+            "base_version": base,
+            "worker": client,
+            "sends": "delta",
+            "examples": 10,
+            "tensors": weights(1.0),
+        }
+        return self.give(ClientUpdate(**{**fields, **changes}), seen_in)
+
+
+# ---- turns and versions
+
+
+def test_a_quorum_of_residents_makes_a_version_without_a_single_assignment() -> None:
+    # Given a run of residents alone
+    sites = Sites(aggregation={"quorum": 2})
+    # When two of them have trained
+    sites.send("hospital-7")
+    effects = sites.send("lab-3")
+    # Then there is a version, which is published, and nobody was given a turn
+    assert [fold.client for fold in only(MakeVersion, effects).folds] == ["hospital-7", "lab-3"]
+    assert only(Publish, effects).model.version == 1
+    assert none(Assign, sites.log)
+
+
+def test_one_resident_alone_makes_progress_at_the_deadline() -> None:
+    sites = Sites(aggregation={"quorum": 3, "deadline_s": 10})
+    for version in range(1, 4):
+        sites.send("clinic-2")
+        assert only(MakeVersion, sites.wait(10)).version == version
+
+
+def test_a_resident_opens_and_closes_no_turn_of_pooled_clients() -> None:
+    # Given five pooled clients in flight beside the residents
+    sites = Sites(task={"clients": 5}, aggregation={"quorum": 4})
+    before = dict(sites.coordinator.turns.open)
+    assert len(before) == 5
+    # When a resident contributes
+    effects = sites.send("hospital-7")
+    # Then their turns are as they were, and both kinds fill one buffer
+    assert none(Assign, effects)
+    assert sites.coordinator.turns.open == before
+    for _ in range(2):
+        sites.give()
+    assert only(MakeVersion, sites.give()).closed_by == "quorum"
+
+
+def test_a_contribution_to_a_version_and_attempt_counts_once() -> None:
+    sites = Sites(aggregation={"quorum": 3})
+    only(Hold, sites.send("hospital-7"))
+    only(Hold, sites.send("hospital-7", seen_in="buffer"))
+    only(Duplicate, sites.send("hospital-7", seen_in="ledger"))
+    assert sites.coordinator.buffer.size == 1
+
+
+def test_a_deadline_without_any_update_asks_for_another_attempt() -> None:
+    # Given that nothing has come
+    sites = Sites(aggregation={"quorum": 2, "deadline_s": 10})
+    # When the deadline passes
+    model = only(Publish, sites.wait(10)).model
+    # Then the model is published with the next attempt, and an update for it counts
+    assert (model.version, model.attempt) == (0, 1)
+    only(Hold, sites.send("hospital-7", attempt=1))
+
+
+def test_who_is_in_the_buffer_is_not_asked_to_train_for_it_again() -> None:
+    # Given one update where a deadline needs two
+    sites = Sites(aggregation={"quorum": 3, "deadline_s": 10, "min_updates": 2})
+    sites.send("hospital-7")
+    # When the deadline passes
+    model = only(Publish, sites.wait(10)).model
+    # Then whoever lost the model gets it, and for who has it nothing is new
+    assert (model.version, model.attempt) == (0, 0)
+
+
+def test_a_stale_update_of_a_resident_is_welcome_up_to_max_staleness() -> None:
+    sites = Sites(aggregation={"quorum": 1, "max_staleness": 1})
+    for _ in range(2):
+        sites.send("hospital-7")
+    effects = sites.send("lab-3", base_version=1)
+    assert only(MakeVersion, effects).folds[0].staleness == 1
+    assert only(Reject, sites.send("lab-3", base_version=1)).reason == "too_stale"
+
+
+# ---- version 0 without workers
+
+
+def test_the_evaluator_is_asked_for_weights_by_a_model_that_has_none() -> None:
+    # Given a run of residents alone, without weights
+    sites = Sites(initial=False)
+    asked = only(Publish, sites.log).model
+    assert asked.asks_for_weights
+    assert none(Assign, sites.log)
+    # When the evaluator sends them
+    effects = sites.give(
+        ClientUpdate(
+            **{"run": RUN, "update_id": assignment_id("run", 0, "0"), "client": "0", "turn": 0},
+            **{"base_version": 0, "worker": "evaluator", "sends": "initial", "examples": 0},
+            tensors=weights(),
+        )
+    )
+    # Then version 0 is made, and newer than what asked for it
+    assert only(MakeVersion, effects).version == 0
+    model = only(Publish, effects).model
+    assert not model.asks_for_weights
+    assert order(model.headers()) > order(asked.headers())
+
+
+def test_an_evaluator_that_is_not_there_is_asked_again_and_one_that_fails_ends_the_run() -> None:
+    participation = {"residents": list(SITES), "assignment_deadline_s": 5}
+    sites = Sites(initial=False, participation=participation)
+    first = only(Publish, sites.log).model
+    effects = sites.wait(5)
+    assert len(only(RecordDropouts, effects).assignments) == 1
+    assert order(only(Publish, effects).model.headers()) > order(first.headers())
+    failed = ClientFailed(
+        **{"run": RUN, "update_id": "run:0:0", "client": "0", "turn": 0, "base_version": 0},
+        **{"worker": "evaluator", "reason": "no such task"},
+    )
+    for _ in range(2):
+        only(Publish, sites.give(failed))
+    assert "no such task" in only(Finish, sites.give(failed)).detail
+
+
+# ---- who they are
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"says": "clinic-9"}, "not_allowed"),
+        ({"says": "0", "update_id": "run:1:0"}, "forged"),
+        ({"update_id": "run:lab-3:v0.0"}, "forged"),
+        ({"update_id": "run:hospital-7:v0.1"}, "forged"),
+        ({"update_id": "run:hospital-7:v1.0"}, "forged"),
+        ({"update_id": "run:1:hospital-7"}, "forged"),
+        ({"turn": 0, "update_id": "run:hospital-7:v0.-1"}, "forged"),
+        ({"base_version": 1}, "unknown_version"),
+    ],
+)
+def test_who_is_not_on_the_list_or_has_anothers_id_is_rejected(
+    changes: dict[str, Any], reason: str
+) -> None:
+    sites = Sites()
+    assert only(Reject, sites.send("hospital-7", **changes)).reason == reason
+    assert sites.coordinator.buffer.size == 0
+
+
+def test_a_failure_at_a_site_is_recorded_and_one_of_a_stranger_rejected() -> None:
+    sites = Sites()
+    fields = {"run": RUN, "turn": 1, "base_version": 0, "worker": "w", "reason": "ValueError"}
+    own = ClientFailed(update_id="run:lab-3:v0.0", client="lab-3", **fields)
+    only(RecordFailure, sites.give(own))
+    stranger = ClientFailed(update_id="run:lab-9:v0.0", client="lab-9", **fields)
+    assert only(Reject, sites.give(stranger)).reason == "not_allowed"
+
+
+def submission(message: Message, user: str | None) -> Envelope:
+    return dataclasses.replace(Envelope.of(message), user_id=user)
+
+
+def resident_update(client: str, model: GlobalModel) -> ClientUpdate:
+    return ClientUpdate(
+        run=model.run,
+        update_id=resident_update_id(model.run.run_id, client, model.version, model.attempt),
+        client=client,
+        turn=model.attempt + 1,
+        base_version=model.version,
+        worker=client,
+        sends="delta",
+        examples=10,
+        slot_s=1.0,
+        tensors={"trainable/0": np.ones(4, np.float32)},
+    )
+
+
+def test_a_run_of_residents_counts_what_the_broker_vouches_for_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    # Given a run of residents alone, of which one is there
+    broker = EmbeddedBroker()
+    tables = Experiment.model_validate(
+        {
+            "experiment": {"versions": 3},
+            "task": {"clients": 0},
+            "participation": {"residents": list(SITES)},
+            "aggregation": {"quorum": 1},
+            "evaluation": {"every_updates": 0},
+        }
+    )
+    weights_0 = {"trainable/0": np.zeros(4, np.float32)}
+    service = AggregatorService(
+        tables, broker.aggregator(), tmp_path, run_id="run", initial=weights_0
+    )
+    thread = threading.Thread(target=service.run, daemon=True)
+    thread.start()
+    port = broker.worker("hospital-7", 0)
+    newest, sent = None, 0
+    while True:
+        envelope = port.wait_model(newest, 10)
+        assert envelope is not None
+        newest = order(envelope.headers)
+        model = decode(envelope.body)
+        assert isinstance(model, GlobalModel)
+        if model.final:
+            break
+        # When every version brings an update of its own, and forgeries of all kinds
+        own, others = resident_update("hospital-7", model), resident_update("lab-3", model)
+        pooled = own.model_copy(update={"client": "0", "update_id": "run:1:0", "turn": 1})
+        measured = Evaluation(
+            **{"run": model.run, "version": model.version, "worker": "hospital-7"},
+            **{"metrics": {"accuracy": 1.0}, "examples": 1},
+        )
+        for message, user in [
+            (own, None),
+            (own.model_copy(update={"examples": 11}), "lab-3"),
+            (others, "hospital-7"),
+            (others, "worker"),
+            (pooled, "hospital-7"),
+            (measured, "hospital-7"),
+            (resident_update("clinic-9", model), "clinic-9"),
+            (own, "hospital-7"),
+        ]:
+            port.submit(submission(message, user))
+        sent += 1
+    thread.join(10)
+    # Then its own counts once for each version, and the rest is rejected for what it is
+    ledger = Ledger(tmp_path)
+    assert verify(ledger) == []
+    summary = summarise(ledger)
+    assert (summary["status"], summary["versions"], sent) == ("finished", 3, 3)
+    assert summary["updates_counted"] == 3
+    assert ledger.query("SELECT DISTINCT client FROM updates") == [("hospital-7",)]
+    assert summary["updates_rejected"] == {"no_identity": 3, "forged": 15, "not_allowed": 3}
+    assert summary["accuracy"] is None
+    assert summary["train_fraction"] == 0.0, "residents' time is part of the totals"
+
+
+def test_the_allow_list_may_grow_when_a_run_is_resumed(tmp_path: Path) -> None:
+    def experiment(*residents: str) -> Experiment:
+        return Experiment.model_validate({"participation": {"residents": list(residents)}})
+
+    ledger = Ledger(tmp_path)
+    ledger.open_run(experiment("a"), "run", 1)
+    assert ledger.open_run(experiment("a", "b"), "run", 1)
