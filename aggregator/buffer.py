@@ -82,10 +82,8 @@ class Buffer:
         return self._clear()
 
     def abandon(self) -> list[Fold]:
-        """The run is over: everything that was folded into a buffer that never closed."""
-        unused = [*self._recorded, *self._fresh]
-        self._clear()
-        return unused
+        """The run is over: the folds not yet recorded of a buffer that never closed."""
+        return self._clear()
 
     def _clear(self) -> list[Fold]:
         fresh, self._fresh, self._recorded, self._waiting = self._fresh, [], [], {}

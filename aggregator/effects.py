@@ -117,7 +117,7 @@ class CallAt:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The run is over. ``unused`` were folded into a buffer that never closed."""
+    """The run is over. ``unused``: not yet recorded folds of a buffer that never closed."""
 
     status: str
     detail: str

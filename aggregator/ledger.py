@@ -2,11 +2,8 @@
 
 A record and what it counts are one transaction, and every transaction is conditional on the
 epoch: a leader that was replaced without noticing commits nothing (``StaleLeader``). Weights are
-in files beside it (``store``), written and fsynced before the transaction that names them.
-
-Dispositions of an update: ``buffered`` (in the open buffer, by a partial checkpoint), ``counted``
-(in a version), ``unused`` (the run ended before its buffer closed). Rejections are kept by the
-hash of the message, since a rejected message may carry anybody's id.
+in files beside it (``store``), and so are kept updates (``archive``), written and fsynced before
+the transaction that names them. ``tables`` says what is in it, ``reading`` reads it.
 """
 
 from __future__ import annotations
@@ -19,47 +16,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aggregator.effects import Checkpoint, Fold, MakeVersion, SaveBuffer
+from pydantic import ValidationError
+
+from aggregator.archive import Archive, Place
+from aggregator.arithmetic import arithmetic
+from aggregator.effects import Fold, MakeVersion, SaveBuffer
+from aggregator.reading import LEDGER, LedgerReader
 from aggregator.store import Store, cannot_write, make_folder
 from aggregator.strategies.base import model_of
+from aggregator.tables import TABLES
 from schemas import (
     Assignment,
     ClientFailed,
-    ClientUpdate,
     Evaluation,
     Experiment,
     UserError,
-    decode,
     encode,
     tensors_sha256,
 )
-
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE versions (
-    version INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, closed_by TEXT NOT NULL,
-    updates INTEGER NOT NULL, weights_sha256 TEXT NOT NULL, file TEXT NOT NULL,
-    made_at REAL NOT NULL, elapsed_s REAL NOT NULL);
-CREATE TABLE updates (
-    update_id TEXT PRIMARY KEY, disposition TEXT NOT NULL, version INTEGER, position INTEGER,
-    client TEXT NOT NULL, turn INTEGER NOT NULL, base_version INTEGER NOT NULL,
-    staleness INTEGER NOT NULL, examples INTEGER NOT NULL, worker TEXT NOT NULL,
-    metrics TEXT NOT NULL, train_s REAL NOT NULL, slot_s REAL NOT NULL,
-    bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL);
-CREATE INDEX updates_by_version ON updates (version);
-CREATE TABLE waiting (update_id TEXT PRIMARY KEY, body BLOB NOT NULL);
-CREATE TABLE rejections (
-    message_sha256 TEXT PRIMARY KEY, message_id TEXT NOT NULL, reason TEXT NOT NULL,
-    times INTEGER NOT NULL, at REAL NOT NULL);
-CREATE TABLE failures (
-    assignment_id TEXT PRIMARY KEY, client TEXT NOT NULL, worker TEXT NOT NULL,
-    reason TEXT NOT NULL, at REAL NOT NULL);
-CREATE TABLE dropouts (assignment_id TEXT PRIMARY KEY, client TEXT NOT NULL, at REAL NOT NULL);
-CREATE TABLE evaluations (
-    version INTEGER NOT NULL, worker TEXT NOT NULL, metrics TEXT NOT NULL,
-    examples INTEGER NOT NULL, seconds REAL NOT NULL, elapsed_s REAL NOT NULL,
-    PRIMARY KEY (version, worker));
-"""
 
 #: Keys that may differ when a run is resumed: they say when to stop, not what is learned; who may
 #: come; and what it costs.
@@ -78,7 +52,7 @@ class StaleLeader(Exception):
     """Another aggregator has started on this ledger since: stop, and commit nothing."""
 
 
-class Ledger:
+class Ledger(LedgerReader):
     """One run's ledger. Not thread-safe: the aggregator's own thread uses it."""
 
     def __init__(self, folder: Path, durable: bool = True) -> None:
@@ -87,18 +61,19 @@ class Ledger:
         self.epoch = 0
         make_folder(folder)
         self.store = Store(folder, durable)
+        self._durable = durable
+        self._archive: Archive | None = None
         try:
-            self._db = sqlite3.connect(folder / "ledger.sqlite", isolation_level=None, timeout=30)
+            self._db = sqlite3.connect(folder / LEDGER, isolation_level=None, timeout=30)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
             with self._transaction(check=False):
-                if not self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-                    for statement in SCHEMA.split(";"):
-                        self._db.execute(statement)
+                for statement in TABLES.split(";"):
+                    self._db.execute(statement)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise cannot_write(folder, error) from error
-            raise UserError(f"{folder / 'ledger.sqlite'} is no ledger: {error}") from error
+            raise UserError(f"{folder / LEDGER} is no ledger: {error}") from error
 
     # ---- starting and resuming
 
@@ -110,10 +85,10 @@ class Ledger:
         True if there is something left to do: the run is not finished, or now stops later.
         Raises: UserError where it holds another experiment's.
         """
-        stored = self.meta.get("experiment")
+        stored = self._stored_experiment()
         document = experiment.model_dump(mode="json")
         if stored is not None:
-            difference = _difference(json.loads(stored), document)
+            difference = _difference(stored, document)
             if difference:
                 raise UserError(
                     f"{self.folder} holds a run of another experiment ({difference} differs): "
@@ -131,7 +106,7 @@ class Ledger:
                 self._set(run_id=run_id, run_started=run_started, epoch=0, status="running")
                 self._set(created_at=time.time())
         finished = self.meta["status"] == "finished"
-        return not finished or json.loads(stored or "{}") != document
+        return not finished or stored != document
 
     def lead(self, newer_than: int | None = None) -> None:
         """Begin an epoch: whoever led before can commit no more.
@@ -142,45 +117,20 @@ class Ledger:
         with self._transaction(check=False):
             self.epoch = int(self.meta["epoch"]) + 1
             self._set(epoch=self.epoch)
+            known = json.loads(self.meta.get("arithmetic", "[]"))
+            if arithmetic() not in known:
+                self._set(arithmetic=json.dumps([*known, arithmetic()]))
             if newer_than is not None and newer_than >= int(self.meta["run_started"]):
                 self._set(run_started=newer_than + 1)
-
-    def load(self) -> Checkpoint:
-        """Where the run stands."""
-        meta = self.meta
-        checkpoint = Checkpoint(
-            turn=int(meta.get("turn", 0)), elapsed_s=float(meta.get("elapsed_s", 0))
-        )
-        row = self._db.execute(
-            "SELECT version, file FROM versions ORDER BY version DESC LIMIT 1"
-        ).fetchone()
-        if row is None:
-            return checkpoint
-        checkpoint.version, file = row
-        checkpoint.state = self.store.read(file)
-        if meta.get("buffer_file"):
-            checkpoint.state |= self.store.read(meta["buffer_file"])
-        checkpoint.updates = self.count("updates WHERE disposition = 'counted' AND version > 0")
-        checkpoint.buffered = [
-            Fold(*(json.loads(v) if i == 7 else v for i, v in enumerate(row)))
-            for row in self._db.execute(
-                "SELECT update_id, client, turn, base_version, staleness, examples, worker,"
-                " metrics, train_s, slot_s, bytes_down FROM updates"
-                " WHERE disposition = 'buffered' ORDER BY position"
-            )
-        ]
-        for (body,) in self._db.execute("SELECT body FROM waiting ORDER BY rowid"):
-            update = decode(body)
-            assert isinstance(update, ClientUpdate)
-            checkpoint.waiting.append(update)
-        return checkpoint
+        if Experiment.model_validate_json(self.meta["experiment"]).aggregation.keep_updates:
+            self._archive = Archive(self.folder, self.epoch, self._durable)
 
     # ---- records: each is one transaction, durable when the method returns
 
-    def seen(self, update_id: str) -> bool:
-        """Whether this update has been recorded."""
-        row = self._db.execute("SELECT 1 FROM updates WHERE update_id = ?", (update_id,))
-        return row.fetchone() is not None
+    def keep_update(self, update_id: str, body: bytes) -> None:
+        """Archive an update where the run keeps them; durable with the record that names it."""
+        if self._archive is not None:
+            self._archive.add(update_id, body)
 
     def make_version(
         self, made: MakeVersion, sizes: Mapping[str, int], elapsed_s: float, keep: int
@@ -188,8 +138,9 @@ class Ledger:
         """A version and everything that it was made of. Raises: StaleLeader, UserError."""
         kept = {k: a for k, a in made.state.items() if not k.startswith("buffer/")}
         file = self.store.write("model", made.version, self.epoch, kept)
+        places = self._archived()
         with self._transaction():
-            self._add_folds(made.folds, sizes)
+            self._add_folds(made.folds, sizes, places)
             self._db.execute(
                 "UPDATE updates SET disposition = 'counted', version = ?"
                 " WHERE disposition = 'buffered'",
@@ -212,8 +163,9 @@ class Ledger:
         version = self.latest_version()
         sums = {k: a for k, a in saved.state.items() if k.startswith("buffer/")}
         file = self.store.write("buffer", version, self.epoch, sums) if sums else ""
+        places = self._archived()
         with self._transaction():
-            self._add_folds(saved.folds, sizes)
+            self._add_folds(saved.folds, sizes, places)
             self._db.executemany(
                 "INSERT OR IGNORE INTO waiting VALUES (?, ?)",
                 [(update.update_id, encode(update)) for update in saved.waiting],
@@ -263,12 +215,14 @@ class Ledger:
         self, status: str, detail: str, unused: Sequence[Fold], sizes: Mapping[str, int],
         elapsed_s: float,
     ) -> None:  # fmt: skip
-        """The run is over."""
+        """The run is over; ``unused`` as ``Finish`` has them."""
+        places = self._archived()
         with self._transaction():
-            self._add_folds(unused, sizes)
+            self._add_folds(unused, sizes, places)
             self._db.execute(
                 "UPDATE updates SET disposition = 'unused' WHERE disposition = 'buffered'"
             )
+            self._db.execute("DELETE FROM waiting")
             self._set(status=status, detail=detail, elapsed_s=elapsed_s, buffer_file="")
 
     def reopen(self) -> None:
@@ -276,34 +230,20 @@ class Ledger:
         with self._transaction():
             self._set(status="running", detail="")
 
-    # ---- reading
-
-    @property
-    def meta(self) -> dict[str, str]:
-        """What is known of the run as a whole."""
-        return dict(self._db.execute("SELECT key, value FROM meta"))
-
-    def latest_version(self) -> int:
-        """The newest version; -1 if there is none."""
-        return int(
-            self._db.execute("SELECT COALESCE(MAX(version), -1) FROM versions").fetchone()[0]
-        )
-
-    def count(self, what: str, *parameters: Any) -> int:
-        """How many rows: ``what`` is "table" or "table WHERE condition"."""
-        return int(self._db.execute(f"SELECT COUNT(*) FROM {what}", parameters).fetchone()[0])
-
-    def query(self, sql: str, *parameters: Any) -> list[Any]:
-        """Rows of a read-only query."""
-        return self._db.execute(sql, parameters).fetchall()
-
     def close(self) -> None:
         """May be called twice."""
-        self._db.close()
+        if self._archive is not None:
+            self._archive.close()
+        super().close()
 
     # ---- inside
 
-    def _add_folds(self, folds: Sequence[Fold], sizes: Mapping[str, int]) -> None:
+    def _archived(self) -> dict[str, Place]:
+        return {} if self._archive is None else self._archive.sync()
+
+    def _add_folds(
+        self, folds: Sequence[Fold], sizes: Mapping[str, int], places: Mapping[str, Place]
+    ) -> None:
         position = self.count("updates WHERE disposition = 'buffered'")
         self._db.executemany(
             "INSERT INTO updates VALUES (?, 'buffered', NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -316,11 +256,32 @@ class Ledger:
                 for i, f in enumerate(folds)
             ],
         )
+        if self._archive is not None:
+            self._db.executemany(
+                "INSERT INTO kept VALUES (?, ?, ?, ?, ?)",
+                [(f.update_id, *places[f.update_id]) for f in folds],
+            )
 
     def _kept_files(self, keep: int) -> set[str]:
+        """Those of the last versions, the open buffer's, and where a replay starts."""
         rows = self.query("SELECT file FROM versions ORDER BY version DESC LIMIT ?", keep)
+        if self._archive is not None:
+            rows += self.query("SELECT file FROM versions WHERE version = 0")
         buffer_file = self.meta.get("buffer_file")
         return {name for (name,) in rows} | ({buffer_file} if buffer_file else set())
+
+    def _stored_experiment(self) -> dict[str, Any] | None:
+        """The run's experiment with every key that there is by now; None before a run."""
+        text = self.meta.get("experiment")
+        if text is None:
+            return None
+        try:
+            return Experiment.model_validate_json(text).model_dump(mode="json")
+        except ValidationError as error:
+            raise UserError(
+                f"{self.folder} holds a run of another version of Fluffle, whose experiment this "
+                f"one does not understand: choose another --out ({error.errors()[0]['msg']})"
+            ) from error
 
     def _begun(self) -> int:
         """The newest epoch, whoever leads it; asked in every transaction, so without the rest."""

@@ -38,7 +38,8 @@ from aggregator.effects import (
     SaveBuffer,
 )
 from aggregator.ledger import Ledger, StaleLeader
-from aggregator.strategies import make_strategy
+from aggregator.room import room_for_updates
+from aggregator.strategies import State, make_strategy, model_of
 from broker import AggregatorPort, Delivery, Envelope, LeadershipLost
 from schemas import (
     ClientFailed,
@@ -200,6 +201,8 @@ class AggregatorService:
         self._port.purge_assignments()
         self.coordinator = Coordinator(experiment, make_strategy(experiment), run, checkpoint)
         self._resume_text(checkpoint)
+        if checkpoint.state is not None:
+            self._check_room(checkpoint.state)
         self._consume(1)
         self._execute(self.coordinator.start(self._clock(), self._initial), None)
 
@@ -207,6 +210,12 @@ class AggregatorService:
         if checkpoint.state is not None:
             buffered = f" and {len(checkpoint.buffered)} updates" if checkpoint.buffered else ""
             self._say(f"resuming at version {checkpoint.version}{buffered}")
+
+    def _check_room(self, state: State) -> None:
+        """Say what kept updates will take before anything is trained. Raises: UserError."""
+        if self.experiment.aggregation.keep_updates:
+            kept = self._ledger.kept()
+            self._say(room_for_updates(self.experiment, self.folder, model_of(state), *kept))
 
     # ---- messages
 
@@ -284,6 +293,8 @@ class AggregatorService:
             case RecordDropouts(assignments):
                 ledger.record_dropouts(assignments)
             case MakeVersion():
+                if effect.version == 0:
+                    self._check_room(effect.state)
                 keep = self.experiment.aggregation.keep_versions
                 with self._timed("commit"):
                     ledger.make_version(effect, self._sizes(), elapsed_s, keep)
@@ -309,6 +320,8 @@ class AggregatorService:
 
     def _hold(self, update_id: str, delivery: Delivery) -> None:
         envelope = delivery.envelope
+        if update_id not in self._held:
+            self._ledger.keep_update(update_id, envelope.body)
         held = self._held.setdefault(update_id, _Held(len(envelope.body)))
         # Once folded the body has done its work; memory must not grow with the buffer.
         bare = dataclasses.replace(envelope, body=b"")

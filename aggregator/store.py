@@ -18,10 +18,10 @@ class Store:
     def __init__(self, folder: Path, durable: bool = True) -> None:
         self._durable = durable
         self.folder = folder / "weights"
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, kind: str, version: int, epoch: int, tensors: Tensors) -> str:
         """Write and fsync; the file's name. Raises: UserError when the disk is full."""
+        make_folder(self.folder)
         body = pack({"kind": kind, "version": version}, tensors)
         digest = hashlib.sha256(body).hexdigest()
         name = f"{kind}-v{version:06d}-e{epoch}-{digest[:16]}{SUFFIX}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from aggregator.ledger import Ledger
+from aggregator.reading import LedgerReader
 
 
-def summarise(ledger: Ledger) -> dict[str, Any]:
+def summarise(ledger: LedgerReader) -> dict[str, Any]:
     """The summary object (DESIGN section 8), but for ``peak_rss_mb``, which only the caller knows.
 
     ``updates_per_s`` is over the time from version 0 to the last; ``train_fraction`` is the share
@@ -26,6 +26,7 @@ def summarise(ledger: Ledger) -> dict[str, Any]:
         "SELECT version, metrics FROM evaluations ORDER BY version DESC, elapsed_s DESC LIMIT 1"
     )
     metrics = json.loads(newest[0][1]) if newest else {}
+    kept, kept_bytes = ledger.kept()
     return {
         "run_id": meta["run_id"],
         "status": meta["status"],
@@ -48,10 +49,12 @@ def summarise(ledger: Ledger) -> dict[str, Any]:
         "weights_sha256": sha,
         "bytes_up": up or 0,
         "bytes_down": down or 0,
+        "kept_updates": kept,
+        "kept_bytes": kept_bytes,
     }
 
 
-def _span(ledger: Ledger) -> tuple[float, float, str | None]:
+def _span(ledger: LedgerReader) -> tuple[float, float, str | None]:
     """When version 0 and the last version were made (seconds into the run), and its hash."""
     rows = ledger.query(
         "SELECT elapsed_s, weights_sha256 FROM versions"

@@ -188,28 +188,14 @@ def evaluator(
 @app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    replay: Annotated[
+        bool, typer.Option(help="Also recompute every version from the kept updates.")
+    ] = False,
 ) -> None:
-    """Check a run's ledger against the invariants; exit code 0 or 1."""
-    from aggregator.ledger import Ledger
-    from aggregator.summary import summarise
-    from aggregator.verify import CHECKS
-    from aggregator.verify import verify as check
+    """Check a run against the invariants; exit code 1 names what is wrong first."""
+    from fluffle.verify import verify_run
 
-    if not (folder / "ledger.sqlite").is_file():
-        raise UserError(f"{folder} is no run folder: there is no ledger.sqlite in it")
-    ledger = Ledger(folder)
-    problems = check(ledger)
-    for problem in problems:
-        typer.echo(f"wrong: {problem}")
-    if problems:
-        raise typer.Exit(1)
-    summary = summarise(ledger)
-    rejected = sum(summary["updates_rejected"].values())
-    typer.echo(
-        f"ok: {summary['run_id']} ({summary['status']}): {summary['versions']} versions from "
-        f"{summary['updates_counted']} updates, {rejected} rejected, {summary['duplicates']} "
-        f"duplicates; {len(CHECKS)} checks passed"
-    )
+    raise typer.Exit(verify_run(folder, replay))
 
 
 @app.command()

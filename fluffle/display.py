@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from aggregator.room import human_bytes
 from aggregator.service import AggregatorService
 
 _LINE_EVERY_S = 10.0
@@ -147,6 +148,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
         *([("virtual time", _duration(summary["virtual_s"]))] if summary["virtual_s"] else []),
         ("training", f"{_percent(summary['train_fraction'])} of the slots' time"),
         ("memory", f"{summary['peak_rss_mb']:.0f} MB at its peak"),
+        *([("kept", _kept(summary))] if summary.get("kept_updates") else []),
         ("run folder", folder),
         ("report", f"fluffle report {folder}"),
     ]
@@ -154,6 +156,10 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
     for key, value in rows:
         grid.add_row(f"[dim]{key}[/]", value)
     console.print(grid)
+
+
+def _kept(summary: dict[str, Any]) -> str:
+    return f"{summary['kept_updates']} updates, {human_bytes(summary['kept_bytes'])}"
 
 
 def _percent(value: float | None) -> str:

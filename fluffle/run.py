@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from aggregator.archive import UPDATES
 from aggregator.ledger import Ledger
 from aggregator.service import AggregatorService
 from aggregator.store import make_folder
@@ -123,6 +124,7 @@ def forget_unfinished(folder: Path, experiment: Experiment) -> None:
     if unfinished:
         for path in folder.glob("ledger.sqlite*"):
             path.unlink()
+        shutil.rmtree(folder / UPDATES, ignore_errors=True)
 
 
 def new_run_id(experiment: Experiment) -> str:

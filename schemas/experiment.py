@@ -210,6 +210,9 @@ class AggregationTable(Table):
     hold_s: Positive = 60.0
     #: Weight files of this many last versions stay in the run folder.
     keep_versions: int = Field(3, ge=1)
+    #: Archive every update that is folded, so that ``fluffle verify --replay`` can recompute every
+    #: version: takes the model's bytes for each update.
+    keep_updates: bool = False
 
 
 class EvaluationTable(Table):

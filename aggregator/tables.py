@@ -1,0 +1,40 @@
+"""The tables of a ledger.
+
+Dispositions of an update: ``buffered`` (in the open buffer, by a partial checkpoint), ``counted``
+(in a version), ``unused`` (the run ended before its buffer closed). Rejections are kept by the
+hash of the message, since a rejected message may carry anybody's id. ``position`` is an update's
+place in its buffer, in the order of arrival. ``kept`` says where an archived update lies.
+"""
+
+from __future__ import annotations
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS versions (
+    version INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, closed_by TEXT NOT NULL,
+    updates INTEGER NOT NULL, weights_sha256 TEXT NOT NULL, file TEXT NOT NULL,
+    made_at REAL NOT NULL, elapsed_s REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS updates (
+    update_id TEXT PRIMARY KEY, disposition TEXT NOT NULL, version INTEGER, position INTEGER,
+    client TEXT NOT NULL, turn INTEGER NOT NULL, base_version INTEGER NOT NULL,
+    staleness INTEGER NOT NULL, examples INTEGER NOT NULL, worker TEXT NOT NULL,
+    metrics TEXT NOT NULL, train_s REAL NOT NULL, slot_s REAL NOT NULL,
+    bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS updates_by_version ON updates (version);
+CREATE TABLE IF NOT EXISTS kept (
+    update_id TEXT PRIMARY KEY, segment TEXT NOT NULL, start INTEGER NOT NULL,
+    bytes INTEGER NOT NULL, sha256 TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS waiting (update_id TEXT PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS rejections (
+    message_sha256 TEXT PRIMARY KEY, message_id TEXT NOT NULL, reason TEXT NOT NULL,
+    times INTEGER NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS failures (
+    assignment_id TEXT PRIMARY KEY, client TEXT NOT NULL, worker TEXT NOT NULL,
+    reason TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS dropouts (
+    assignment_id TEXT PRIMARY KEY, client TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS evaluations (
+    version INTEGER NOT NULL, worker TEXT NOT NULL, metrics TEXT NOT NULL,
+    examples INTEGER NOT NULL, seconds REAL NOT NULL, elapsed_s REAL NOT NULL,
+    PRIMARY KEY (version, worker));
+"""

@@ -1,0 +1,115 @@
+"""A federation in one thread: the real service and broker, clients that answer with noise.
+
+Nothing happens by itself: a test says when a turn is answered, in which order, and when the
+aggregator dies or starts again. Time passes only when it says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from aggregator.service import AggregatorService
+from aggregator.strategies import make_strategy
+from broker import Envelope
+from broker.embedded import EmbeddedBroker
+from schemas import Assignment, ClientUpdate, Experiment, GlobalModel, Tensors, decode
+
+#: A tensor of each kind: learned, a batch-norm statistic, a counter.
+SHAPES = {"trainable/0": (7, 5), "trainable/1": (5,), "non_trainable/0": (5,)}
+
+
+def noise(seed: int) -> Tensors:
+    """Tensors whose every bit depends on the seed."""
+    rng = np.random.default_rng(seed)
+    values: Tensors = {k: rng.normal(size=s).astype(np.float32) for k, s in SHAPES.items()}
+    return values | {"non_trainable/1": np.array([seed], np.int64)}
+
+
+class Federation:
+    """One run folder, one broker, and an aggregator that may die."""
+
+    def __init__(self, folder: Path, **tables: Any) -> None:
+        tables["aggregation"] = {"keep_updates": True, **tables.get("aggregation", {})}
+        self.folder = folder
+        self.experiment = Experiment.model_validate(
+            {
+                "experiment": {"versions": 6},
+                "task": {"clients": 8},
+                "evaluation": {"every_updates": 0},
+                **tables,
+            }
+        )
+        self.sends: Literal["delta", "weights"] = make_strategy(self.experiment).sends
+        self.said: list[str] = []
+        self.now = 0.0
+        self.broker = EmbeddedBroker(lambda: self.now)
+        self.worker = self.broker.worker("worker", 64)
+        self.start()
+
+    def start(self) -> None:
+        """An aggregator begins, or resumes."""
+        self.port = self.broker.aggregator()
+        assert self.port.lead(1.0)
+        self.service = AggregatorService(
+            self.experiment,
+            self.port,
+            self.folder,
+            run_id="run",
+            clock=lambda: self.now,
+            on_status=self.said.append,
+        )
+        self.service.begin()
+
+    def die(self) -> None:
+        """The aggregator is gone, with all that it had not made durable."""
+        self.service.close()
+        self.port.close()
+
+    def wait(self, seconds: float) -> None:
+        """Time passes, and what is due happens."""
+        self.now += seconds
+        self.settle()
+
+    def settle(self) -> None:
+        """The aggregator takes in everything that has arrived."""
+        while self.service.pump(0.0):
+            pass
+
+    def answer(self, turns: int = 1) -> None:
+        """The clients of the next turns answer, the newest first."""
+        deliveries = []
+        while len(deliveries) < turns and (one := self.worker.receive_assignment(0.0)) is not None:
+            deliveries.append(one)
+        for delivery in reversed(deliveries):
+            turn = decode(delivery.envelope.body)
+            assert isinstance(turn, Assignment)
+            self.worker.submit(Envelope.of(self.update(turn)))
+            self.worker.ack(delivery)
+        self.settle()
+
+    def update(self, turn: Assignment) -> ClientUpdate:
+        """What this turn's client sends."""
+        newest = self.worker.newest_model()
+        model = decode(newest.body) if newest else None
+        initial = turn.kind == "initialise"
+        return ClientUpdate(
+            run=turn.run,
+            update_id=turn.assignment_id,
+            client=turn.client,
+            turn=turn.turn,
+            base_version=0 if initial or not isinstance(model, GlobalModel) else model.version,
+            worker="worker",
+            sends="initial" if initial else self.sends,
+            examples=0 if initial else 10 + turn.turn,
+            tensors=noise(turn.turn),
+        )
+
+    def finish(self, turns_at_once: int = 4) -> Path:
+        """Answer every turn until the run is over; its folder."""
+        while self.service.outcome is None:
+            self.answer(turns_at_once)
+        self.service.close()
+        return self.folder
