@@ -7,9 +7,12 @@ BIN := $(VENV)/bin
 EXTRA ?= cpu
 ARGS ?=
 TESTS ?= tests
+# Chaos: how many faults, and which (default: others every time).
+FAULTS ?= 100
+SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-compose lint format bench broker clean
+.PHONY: help run test test-compose chaos-processes lint format bench broker clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +26,10 @@ test: $(VENV)/dev.stamp ## Run all tests (TESTS=tests/broker for some)
 
 test-compose: $(VENV)/dev.stamp ## Build the image and try everything on compose.yaml (six minutes, a Docker engine)
 	@$(BIN)/pytest -m compose tests/compose $(ARGS)
+
+chaos-processes: $(VENV)/dev.stamp ## Kill, stop and cut off real processes on RabbitMQ (FAULTS=100 SEED=7)
+	@environment=$$(scripts/provide-rabbitmq) && env $$environment FLUFFLE_CHAOS_FAULTS=$(FAULTS) \
+	  FLUFFLE_CHAOS_SEED=$(or $(SEED),$$RANDOM) $(BIN)/pytest -s tests/chaos/processes $(ARGS)
 
 lint: $(VENV)/dev.stamp ## ruff, mypy --strict, one-way imports
 	@$(BIN)/ruff check .

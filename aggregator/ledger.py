@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,9 @@ _MAY_CHANGE = (
     "cost.currency",
 )
 
+#: Transactions take milliseconds; whoever has locked the ledger for this long has stopped.
+_LOCKED_S = 10.0
+
 
 class StaleLeader(Exception):
     """Another aggregator has started on this ledger since: stop, and commit nothing."""
@@ -55,16 +58,23 @@ class StaleLeader(Exception):
 class Ledger(LedgerReader):
     """One run's ledger. Not thread-safe: the aggregator's own thread uses it."""
 
-    def __init__(self, folder: Path, durable: bool = True) -> None:
-        """``durable`` = False survives the end of the process, but not that of the machine."""
+    def __init__(
+        self, folder: Path, durable: bool = True, on_locked: Callable[[], None] | None = None
+    ) -> None:
+        """
+        durable: False survives the end of the process, but not that of the machine.
+        on_locked: is told, again and again, that another process has the ledger locked: one that
+            was stopped in a transaction, say. Unless it raises, it is waited for. Default: raise.
+        """
         self.folder = folder
         self.epoch = 0
+        self._on_locked = on_locked
         make_folder(folder)
         self.store = Store(folder, durable)
         self._durable = durable
         self._archive: Archive | None = None
         try:
-            self._db = sqlite3.connect(folder / LEDGER, isolation_level=None, timeout=30)
+            self._db = sqlite3.connect(folder / LEDGER, isolation_level=None, timeout=_LOCKED_S)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
             with self._transaction(check=False):
@@ -293,10 +303,20 @@ class Ledger(LedgerReader):
             "INSERT OR REPLACE INTO meta VALUES (?, ?)", [(k, str(v)) for k, v in values.items()]
         )
 
+    def _begin_transaction(self) -> None:
+        while True:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or self._on_locked is None:
+                    raise
+            self._on_locked()
+
     @contextmanager
     def _transaction(self, check: bool = True) -> Iterator[None]:
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            self._begin_transaction()
             if check and (begun := self._begun()) != self.epoch:
                 raise StaleLeader(f"epoch {begun} has begun; this was {self.epoch}")
             yield

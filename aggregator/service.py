@@ -144,7 +144,8 @@ class AggregatorService:
 
     def begin(self) -> None:
         """Enter the run, or resume it. The port has to lead already. Raises: UserError."""
-        self._ledger = Ledger(self.folder, durable=self._clock_name == "real")
+        durable = self._clock_name == "real"
+        self._ledger = Ledger(self.folder, durable, on_locked=self._wait_for_ledger)
         try:
             self._start()
         except BaseException:
@@ -184,6 +185,12 @@ class AggregatorService:
                 self._say("another aggregator leads here; waiting to take over")
                 said = True
         return False
+
+    def _wait_for_ledger(self) -> None:
+        line = f"another process has locked the ledger in {self.folder}"
+        if self._stop.is_set():
+            raise UserError(f"{line}: this aggregator has stopped waiting, and nothing is lost")
+        self._say(f"{line}, perhaps a leader that was stopped; waiting for it to go on or to end")
 
     def _start(self) -> None:
         ledger, experiment = self._ledger, self.experiment

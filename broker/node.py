@@ -139,13 +139,18 @@ class Node:
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
+    def signal(self, number: int) -> None:
+        """Send this to the server and all that belongs to it."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(self._process.pid, number)
+
     def kill(self) -> None:
         """SIGKILL, as a power cut would; ``start`` goes on with what is in the folder."""
+        self.signal(signal.SIGKILL)
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert process.stdin is not None
         process.stdin.close()

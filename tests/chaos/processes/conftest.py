@@ -1,0 +1,5 @@
+"""Fixtures for chaos with real processes."""
+
+from tests.integration.conftest import start
+
+__all__ = ["start"]

@@ -1,0 +1,132 @@
+"""Whatever happens to real processes on a real RabbitMQ: nothing is lost, nobody counted twice.
+
+``make chaos-processes FAULTS=100 SEED=7`` for more of it, or for the same again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from broker.node import Node
+from tests.chaos.processes.balance import balance_of
+from tests.chaos.processes.conductor import Conductor
+from tests.chaos.processes.faults import AGGREGATOR, WORKERS, draw
+from tests.integration.processes import Start, verified
+
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.tensorflow, pytest.mark.slow]
+
+FAULTS = int(os.environ.get("FLUFFLE_CHAOS_FAULTS", "20"))
+SEED = int(os.environ.get("FLUFFLE_CHAOS_SEED", "1"))
+
+#: Turns of a second or so, most of it waiting; a version needs all six of them. It goes on until
+#: it is told after which version to stop.
+COMMON = """
+[experiment]
+name = "chaos"
+versions = 1000000
+[task]
+name = "digits-lr"
+clients = 6
+[evaluation]
+every_updates = 0
+[devices]
+delay = "exponential"
+delay_s = 0.3
+"""
+COHORT = """
+[participation]
+mode = "cohort"
+pause_s = [0.0, 0.5]
+[aggregation]
+strategy = "fedavg"
+deterministic = true
+on_deadline = "extend"
+deadline_s = 3
+hold_s = 2
+"""
+#: Stale and late updates are rejected, and turns are lost: every disposition there is.
+CONCURRENT = """
+[participation]
+mode = "concurrent"
+assignment_deadline_s = 8
+pause_s = [0.0, 0.5]
+[aggregation]
+strategy = "fedbuff"
+quorum = 3
+deadline_s = 3
+max_staleness = 2
+hold_s = 2
+"""
+
+
+@contextmanager
+def federation(seed: int, experiment: str) -> Iterator[Conductor]:
+    """An aggregator and two workers at work. If all is well at the end the folder goes."""
+    folder = Path(tempfile.mkdtemp(prefix="fluffle-chaos-"))
+    file = folder / "experiment.toml"
+    file.write_text(experiment)
+    node = Node(folder / "node")
+    node.start()
+    conductor = Conductor(seed, folder, node)
+    try:
+        conductor.add(AGGREGATOR, "aggregator", file, "--out", conductor.out)
+        for name in WORKERS:
+            journal = folder / f"{name}.jsonl"
+            conductor.add(
+                *(name, "worker", "--name", name, "--slots", 2),
+                *("--journal", journal, "--parent", os.getpid()),
+            )
+        yield conductor
+    except BaseException:
+        print(conductor.report())
+        raise
+    finally:
+        conductor.close()
+    print(conductor.report())
+    shutil.rmtree(folder)
+
+
+def versions_of(out: Path) -> list[tuple[int, str]]:
+    """Every version with the hash of its weights."""
+    with closing(sqlite3.connect(out / "ledger.sqlite")) as db:
+        return db.execute(
+            "SELECT version, weights_sha256 FROM versions ORDER BY version"
+        ).fetchall()
+
+
+@pytest.mark.timeout(600 + 30 * FAULTS)
+@pytest.mark.parametrize(
+    ("experiment", "count"),
+    [(COMMON + COHORT, FAULTS), (COMMON + CONCURRENT, FAULTS // 2)],
+    ids=["cohort", "concurrent"],
+)
+def test_a_run_survives_whatever_is_done_to_it(start: Start, experiment: str, count: int) -> None:
+    with federation(SEED, experiment) as chaos:
+        # Given a run to which all this has happened
+        chaos.let_loose(draw(SEED, count))
+        # When it may come to its end
+        last = chaos.finish(after=3)
+        # Then the ledger holds, versions are contiguous, and nothing is lost or counted twice
+        chaos.note(verified(start, chaos.out).strip())
+        balance = balance_of(chaos.out, [chaos.folder / f"{w}.jsonl" for w in WORKERS], chaos.node)
+        chaos.note(str(balance))
+        assert balance.problems() == []
+        made = versions_of(chaos.out)
+        assert [version for version, _ in made] == list(range(last + 1))
+        # And where the order is certain, every version has the bytes of a run that was left alone
+        if experiment.endswith(COHORT):
+            quiet = chaos.folder / "quiet"
+            alone = start(
+                *("run", chaos.folder / "experiment.toml", "--clock", "virtual"),
+                *("--out", quiet, "--set", f"experiment.versions={last}"),
+            )
+            assert alone.wait() == 0, alone.output
+            assert versions_of(quiet) == made
