@@ -11,6 +11,7 @@ from schemas.tensors import Array, spec
 #: Every reason an update can be rejected for, with what it means.
 REASONS: Mapping[str, str] = {
     "undecodable": "no message of ours, or damaged",
+    "too_large": "far longer than an update of this model can be",
     "wrong_type": "a message of another kind than belongs on this queue",
     "unknown_run": "from another run",
     "forged": "its id, client and turn do not belong together, or it is sent in another's name",

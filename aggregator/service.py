@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from aggregator.admission import reason_against_user
+from aggregator.admission import REASONS, reason_against_user
+from aggregator.complaints import Complaints
 from aggregator.coordinator import Coordinator
 from aggregator.effects import (
     Assign,
@@ -42,10 +43,8 @@ from aggregator.room import room_for_updates
 from aggregator.strategies import State, make_strategy, model_of
 from broker import AggregatorPort, Delivery, Envelope, LeadershipLost
 from schemas import (
-    ClientFailed,
     ClientUpdate,
     DecodeError,
-    Evaluation,
     Event,
     Experiment,
     GlobalModel,
@@ -54,11 +53,16 @@ from schemas import (
     UserError,
     decode,
 )
+from schemas.codec import MAX_MESSAGE_BYTES, one_line
 from schemas.messages import FromWorker
 
 #: Updates that may be in our hands at once, by number and by bytes.
 MAX_PREFETCH = 64
 MAX_PREFETCH_BYTES = 256 * 1024**2
+#: No update is longer than this many models (SCAFFOLD sends two), and a head and a table.
+MOST_MODELS, HEAD_BYTES = 4, 4 * 1024**2
+#: Reasons that tell of nothing wrong: somebody was slow.
+ORDINARY = ("late", "too_stale")
 #: A message that came back this often may be what kills us: take what follows one by one.
 SUSPICIOUS = 3
 #: How often the loop looks up from waiting for messages.
@@ -105,6 +109,7 @@ class AggregatorService:
         self._clock = clock
         self._say = on_status
         self._on_timing = on_timing
+        self._complaints = Complaints(on_status, clock)
         self._stop = threading.Event()
         self._held: dict[str, _Held] = {}
         #: When the coordinator wants to be called, by the service's clock.
@@ -112,7 +117,10 @@ class AggregatorService:
         #: How the run ended; None while it goes on.
         self.outcome: str | None = None
         self._prefetch = 0
-        self._normal_prefetch = MAX_PREFETCH
+        #: One at a time until we know how long an update is.
+        self._normal_prefetch = 1
+        #: Of a message, in bytes; until there is a model anything may come.
+        self._largest = MAX_MESSAGE_BYTES
 
     def stop(self) -> None:
         """Stop soon, after a partial checkpoint. From any thread, or a signal handler."""
@@ -156,6 +164,7 @@ class AggregatorService:
         """Do one thing: the timer if it is due, else a message; False if none came in time."""
         if self.coordinator is None or self.outcome is not None:
             return False
+        self._complaints.flush()
         now = self._clock()
         if now >= self.call_at:
             self._execute(self.coordinator.on_timer(now), None)
@@ -172,6 +181,7 @@ class AggregatorService:
 
     def close(self) -> None:
         """Let go of the ledger."""
+        self._complaints.flush(force=True)
         self._ledger.close()
 
     # ---- start
@@ -228,29 +238,34 @@ class AggregatorService:
 
     def _on_delivery(self, delivery: Delivery) -> None:
         assert self.coordinator is not None
-        if delivery.envelope.type == Event.type:
-            self._on_event(delivery.envelope)
+        envelope = delivery.envelope
+        if delivery.is_event:
+            self._on_event(envelope)
             return
         self._consume(1 if delivery.delivery_count >= SUSPICIOUS else self._normal_prefetch)
-        try:
-            message = decode(delivery.envelope.body)
-        except DecodeError as error:
-            self._say(f"rejected a message: {error}")
-            self._reject(delivery, "undecodable")
+        if envelope.too_large or len(envelope.body) > self._largest:
+            self._reject(delivery, "too_large")
             return
-        if not isinstance(message, ClientUpdate | ClientFailed | Evaluation):
+        try:
+            message = decode(envelope.body)
+        except DecodeError as error:
+            self._reject(delivery, "undecodable", str(error))
+            return
+        if not isinstance(message, FromWorker) or message.type != envelope.type:
             self._reject(delivery, "wrong_type")
             return
         if self.experiment.identity == "broker":
-            sender, residents = delivery.envelope.user_id, self.experiment.residents
-            reason = reason_against_user(message, sender, residents)
+            residents = self.experiment.residents
+            reason = reason_against_user(message, envelope.user_id, residents)
             if reason is not None:
-                self._say(f"rejected a message of {sender or 'nobody'}: {reason}")
                 self._reject(delivery, reason)
                 return
         seen_in = self._seen_in(message)
         if seen_in == "buffer" and delivery.delivery_count == 0:
-            self._ledger.record_duplicate()  # the same update twice, not one that came back
+            # The same update in another message: held, it would only fill our hands.
+            self._ledger.record_duplicate()
+            self._port.ack([delivery])
+            return
         with self._timed("fold"):
             effects = self.coordinator.on_update(message, seen_in, self._clock())
         self._execute(effects, delivery)
@@ -293,7 +308,8 @@ class AggregatorService:
             case RecordFailure(failure):
                 ledger.record_failure(failure)
                 self._port.ack([_of(delivery)])
-                self._say(f"client {failure.client} failed: {failure.reason}")
+                said = f"client {failure.client} failed: {one_line(failure.reason)}"
+                self._complaints.add("failed", said)
             case RecordEvaluation(evaluation):
                 ledger.record_evaluation(evaluation, elapsed_s)
                 self._port.ack([_of(delivery)])
@@ -341,20 +357,27 @@ class AggregatorService:
         self._port.ack([d for held in self._held.values() for d in held.deliveries])
         self._held.clear()
 
-    def _reject(self, delivery: Delivery, reason: str) -> None:
-        digest = hashlib.sha256(delivery.envelope.body).hexdigest()
+    def _reject(self, delivery: Delivery, reason: str, detail: str = "") -> None:
+        envelope = delivery.envelope
+        digest = envelope.too_large or hashlib.sha256(envelope.body).hexdigest()
         again = delivery.delivery_count > 0
-        self._ledger.record_rejection(digest, delivery.envelope.message_id, reason, again)
+        self._ledger.record_rejection(digest, envelope.message_id, reason, again)
         self._port.reject(delivery, reason)
+        if reason not in ORDINARY:
+            sender = f" of {envelope.user_id}" if envelope.user_id else ""
+            what = detail or REASONS[reason]
+            self._complaints.add(reason, f"rejected a message{sender} ({reason}: {what})")
 
     def _publish(self, model: GlobalModel) -> None:
         envelope = Envelope.of(model)
         if model.asks_for_weights:
             self._say("waiting for an evaluator to make the weights of version 0")
+        else:
+            fitting = MAX_PREFETCH_BYTES // len(envelope.body)
+            self._normal_prefetch = max(2, min(MAX_PREFETCH, fitting))
+            self._largest = MOST_MODELS * len(envelope.body) + HEAD_BYTES
         if model.final and self.experiment.evaluation.every_updates:
             self._say(f"version {model.version} is the last; waiting for its evaluation")
-        fitting = MAX_PREFETCH_BYTES // len(envelope.body)
-        self._normal_prefetch = max(2, min(MAX_PREFETCH, fitting))
         self._port.publish_model(envelope)
 
     def _consume(self, prefetch: int) -> None:
@@ -363,7 +386,7 @@ class AggregatorService:
         self.coordinator.hold_updates = max(1, prefetch // 2)
         if prefetch != self._prefetch:
             self._prefetch = prefetch
-            self._port.consume(prefetch)
+            self._port.consume(prefetch, self._largest)
 
 
 def _of(delivery: Delivery | None) -> Delivery:

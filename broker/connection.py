@@ -24,6 +24,7 @@ from pika.exceptions import (
 )
 
 from broker.errors import AccessRefused, BrokerUnreachable
+from broker.frames import Connection
 from schemas.errors import UserError
 
 #: A reply code: a right, or the virtual host, is missing.
@@ -158,7 +159,7 @@ class Link:
 
     def _connect(self) -> None:
         if not self._closing:
-            pika.SelectConnection(
+            Connection(
                 self._parameters,
                 on_open_callback=self._opened,
                 on_open_error_callback=self._not_opened,

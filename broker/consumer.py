@@ -14,8 +14,10 @@ from pika.spec import Basic, BasicProperties
 
 from broker import wire
 from broker.connection import Link
+from broker.frames import Assembler, Cut, bound
 from broker.lane import Lane
 from broker.transport import Delivery, Envelope
+from schemas.codec import MAX_MESSAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Consumer(Lane):
         queue: Callable[[Channel], str],
         prefetch: int,
         *,
+        largest: int = MAX_MESSAGE_BYTES,
         arguments: Mapping[str, Any] | None = None,
         on_message: Callable[[Envelope], object] | None = None,
         on_ready: Callable[[], None] = lambda: None,
@@ -48,6 +51,7 @@ class Consumer(Lane):
         changed: announces what has arrived.
         queue: declares what is needed on a new channel and names the queue.
         prefetch: how many messages may be unacked.
+        largest: longer bodies, in bytes, are not kept: their hash is in ``too_large``.
         on_message: instead of the inbox; what it has seen is acked. Called with ``changed`` held.
         on_ready: called in the I/O thread when the subscription stands.
         """
@@ -55,6 +59,8 @@ class Consumer(Lane):
         self._changed = changed
         self._queue = queue
         self._prefetch = prefetch
+        self._largest = largest
+        self._assembler: Assembler | None = None
         self._arguments = dict(arguments or {})
         self._on_message = on_message
         self._on_ready = on_ready
@@ -85,6 +91,23 @@ class Consumer(Lane):
             self.link.call(partial(_ack, delivery.receipt))
             self._changed.notify_all()
 
+    def dead_letter(self, delivery: Delivery) -> None:
+        """The broker shall set it aside, which it has in full. The caller holds ``changed``."""
+        if delivery.receipt in self._in_hand:
+            self._in_hand.discard(delivery.receipt)
+            self.link.call(partial(_dead_letter, delivery.receipt))
+            self._changed.notify_all()
+
+    def set_largest(self, largest: int) -> None:
+        """Of messages that begin to arrive from now on."""
+
+        def apply() -> None:
+            self._largest = largest
+            if self._assembler is not None:
+                self._assembler.limit = largest
+
+        self.link.call(apply)
+
     def set_prefetch(self, prefetch: int) -> None:
         """Subscribe anew with another prefetch. The caller holds ``changed``.
 
@@ -98,6 +121,7 @@ class Consumer(Lane):
 
     def opened(self, channel: Channel) -> None:
         """As ``Lane``."""
+        self._assembler = bound(channel, self._largest)
         self._name = self._queue(channel)
         self._subscribe(channel)
 
@@ -128,12 +152,14 @@ class Consumer(Lane):
         self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
     ) -> None:
         receipt = _Receipt(channel, method.delivery_tag)
-        envelope = wire.envelope(properties, body)
+        too_large = body.sha256 if isinstance(body, Cut) else ""
+        envelope = wire.envelope(properties, body, too_large)
         with self._changed:
             if self._on_message is not None:
                 self._on_message(envelope)
             else:
-                count = wire.delivery_count(properties)
+                # Only the broker's word counts: a sender may write this header as well.
+                count = wire.delivery_count(properties) if method.redelivered else 0
                 self._inbox.append(Delivery(envelope, count, receipt))
             self._changed.notify_all()
         if self._on_message is not None:
@@ -144,3 +170,9 @@ def _ack(receipt: object) -> None:
     assert isinstance(receipt, _Receipt)
     if receipt.channel.is_open:
         receipt.channel.basic_ack(receipt.tag)
+
+
+def _dead_letter(receipt: object) -> None:
+    assert isinstance(receipt, _Receipt)
+    if receipt.channel.is_open:
+        receipt.channel.basic_reject(receipt.tag, requeue=False)

@@ -16,6 +16,7 @@ from broker.errors import Closed, LeadershipLost, MessageTooLarge
 from broker.queues import Newest, Order, WorkQueue
 from broker.topology import DELIVERY_LIMIT, EVENTS_MAX_LENGTH, EVENTS_TTL_S
 from broker.transport import Delivery, Envelope
+from schemas.codec import MAX_MESSAGE_BYTES
 
 MIB = 1024**2
 
@@ -161,8 +162,8 @@ class EmbeddedAggregatorPort:
             self._check_lead()
             return self._broker.assignments.purge()
 
-    def consume(self, prefetch: int) -> None:
-        """Start to receive, or go on with another prefetch (updates in hand)."""
+    def consume(self, prefetch: int, largest: int = MAX_MESSAGE_BYTES) -> None:
+        """Start to receive, or go on with another prefetch; bodies are in memory anyway."""
         with self._broker.changed:
             self._check_lead()
             self._prefetch = prefetch
@@ -212,7 +213,7 @@ class EmbeddedAggregatorPort:
             return None
         event = self._broker.take_event()
         if event is not None:
-            return Delivery(event, 0, None)
+            return Delivery(event, 0, None, is_event=True)
         if self._broker.updates.unacked(self) >= self._prefetch:
             return None
         return self._broker.updates.take(self)

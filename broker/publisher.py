@@ -22,11 +22,9 @@ from broker.errors import MessageTooLarge
 from broker.lane import Lane
 from broker.transport import Envelope
 from broker.wire import properties
+from schemas.codec import MAX_MESSAGE_BYTES
 
 MB = 1024**2
-
-#: RabbitMQ's own ceiling for max_message_size.
-CEILING_BYTES = 512 * MB
 
 
 @dataclass(eq=False, slots=True)
@@ -84,8 +82,8 @@ class Publisher(Lane):
         """
         batch: dict[str, _Outgoing] = {}
         for envelope in envelopes:
-            if len(envelope.body) > CEILING_BYTES:
-                raise _too_large(envelope.body, CEILING_BYTES)
+            if len(envelope.body) > MAX_MESSAGE_BYTES:
+                raise _too_large(envelope.body, MAX_MESSAGE_BYTES)
             number = str(next(self._numbers))
             sent_as = properties(
                 envelope, user=self._user, correlation_id=number, expires_s=expires_s

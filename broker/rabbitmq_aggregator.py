@@ -15,6 +15,7 @@ from broker.publisher import Publisher
 from broker.queues import Newest
 from broker.topology import ASSIGNMENTS, REJECTED, Topology
 from broker.transport import Delivery, Envelope
+from schemas.codec import MAX_MESSAGE_BYTES
 
 #: The last chunk of a stream may hold several models; they follow each other faster than this.
 _CHUNK_GAP_S = 0.25
@@ -22,6 +23,7 @@ _CHUNK_GAP_S = 0.25
 _ASK_AGAIN_S = 5.0
 #: Events are acked as soon as they are received.
 _EVENTS_PREFETCH = 100
+_EVENT_BYTES = 64 * 1024
 
 
 def declare(channel: Channel, topology: Topology) -> None:
@@ -137,15 +139,17 @@ class RabbitMQAggregatorPort(Port):
                 self._changed.wait_for(answered, _ASK_AGAIN_S)
         return purged[0]
 
-    def consume(self, prefetch: int) -> None:
+    def consume(self, prefetch: int, largest: int = MAX_MESSAGE_BYTES) -> None:
         """Start to receive updates and events, or go on with another prefetch."""
         with self._changed:
             self._check_lead()
             if self._updates is not None:
+                self._updates.set_largest(largest)
                 self._updates.set_prefetch(prefetch)
                 return
-            self._updates = self._consumer(self._topology.updates.name, prefetch)
-            self._events = self._consumer(self._topology.events.name, _EVENTS_PREFETCH)
+            updates, events = self._topology.updates, self._topology.events
+            self._updates = self._consumer(updates.name, prefetch, largest=largest)
+            self._events = self._consumer(events.name, _EVENTS_PREFETCH, largest=_EVENT_BYTES)
         self._lock.follow(self._updates)
         self._lock.follow(self._events)
 
@@ -180,6 +184,9 @@ class RabbitMQAggregatorPort(Port):
             self._check_lead()
             if updates is None or not updates.holds(delivery):
                 return  # it comes again
+            if delivery.envelope.too_large:
+                updates.dead_letter(delivery)
+                return
         envelope = delivery.envelope
         headers = {**envelope.headers, "reason": reason}
         if envelope.user_id is not None:
@@ -195,7 +202,7 @@ class RabbitMQAggregatorPort(Port):
         event = self._events.take()
         if event is not None:
             self._events.ack(event)
-            return event
+            return dataclasses.replace(event, is_event=True)
         return self._updates.take()
 
     def _consumer(
@@ -204,6 +211,7 @@ class RabbitMQAggregatorPort(Port):
         prefetch: int,
         arguments: dict[str, str] | None = None,
         newest: Newest | None = None,
+        largest: int = MAX_MESSAGE_BYTES,
     ) -> Consumer:
         def prepare(channel: Channel) -> str:
             declare(channel, self._topology)
@@ -215,6 +223,7 @@ class RabbitMQAggregatorPort(Port):
             self._changed,
             prepare,
             prefetch,
+            largest=largest,
             arguments=arguments,
             on_message=newest.offer if newest is not None else None,
         )

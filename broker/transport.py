@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from schemas.codec import encode
+from schemas.codec import MAX_MESSAGE_BYTES, encode
 from schemas.messages import Message
 
 
@@ -29,6 +29,8 @@ class Envelope:
     headers: Mapping[str, int | str] = field(default_factory=dict)
     #: On arrival: the user that the broker vouches for (None on the embedded broker).
     user_id: str | None = None
+    #: On arrival: SHA-256 of a body that is too long to be kept (``body`` is then empty).
+    too_large: str = ""
 
     @classmethod
     def of(cls, message: Message) -> Envelope:
@@ -45,6 +47,8 @@ class Delivery:
     delivery_count: int
     #: The port's own; dead after a reconnect.
     receipt: object
+    #: From the events, whatever its type says: acked already, and no decision is made from it.
+    is_event: bool = False
 
 
 class AggregatorPort(Protocol):
@@ -76,15 +80,16 @@ class AggregatorPort(Protocol):
         """Remove the turns that no worker holds; how many they were."""
         ...
 
-    def consume(self, prefetch: int) -> None:
+    def consume(self, prefetch: int, largest: int = MAX_MESSAGE_BYTES) -> None:
         """Start to receive updates and events, or go on with another prefetch (updates in hand).
 
-        Deliveries in hand stay in hand when the prefetch changes.
+        Deliveries in hand stay in hand when the prefetch changes. Bodies of more than ``largest``
+        bytes need not be kept: see ``Envelope.too_large``.
         """
         ...
 
     def receive(self, timeout_s: float) -> Delivery | None:
-        """The next update or event (told apart by ``envelope.type``); None after ``timeout_s``.
+        """The next update or event (``is_event``); None after ``timeout_s``.
 
         Events are acked by the port. Raises: LeadershipLost, Closed.
         """
@@ -95,7 +100,10 @@ class AggregatorPort(Protocol):
         ...
 
     def reject(self, delivery: Delivery, reason: str) -> None:
-        """A confirmed copy with a ``reason`` header to ``updates.rejected``, then the ack."""
+        """A confirmed copy with a ``reason`` header to ``updates.rejected``, then the ack.
+
+        Of a body that was not kept the broker itself sets the message aside, without the header.
+        """
         ...
 
     def close(self) -> None:

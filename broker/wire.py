@@ -1,8 +1,13 @@
-"""Envelopes to AMQP properties and back."""
+"""Envelopes to AMQP properties and back.
+
+What arrives may be anybody's: properties that are not ours, or that a person could not read, are
+left out, and few and short headers are kept, so that a copy with one header more fits into a frame.
+"""
 
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import Any
 
 from pika import BasicProperties
@@ -10,6 +15,9 @@ from pika import BasicProperties
 from broker.transport import Envelope
 
 PERSISTENT = 2
+CONTENT_TYPE = "application/msgpack"
+#: Of headers.
+MOST, LONGEST_KEY, LONGEST_VALUE = 32, 64, 512
 
 
 def properties(
@@ -25,7 +33,7 @@ def properties(
     correlation_id: tells a returned message from the others.
     """
     return BasicProperties(
-        content_type="application/msgpack",
+        content_type=CONTENT_TYPE,
         type=envelope.type or None,
         message_id=envelope.message_id[:255] or None,  # AMQP's short string
         headers=dict(envelope.headers),
@@ -38,20 +46,25 @@ def properties(
     )
 
 
-def envelope(properties: BasicProperties, body: bytes) -> Envelope:
-    """The envelope that arrived. Headers of the broker's own (``x-…``) are left out."""
+def envelope(properties: BasicProperties, body: bytes, too_large: str = "") -> Envelope:
+    """The envelope that arrived. Headers of the broker's own (``x-…``) are left out.
+
+    One of another content type or encoding has no type: its body is not ours.
+    """
+    ours = properties.content_type == CONTENT_TYPE and not properties.content_encoding
     headers = {
         # pika reads large integers as a subclass of int.
         key: int(value) if isinstance(value, int) else value
         for key, value in _headers(properties).items()
-        if isinstance(key, str) and isinstance(value, int | str) and not key.startswith("x-")
+        if _kept(key, value)
     }
     return Envelope(
         body,
-        properties.type or "",
-        properties.message_id or "",
-        headers,
+        _text(properties.type) if ours else "",
+        _text(properties.message_id),
+        dict(islice(headers.items(), MOST)),
         properties.user_id,
+        too_large,
     )
 
 
@@ -63,3 +76,14 @@ def delivery_count(properties: BasicProperties) -> int:
 
 def _headers(properties: BasicProperties) -> dict[Any, Any]:
     return properties.headers if isinstance(properties.headers, dict) else {}
+
+
+def _kept(key: object, value: object) -> bool:
+    if not isinstance(key, str) or len(key) > LONGEST_KEY or key.startswith("x-"):
+        return False
+    return isinstance(value, int) or (isinstance(value, str) and len(value) <= LONGEST_VALUE)
+
+
+def _text(value: object) -> str:
+    """A short string, safe to print; pika gives bytes where it is not UTF-8."""
+    return "".join(c if c.isprintable() else "?" for c in value) if isinstance(value, str) else ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -75,8 +76,9 @@ class Display:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """One line that stays."""
-        self.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {text}", soft_wrap=True)
+        """One line that stays; what others wrote is in it, so it is no markup."""
+        said = f"[dim]{time.strftime('%H:%M:%S')}[/] {escape(text)}"
+        self.console.print(said, soft_wrap=True)
 
     def show(self, now: Snapshot | None) -> None:
         """The state of the run, a few times a second."""

@@ -79,7 +79,7 @@ def decode(body: bytes) -> Message:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part)[:40] for part in first["loc"][:4])
-        raise DecodeError(_line(f"{where}: {first['msg']}")) from None
+        raise DecodeError(one_line(f"{where}: {first['msg']}")) from None
 
 
 def pack(head: Mapping[str, Any], tensors: Tensors) -> bytes:
@@ -123,7 +123,7 @@ def unpack(body: bytes) -> tuple[dict[str, Any], Tensors | None]:
     except DecodeError:
         raise
     except Exception as error:  # total: whatever msgpack or NumPy raise on hostile bytes
-        raise DecodeError(_line(f"{type(error).__name__}: {error}")) from None
+        raise DecodeError(one_line(f"{type(error).__name__}: {error}")) from None
 
 
 def _read(body: bytes) -> tuple[dict[str, Any], Tensors | None]:
@@ -230,6 +230,6 @@ def _views(body: bytes, start: int, table: list[_Entry]) -> Tensors:
     return tensors
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     """At most 200 characters that are safe to print: the bytes may be anybody's."""
     return "".join(c if c.isprintable() else "?" for c in text[:200])

@@ -73,8 +73,9 @@ class RabbitMQPlace:
                 if method is None:
                     return found
                 arrived = envelope(properties, body)
-                dead = {"reason": properties.headers.get("x-first-death-reason", "")}
-                headers = {**dead, **arrived.headers}
+                told = properties.headers
+                reason = told.get("reason", told.get("x-first-death-reason", ""))
+                headers = {**arrived.headers, "reason": reason}
                 found.append(Envelope(body, arrived.type, arrived.message_id, headers))
 
     def connect(self) -> pika.BlockingConnection:
