@@ -5,7 +5,9 @@ The clients speak the real protocol through a worker's port; they just do not tr
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ from broker import Closed, Envelope
 from broker.embedded import EmbeddedBroker
 from schemas import (
     Assignment,
+    ClientFailed,
     ClientUpdate,
     Evaluation,
     Experiment,
@@ -349,3 +352,57 @@ def test_evaluations_are_recorded_and_end_the_run_at_its_target(tmp_path: Path) 
     assert summary["status"] == "finished"
     assert summary["accuracy"] == min(1.0, last / 10)
     assert summary["evaluated_version"] == summary["versions"] == last
+
+
+def test_what_says_it_is_another_kind_or_is_too_long_is_rejected(tmp_path: Path) -> None:
+    # Given clients that also send their updates under the name of an event, and one far too long
+    broker = EmbeddedBroker()
+
+    def odd(update: ClientUpdate) -> list[Any]:
+        if update.turn != 3:
+            return [update]
+        good = envelope(update)
+        long = Envelope(bytes(8 * 1024**2), "client-update")
+        return [dataclasses.replace(good, type="event"), long, update]
+
+    with clients(broker, odd):
+        assert service(broker, tmp_path, experiment()).run() == "finished"
+    # Then these are rejected, and nothing stays in anybody's hands
+    summary = check(tmp_path)
+    assert summary["updates_rejected"].items() >= {"wrong_type": 1, "too_large": 1}.items()
+    assert broker.depths()["unacked"] == 0
+
+
+def test_a_held_update_sent_again_and_again_does_not_fill_our_hands(tmp_path: Path) -> None:
+    # Given a client that sends its update a hundred times into a buffer that waits for others
+    broker = EmbeddedBroker()
+
+    def insistent(update: ClientUpdate) -> list[Any]:
+        return [update] * (100 if update.turn == 1 else 1)
+
+    tables = experiment(
+        experiment={"versions": 2}, aggregation={"quorum": 3, "deadline_s": 60.0, "hold_s": 60.0}
+    )
+    started = time.monotonic()
+    with clients(broker, insistent):
+        assert service(broker, tmp_path, tables).run() == "finished"
+    # Then the others are received at once: no timer had to make room
+    assert time.monotonic() - started < 50
+    assert check(tmp_path)["duplicates"] == 99
+
+
+def test_a_failure_in_another_clients_name_closes_no_turn(tmp_path: Path) -> None:
+    # Given clients that say of others that they have failed
+    broker = EmbeddedBroker()
+
+    def slander(update: ClientUpdate) -> list[Any]:
+        said = {"run": update.run, "update_id": update.update_id, "turn": update.turn + 1}
+        other = {"client": "0", "base_version": 0, "worker": "scripted", "reason": "slander"}
+        return [ClientFailed(**said, **other), update] if update.turn else [update]
+
+    with clients(broker, slander):
+        assert service(broker, tmp_path, experiment()).run() == "finished"
+    # Then none of it counts
+    summary = check(tmp_path)
+    assert summary["failures"] == 0
+    assert summary["updates_rejected"]["forged"] >= 30
