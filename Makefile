@@ -40,7 +40,7 @@ lint: $(VENV)/dev.stamp ## ruff, mypy --strict, one-way imports
 format: $(VENV)/dev.stamp ## Format the code
 	@$(BIN)/ruff check --fix-only -q . && $(BIN)/ruff format .
 
-bench: $(VENV)/dev.stamp broker ## Measure every claim in benchmarks/ (half an hour)
+bench: $(VENV)/dev.stamp broker ## Measure every claim in benchmarks/ (three quarters of an hour)
 	@for script in benchmarks/*/measure.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 broker: ## Provide a RabbitMQ server for the tests if there is none
