@@ -166,7 +166,7 @@ class Ledger(LedgerReader):
                 ),
             )
             self._set(turn=made.turn, elapsed_s=elapsed_s, buffer_file="")
-        self.store.keep(self._kept_files(keep))
+        self.store.keep(self._kept_files(keep), self.epoch)
 
     def save_buffer(self, saved: SaveBuffer, sizes: Mapping[str, int], elapsed_s: float) -> None:
         """A partial checkpoint of the open buffer. Raises: StaleLeader, UserError."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from schemas import Tensors, UserError
 from schemas.codec import pack, unpack
 
 SUFFIX = ".msgpack"
+_EPOCH = re.compile(r"-e(\d+)-")
 
 
 class Store:
@@ -61,10 +63,15 @@ class Store:
             body = path.read_bytes()
         return name.removesuffix(SUFFIX).endswith(hashlib.sha256(body).hexdigest()[:16])
 
-    def keep(self, names: set[str]) -> None:
-        """Delete every other file."""
+    def keep(self, names: set[str], epoch: int) -> None:
+        """Delete every other file of this epoch and those before it.
+
+        A later leader's files are not ours to judge: one that it has just written is in no row yet,
+        and a leader that was stopped after its last commit comes here when it wakes up.
+        """
         for path in self.folder.iterdir():
-            if path.name not in names:
+            its = _EPOCH.search(path.name)
+            if path.name not in names and its is not None and int(its[1]) <= epoch:
                 path.unlink(missing_ok=True)
 
 

@@ -233,3 +233,22 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     assert ledger.load().version == 0
     assert verify(ledger) == []
     assert not list((tmp_path / "weights").glob("*.tmp"))
+
+
+def test_a_leader_that_was_replaced_deletes_nothing_of_its_successor(tmp_path: Path) -> None:
+    # Given a leader that stopped after its last commit, before it has cleaned up
+    stale = opened(tmp_path)
+    for version in range(3):
+        stale.make_version(made(version), {}, 1.0, keep=3)
+    # And its successor, which has written a file that it has not committed yet
+    successor = Ledger(tmp_path)
+    successor.lead()
+    written = successor.store.write("model", 3, successor.epoch, state(3))
+    # When the old leader wakes up and goes on with its cleaning
+    stale.store.keep(stale._kept_files(1), stale.epoch)
+    # Then what it made itself is cleaned away, and nothing of the other's
+    assert successor.store.intact(written)
+    assert {path.name for path in successor.store.folder.iterdir()} == {
+        written,
+        *(name for (name,) in stale.query("SELECT file FROM versions WHERE version = 2")),
+    }

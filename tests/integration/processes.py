@@ -91,8 +91,8 @@ def wait_for_version(folder: Path, wanted: int, *running: Started) -> None:
         time.sleep(0.05)
 
 
-def verified(start: Start, folder: Path) -> str:
+def verified(start: Start, folder: Path, *more: str) -> str:
     """What ``fluffle verify`` says, which has to be good."""
-    check = start("verify", folder)
+    check = start("verify", folder, *more)
     assert check.wait() == 0, check.output
     return check.output

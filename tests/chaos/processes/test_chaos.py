@@ -47,6 +47,7 @@ mode = "cohort"
 pause_s = [0.0, 0.5]
 [aggregation]
 strategy = "fedavg"
+keep_updates = true
 deterministic = true
 on_deadline = "extend"
 deadline_s = 3
@@ -60,6 +61,7 @@ assignment_deadline_s = 8
 pause_s = [0.0, 0.5]
 [aggregation]
 strategy = "fedbuff"
+keep_updates = true
 quorum = 3
 deadline_s = 3
 max_staleness = 2
@@ -115,7 +117,7 @@ def test_a_run_survives_whatever_is_done_to_it(start: Start, experiment: str, co
         # When it may come to its end
         last = chaos.finish(after=3)
         # Then the ledger holds, versions are contiguous, and nothing is lost or counted twice
-        chaos.note(verified(start, chaos.out).strip())
+        chaos.note(verified(start, chaos.out, "--replay").strip())
         balance = balance_of(chaos.out, [chaos.folder / f"{w}.jsonl" for w in WORKERS], chaos.node)
         chaos.note(str(balance))
         assert balance.problems() == []
