@@ -110,6 +110,7 @@ class Conductor:
         while self._undo:
             self._tick()
         self.note("all is well again")
+        self.wait_for_version(self.version + 1)
 
     def wait_for_version(self, wanted: int) -> None:
         """Until the run has got that far. Raises: AssertionError where it does not."""
