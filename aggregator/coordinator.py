@@ -328,7 +328,7 @@ class Coordinator:
         if policy == "abort":
             text = f"{self.buffer.size} of {self.experiment.quorum} updates at the deadline"
             yield from self._finish("aborted", text, now)
-        elif policy == "step" and self.buffer.size >= self.experiment.aggregation.min_updates:
+        elif policy == "step" and self.buffer.size >= self.experiment.min_updates:
             yield from self._step("deadline", now)
             yield from self._issue(now)
         else:

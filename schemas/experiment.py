@@ -156,9 +156,10 @@ class ParticipationTable(Table):
 STRATEGIES = (
     *("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"),
     *("fedbuff", "fedasync", "ringmaster"),
+    *("median", "trimmed-mean", "krum", "multi-krum", "norm-bounding"),
 )
 #: They hand what they aggregate to a server optimizer of one's choice.
-WITH_OPTIMIZER = ("fedbuff",)
+WITH_OPTIMIZER = ("fedbuff", "median", "trimmed-mean", "krum", "multi-krum", "norm-bounding")
 #: They make a version of every update.
 ONE_BY_ONE = ("fedasync", "ringmaster")
 
@@ -204,6 +205,14 @@ class AggregationTable(Table):
     mixing: Fraction = 0.6
     #: ringmaster: updates this stale or staler are ignored (R).
     delay_threshold: int | None = Field(None, ge=1)
+    #: trimmed-mean: the share of updates left out at each end, in every coordinate. Default: 0.2.
+    trim: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    #: krum, multi-krum: how many updates of a buffer may be bad (f). Default: at most, (K - 3) / 2.
+    byzantine_updates: int | None = Field(None, ge=0)
+    #: multi-krum: how many updates are averaged (m). Default: the buffer's less f.
+    krum_selected: int | None = Field(None, ge=1)
+    #: norm-bounding: deltas longer than this are shortened to it (M).
+    norm_bound: Positive | None = None
     #: cohort: fold in client order, so that every version has the same bytes on any transport.
     deterministic: bool = False
     #: A partial checkpoint is taken when updates have been held for this long.
@@ -280,6 +289,18 @@ class Experiment(Table):
         return min(3, self.concurrency + len(self.residents))
 
     @property
+    def byzantine_updates(self) -> int:
+        """f: how many updates of a buffer Krum takes for bad."""
+        f = self.aggregation.byzantine_updates
+        return max(0, (self.quorum - 3) // 2) if f is None else f
+
+    @property
+    def min_updates(self) -> int:
+        """How many updates a deadline needs to close the buffer; Krum needs 2 f + 3."""
+        krum = self.aggregation.strategy in ("krum", "multi-krum")
+        return max(self.aggregation.min_updates, 2 * self.byzantine_updates + 3 if krum else 1)
+
+    @property
     def max_staleness(self) -> int | None:
         """Updates staler than this are rejected; None if none is too stale."""
         limits = [self.aggregation.max_staleness]
@@ -301,6 +322,11 @@ class Experiment(Table):
             )
         if self.aggregation.min_updates > self.quorum:
             raise ValueError("aggregation.min_updates is larger than the quorum")
+        if self.min_updates > self.quorum:
+            raise ValueError(
+                f"{self.aggregation.strategy} with aggregation.byzantine_updates = "
+                f"{self.byzantine_updates} needs a quorum of at least {self.min_updates} (2 f + 3)"
+            )
         strategy = self.aggregation.strategy
         if strategy in ONE_BY_ONE and self.quorum != 1:
             raise ValueError(
@@ -309,6 +335,8 @@ class Experiment(Table):
             )
         if strategy == "ringmaster" and self.aggregation.delay_threshold is None:
             raise ValueError("ringmaster needs aggregation.delay_threshold (R)")
+        if strategy == "norm-bounding" and self.aggregation.norm_bound is None:
+            raise ValueError("norm-bounding needs aggregation.norm_bound (M)")
         if self.aggregation.server_optimizer and strategy not in WITH_OPTIMIZER:
             raise ValueError(
                 f"aggregation.server_optimizer goes with {', '.join(WITH_OPTIMIZER)}, and not with "

@@ -7,6 +7,9 @@ from aggregator.strategies.fedasync import FedAsync
 from aggregator.strategies.fedavg import FedAvg
 from aggregator.strategies.fedbuff import FedBuff
 from aggregator.strategies.fedopt import FedOpt
+from aggregator.strategies.krum import Krum
+from aggregator.strategies.median import Median, TrimmedMean
+from aggregator.strategies.norm_bounding import NormBounding
 from aggregator.strategies.optimizers import optimizer_of
 from aggregator.strategies.ringmaster import Ringmaster
 from aggregator.strategies.staleness import staleness_of
@@ -17,9 +20,13 @@ __all__ = [
     "FedAvg",
     "FedBuff",
     "FedOpt",
+    "Krum",
+    "Median",
+    "NormBounding",
     "Ringmaster",
     "State",
     "Strategy",
+    "TrimmedMean",
     "make_strategy",
     "model_of",
 ]
@@ -43,6 +50,17 @@ def make_strategy(experiment: Experiment) -> Strategy:
         return FedAvg(table.weighting, s)
     if table.strategy == "fedasync":
         return FedAsync(table.mixing, s)
+    optimizer = optimizer_of(table)
     if table.strategy == "ringmaster":
-        return Ringmaster(optimizer_of(table), s)
-    return FedBuff(optimizer_of(table), s)
+        return Ringmaster(optimizer, s)
+    if table.strategy == "median":
+        return Median(optimizer, s=s)
+    if table.strategy == "trimmed-mean":
+        return TrimmedMean(optimizer, 0.2 if table.trim is None else table.trim, s)
+    if table.strategy in ("krum", "multi-krum"):
+        m = 1 if table.strategy == "krum" else table.krum_selected
+        return Krum(optimizer, experiment.byzantine_updates, m, s)
+    if table.strategy == "norm-bounding":
+        assert table.norm_bound is not None, "Experiment asks for it"
+        return NormBounding(optimizer, table.norm_bound, s)
+    return FedBuff(optimizer, s)

@@ -38,6 +38,16 @@ def add_scaled(total: Sum, weight: float, values: Array) -> None:
         flat[part] += product
 
 
+def squared_norm(values: Array) -> float:
+    """The sum of the squares, in float64."""
+    flat: NDArray[Any] = values.reshape(-1)
+    total = 0.0
+    for part in blocks(flat.size):
+        block = flat[part].astype(np.float64)
+        total += float(np.square(block, out=block).sum())
+    return total
+
+
 def writable(array: Array) -> Sum:
     """A sum that may be added into: the array, or a copy where a checkpoint was read into it."""
     if array.dtype == np.float64 and array.flags.writeable and array.flags.c_contiguous:

@@ -34,17 +34,21 @@ def is_value(key: str) -> bool:
     return key.startswith("non_trainable/")
 
 
-def add_to_buffer(state: State, weight: float, tensors: Tensors) -> State:
+def add_to_buffer(
+    state: State, weight: float, tensors: Tensors, value_weight: float | None = None
+) -> State:
     """Fold ``weight`` times the tensors into the buffer's sums, in place.
 
-    With them go ``buffer/weight``, the sum of the weights, and ``buffer/updates``, how many.
+    Values that are no parameters have ``value_weight``, if it is another. With them go
+    ``buffer/weight``, the sum of the values' weights, and ``buffer/updates``, how many.
     """
+    value_weight = weight if value_weight is None else value_weight
     for key, model in model_of(state).items():
         stored = state.get(_SUM + key)
         total = np.zeros(model.shape) if stored is None else writable(stored)
-        add_scaled(total, weight, tensors[key])
+        add_scaled(total, value_weight if is_value(key) else weight, tensors[key])
         state[_SUM + key] = total
-    count(state, "weight", weight)
+    count(state, "weight", value_weight)
     count(state, "updates", 1)
     return state
 

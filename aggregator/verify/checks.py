@@ -55,7 +55,7 @@ def _versions_say_what_they_are_made_of(
         " LEFT JOIN updates u ON u.version = v.version AND u.disposition = 'counted'"
         " GROUP BY v.version"
     )
-    least = {"quorum": experiment.quorum, "deadline": experiment.aggregation.min_updates}
+    least = {"quorum": experiment.quorum, "deadline": experiment.min_updates}
     for version, closed_by, said, counted in rows:
         if said != counted:
             yield f"version {version} says it counts {said} updates; the ledger has {counted}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import statistics
 import struct
 from pathlib import Path
 
@@ -161,6 +162,85 @@ def ringmaster(table, model, buffer, memory):
     return fedbuff({**table, "staleness": "constant"}, model, buffer, memory)
 
 
+def kept(table, update, key):
+    """What a rule that needs the single updates keeps of one: scaled deltas, in their dtype."""
+    if key.startswith("non_trainable/"):
+        return update["local"][key]
+    weight = s(table, update["staleness"])
+    return rounded([weight * d for d in update["sent"][key]], SHAPES[key][0])
+
+
+def rule_on(table, model, buffer, memory, rule):
+    """x <- ServerOpt(x, rule); what is no parameter becomes rule."""
+    name = table.get("server_optimizer", "sgd")
+    following = {}
+    for key, x in model.items():
+        aggregated = rule(key, [kept(table, u, key) for u in buffer])
+        if not key.startswith("non_trainable/"):
+            aggregated = server_optimizer(table, name, key, x, aggregated, memory)
+        following[key] = aggregated
+    return following
+
+
+def median(table, model, buffer, memory):
+    """Coordinate by coordinate (Yin et al., Definition 1)"""
+    return rule_on(
+        table,
+        model,
+        buffer,
+        memory,
+        lambda key, rows: [statistics.median(c) for c in zip(*rows, strict=True)],
+    )
+
+
+def trimmed_mean(table, model, buffer, memory):
+    """Without the b n smallest and largest of each coordinate (Yin et al., Definition 2)"""
+    cut = math.floor(table["trim"] * len(buffer))
+
+    def rule(key, rows):
+        middles = [sorted(column)[cut : len(rows) - cut] for column in zip(*rows, strict=True)]
+        return [math.fsum(middle) / len(middle) for middle in middles]
+
+    return rule_on(table, model, buffer, memory, rule)
+
+
+def krum(table, model, buffer, memory):
+    """The mean of the m of the smallest sums of squared distances to n - f - 2 others (Blanchard
+    et al., section 4); Krum is m = 1.
+    """
+    n, f = len(buffer), table["byzantine_updates"]
+    flat = [
+        [v for key in model if key.startswith("trainable/") for v in kept(table, u, key)]
+        for u in buffer
+    ]
+    scores = []
+    for i in range(n):
+        others = sorted(math.dist(flat[i], flat[j]) ** 2 for j in range(n) if j != i)
+        scores.append(math.fsum(others[: n - f - 2]))
+    m = 1 if table["strategy"] == "krum" else table.get("krum_selected", n - f)
+    chosen = sorted(range(n), key=lambda i: scores[i])[:m]
+    return rule_on(
+        table, model, buffer, memory, lambda key, rows: mean([(1, rows[i]) for i in chosen])
+    )
+
+
+def norm_bounding(table, model, buffer, memory):
+    """(1/n) sum_i s(tau_i) Delta_i / max(1, |Delta_i| / M) (Sun et al., section 4)"""
+    weights = [s(table, u["staleness"]) for u in buffer]
+    cut = []
+    for weight, u in zip(weights, buffer, strict=True):
+        deltas = [v for key in model if key.startswith("trainable/") for v in u["sent"][key]]
+        cut.append(weight / max(1, math.hypot(*deltas) / table["norm_bound"]))
+    following = {}
+    for key, x in model.items():
+        if key.startswith("non_trainable/"):
+            following[key] = mean_values(table, buffer, weights, key)
+        else:
+            delta = [d / len(buffer) for d in sum_of_deltas(table, buffer, cut, key)]
+            following[key] = server_optimizer(table, "sgd", key, x, delta, memory)
+    return following
+
+
 def fedasync(table, model, buffer, memory):
     """x <- (1 - alpha_t) x + alpha_t x_new (Xie et al., Algorithm 1)"""
     (update,) = buffer
@@ -184,16 +264,22 @@ RULES = {
     "fedbuff": fedbuff,
     "fedasync": fedasync,
     "ringmaster": ringmaster,
+    "median": median,
+    "trimmed-mean": trimmed_mean,
+    "krum": krum,
+    "multi-krum": krum,
+    "norm-bounding": norm_bounding,
     **dict.fromkeys(OPTIMIZERS, fedopt),
 }
 #: Their updates carry the clients' weights; those of all others carry deltas.
 SEND_WEIGHTS = ("fedavg", "fedasync")
 
 
-def story(name, table, arrivals):
+def story(name, table, arrivals, bad=()):
     """``arrivals``: per step, the staleness of the updates that come before it.
 
-    Updates too stale for the strategy are in the events, and change nothing.
+    Updates too stale for the strategy are in the events, and change nothing. ``bad`` are the places
+    in each buffer whose clients flip the sign of their delta, and make it ten times as large.
     """
     rng = random.Random(name)
     versions = [new_model(rng)]
@@ -210,6 +296,8 @@ def story(name, table, arrivals):
                 for key, (dtype, _) in SHAPES.items():
                     if key.startswith("trainable/"):
                         delta = [y - x for x, y in zip(base[key], local[key], strict=True)]
+                        if len(buffer) in bad:
+                            delta = [-10 * d for d in delta]
                         sent[key] = rounded(delta, dtype)
             update = {"base_version": base_version, "examples": rng.randrange(1, 9000)}
             events.append({"update": {**update, "tensors": sent}})
@@ -233,6 +321,11 @@ BUFFERS = [[0, 0, 0], [1, 0, 1], [2, 0, 1], [0], [4, 3, 0], [5, 1, 2], [0, 6]]
 SINGLES = [[0], [0], [2], [1], [4], [0], [6], [7], [3]]
 #: Rounds: everybody trained the newest version.
 SYNCHRONOUS = [[0] * n for n in (3, 3, 2, 4, 1, 3, 3, 3)]
+#: For rules that look at all updates at once.
+LARGE = [
+    *([0] * 7, [1, 0, 1, 0, 0, 1, 0], [0, 2, 1, 0, 2, 0, 0, 1], [0], [0, 0], [1, 0, 3, 0, 0, 2, 1]),
+    *([0] * 9, [2, 1, 0, 0, 5, 0, 0], [0, 1, 0, 3, 0, 0, 6], [1, 1, 0, 1, 0, 2, 0, 1, 0, 0]),
+]
 #: Of R = 3: what is 3 or more versions old is ignored.
 THRESHOLD = [[0], [1], [2], [3, 0], [1], [5, 4, 2], [0], [3, 2]]
 
@@ -266,6 +359,26 @@ def main():
         story(f"fedbuff-{name}", table, BUFFERS)
     table = {"strategy": "ringmaster", "delay_threshold": 3, "server_learning_rate": 0.5}
     story("ringmaster", table, THRESHOLD)
+    for name, parameters in {
+        "median": fresh,
+        "median-adam": {"server_optimizer": "adam", **half, **optimizers["adam"]},
+        "trimmed-mean": {"trim": 0.2, **fresh},
+        "trimmed-mean-stale": {"trim": 0.3, **half},
+        "norm-bounding": {"norm_bound": 1.0, **half},
+    }.items():
+        strategy = name.removesuffix("-adam").removesuffix("-stale")
+        table = {"strategy": strategy, "server_learning_rate": 0.9, **parameters}
+        story(name, table, LARGE, bad=(1, 4))
+    for name, parameters in {
+        "krum": fresh,
+        "krum-stale": half,
+        "multi-krum": fresh,
+        "multi-krum-three": {"krum_selected": 3, **half},
+    }.items():
+        strategy = name.removesuffix("-stale").removesuffix("-three")
+        shared = {"quorum": 7, "byzantine_updates": 2, "server_learning_rate": 0.9}
+        table = {"strategy": strategy, **shared, **parameters}
+        story(name, table, [arrivals for arrivals in LARGE if len(arrivals) >= 7], bad=(1, 4))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""Verbs for strategies that need the single updates: they are kept as ``buffer/<n>/<tensor>``.
+
+Memory: as many models as the buffer has updates, so ``aggregation.quorum`` bounds it. A partial
+checkpoint of the open buffer writes them all. A step takes them in the order of their turns, not of
+their arrival, so that every sum over them has the same bytes in any order of arrival.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregator.strategies.base import State, model_of
+from aggregator.strategies.tree import buffered, count, is_value
+from schemas import ClientUpdate
+
+
+def keep_update(state: State, update: ClientUpdate, weight: float) -> State:
+    """Keep one update, its deltas scaled by ``weight``, in the dtype that it came in."""
+    count(state, "updates", 1)
+    number = int(buffered(state, "updates")) - 1
+    state[f"buffer/{number}/turn"] = np.array(update.turn)
+    for key in model_of(state):
+        values: NDArray[Any] = update.tensors[key]
+        if weight != 1 and not is_value(key):
+            values = np.multiply(values, weight, dtype=np.float64).astype(values.dtype)
+        state[f"buffer/{number}/{key}"] = values
+    return state
+
+
+def in_turn(state: State) -> list[int]:
+    """The numbers of the kept updates, by their turns."""
+    numbers = range(int(buffered(state, "updates")))
+    return sorted(numbers, key=lambda number: state[f"buffer/{number}/turn"].item())
+
+
+def rows_of(state: State, numbers: list[int], key: str, part: slice) -> list[NDArray[Any]]:
+    """A part of one tensor of these updates, flat: as many arrays as there are updates."""
+    return [state[f"buffer/{number}/{key}"].reshape(-1)[part] for number in numbers]

@@ -1,0 +1,85 @@
+"""Median and trimmed mean, coordinate by coordinate. Yin, Chen, Ramchandran, Bartlett:
+Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates, arXiv 1803.01498,
+Definitions 1 and 2, for the n updates of the buffer::
+
+    med    = in each coordinate, the median of the Delta_i (the mean of the middle two if n is even)
+    trmean = in each coordinate, the mean without the b n smallest and the b n largest Delta_i
+    x <- ServerOpt(x, med or trmean)
+
+b n is rounded down. They hold against a share of bad updates below 1/2 and up to b. Examples count
+for nothing: a bad client may claim any number. Values that are no parameters (batch-norm
+statistics) get the same median or trimmed mean. s(tau) scales the deltas of stale updates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from aggregator.strategies.base import State
+from aggregator.strategies.fold import Sum
+from aggregator.strategies.kept import in_turn, keep_update, rows_of
+from aggregator.strategies.optimizers import ServerOptimizer
+from aggregator.strategies.sorting import Sorter, block_length
+from aggregator.strategies.staleness import Staleness, constant
+from aggregator.strategies.tree import server_step, with_model
+from schemas import ClientUpdate, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class TrimmedMean:
+    """The mean of the middle: ``trim`` is the share left out at each end."""
+
+    optimizer: ServerOptimizer
+    trim: float
+    s: Staleness = constant
+
+    sends: ClassVar[Literal["delta"]] = "delta"
+
+    def init(self, weights: Tensors) -> State:
+        """The model, and what the optimizer keeps."""
+        return with_model(weights, self.optimizer)
+
+    def accept(self, state: State, update: ClientUpdate, staleness: int) -> State:
+        """Keep s(tau) Delta"""
+        return keep_update(state, update, self.s(staleness))
+
+    def step(self, state: State) -> State:
+        """x <- ServerOpt(x, trmean)"""
+        numbers = in_turn(state)
+        middle = self.middle(len(numbers))
+        sort = Sorter(len(numbers), middle)
+
+        def mean_of_middle(key: str, part: slice) -> Sum:
+            rows = sort(rows_of(state, numbers, key, part))
+            total = rows[middle[0]].astype(np.float64)
+            for rank in middle[1:]:
+                total += rows[rank]
+            total /= len(middle)
+            return total
+
+        return server_step(
+            state,
+            self.optimizer,
+            mean_of_middle,
+            lambda key, part, w: mean_of_middle(key, part),
+            block_length(len(numbers)),
+        )
+
+    def middle(self, n: int) -> range:
+        """The ranks that count, of n."""
+        cut = int(self.trim * n + 1e-9)  # 0.29 * 100 is 28.999…
+        return range(cut, n - cut)
+
+
+@dataclass(frozen=True, slots=True)
+class Median(TrimmedMean):
+    """The mean of the middle one or two: ``trim`` is 1/2."""
+
+    trim: float = 0.5
+
+    def middle(self, n: int) -> range:
+        """The ranks that count, of n."""
+        return range((n - 1) // 2, n // 2 + 1)

@@ -1,0 +1,58 @@
+"""Norm bounding. Sun, Kairouz, Suresh, McMahan: Can You Really Backdoor Federated Learning?,
+arXiv 1911.07963, section 4, for the n updates of the buffer::
+
+    Delta = (1/n) sum_i Delta_i / max(1, |Delta_i| / M)
+    x <- ServerOpt(x, Delta)
+
+|Delta_i| is the Euclidean norm over all ``trainable`` tensors: no update pulls the model further
+than M / n. Examples count for nothing: a bad client may claim any number. Values that are no
+parameters (batch-norm statistics) are averaged, and nothing bounds them: for models that have such,
+``median`` is safer. One sum, as for FedBuff. s(tau) scales the deltas of stale updates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from aggregator.strategies.base import State
+from aggregator.strategies.fold import squared_norm
+from aggregator.strategies.optimizers import ServerOptimizer
+from aggregator.strategies.staleness import Staleness, constant
+from aggregator.strategies.tree import (
+    add_to_buffer,
+    buffered,
+    is_value,
+    server_step,
+    sum_of,
+    with_model,
+)
+from schemas import ClientUpdate, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class NormBounding:
+    """The mean of deltas that are cut to length ``bound`` (M)."""
+
+    optimizer: ServerOptimizer
+    bound: float
+    s: Staleness = constant
+
+    sends: ClassVar[Literal["delta"]] = "delta"
+
+    def init(self, weights: Tensors) -> State:
+        """The model, and what the optimizer keeps."""
+        return with_model(weights, self.optimizer)
+
+    def accept(self, state: State, update: ClientUpdate, staleness: int) -> State:
+        """sum += s(tau) Delta / max(1, |Delta| / M)"""
+        deltas = (array for key, array in update.tensors.items() if not is_value(key))
+        norm = math.sqrt(sum(map(squared_norm, deltas)))
+        s = self.s(staleness)
+        return add_to_buffer(state, s / max(1.0, norm / self.bound), update.tensors, value_weight=s)
+
+    def step(self, state: State) -> State:
+        """x <- ServerOpt(x, sum / n)"""
+        n = buffered(state, "updates")
+        return server_step(state, self.optimizer, lambda key, part: sum_of(state, key, part) / n)
