@@ -137,8 +137,13 @@ class Ledger(LedgerReader):
 
     # ---- records: each is one transaction, durable when the method returns
 
+    @property
+    def keeps_updates(self) -> bool:
+        """Whether the run keeps its updates."""
+        return self._archive is not None
+
     def keep_update(self, update_id: str, body: bytes) -> None:
-        """Archive an update where the run keeps them; durable with the record that names it."""
+        """Archive an update, if the run keeps them; durable with the record that names it."""
         if self._archive is not None:
             self._archive.add(update_id, body)
 

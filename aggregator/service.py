@@ -51,7 +51,6 @@ from schemas import (
     Run,
     Tensors,
     UserError,
-    decode,
 )
 from schemas.codec import MAX_MESSAGE_BYTES, one_line
 from schemas.messages import FromWorker
@@ -243,11 +242,11 @@ class AggregatorService:
             self._on_event(envelope)
             return
         self._consume(1 if delivery.delivery_count >= SUSPICIOUS else self._normal_prefetch)
-        if envelope.too_large or len(envelope.body) > self._largest:
+        if envelope.too_large or envelope.size > self._largest:
             self._reject(delivery, "too_large")
             return
         try:
-            message = decode(envelope.body)
+            message = envelope.message()
         except DecodeError as error:
             self._reject(delivery, "undecodable", str(error))
             return
@@ -273,7 +272,7 @@ class AggregatorService:
     def _on_event(self, envelope: Envelope) -> None:
         assert self.coordinator is not None
         try:
-            event = decode(envelope.body)
+            event = envelope.message()
         except DecodeError:
             return
         if isinstance(event, Event):
@@ -282,6 +281,9 @@ class AggregatorService:
     def _seen_in(self, message: FromWorker) -> Literal["ledger", "buffer"] | None:
         if not isinstance(message, ClientUpdate):
             return None
+        assert self.coordinator is not None
+        if message.update_id in self.coordinator.turns.open:
+            return None  # a record closes the turn, so there is none: no need to ask the ledger
         if message.update_id in self._held:
             return "buffer"
         return "ledger" if self._ledger.seen(message.update_id) else None
@@ -343,11 +345,11 @@ class AggregatorService:
 
     def _hold(self, update_id: str, delivery: Delivery) -> None:
         envelope = delivery.envelope
-        if update_id not in self._held:
+        if update_id not in self._held and self._ledger.keeps_updates:
             self._ledger.keep_update(update_id, envelope.body)
-        held = self._held.setdefault(update_id, _Held(len(envelope.body)))
+        held = self._held.setdefault(update_id, _Held(envelope.size))
         # Once folded the body has done its work; memory must not grow with the buffer.
-        bare = dataclasses.replace(envelope, body=b"")
+        bare = dataclasses.replace(envelope, content=b"")
         held.deliveries.append(dataclasses.replace(delivery, envelope=bare))
 
     def _sizes(self) -> dict[str, int]:
@@ -373,9 +375,9 @@ class AggregatorService:
         if model.asks_for_weights:
             self._say("waiting for an evaluator to make the weights of version 0")
         else:
-            fitting = MAX_PREFETCH_BYTES // len(envelope.body)
+            fitting = MAX_PREFETCH_BYTES // envelope.size
             self._normal_prefetch = max(2, min(MAX_PREFETCH, fitting))
-            self._largest = MOST_MODELS * len(envelope.body) + HEAD_BYTES
+            self._largest = MOST_MODELS * envelope.size + HEAD_BYTES
         if model.final and self.experiment.evaluation.every_updates:
             self._say(f"version {model.version} is the last; waiting for its evaluation")
         self._port.publish_model(envelope)

@@ -81,9 +81,9 @@ class EmbeddedBroker:
         headers = {**envelope.headers, "reason": reason}
         self._rejected.append(dataclasses.replace(envelope, headers=headers))
         self._rejected_count += 1
-        self._rejected_bytes += len(envelope.body)
+        self._rejected_bytes += envelope.size
         while self._rejected_bytes > self._max_rejected_bytes:
-            self._rejected_bytes -= len(self._rejected.popleft().body)
+            self._rejected_bytes -= self._rejected.popleft().size
 
     def put_event(self, envelope: Envelope) -> None:
         """Into the bounded events. The caller holds ``changed``."""
@@ -99,9 +99,9 @@ class EmbeddedBroker:
 
     def check_size(self, envelope: Envelope) -> None:
         """Raises: MessageTooLarge."""
-        if len(envelope.body) > self._max_message_bytes:
+        if envelope.size > self._max_message_bytes:
             raise MessageTooLarge(
-                f"a message of {len(envelope.body) / MIB:.1f} MB is more than the "
+                f"a message of {envelope.size / MIB:.1f} MB is more than the "
                 f"{self._max_message_bytes / MIB:.1f} MB that the broker takes: use a smaller model"
             )
 
@@ -180,8 +180,10 @@ class EmbeddedAggregatorPort:
             return got is not None
 
         with self._broker.changed:
-            self._broker.changed.wait_for(arrived, timeout_s)
-            self._broker.changed.notify_all()  # there may be room for a submit that waits
+            if not arrived() and timeout_s > 0:
+                self._broker.changed.wait_for(arrived, timeout_s)
+            if got is not None:
+                self._broker.changed.notify_all()  # there may be room for a submit that waits
         return got
 
     def ack(self, deliveries: Iterable[Delivery]) -> None:
@@ -265,7 +267,8 @@ class EmbeddedWorkerPort:
             return got is not None
 
         with self._broker.changed:
-            self._broker.changed.wait_for(arrived, timeout_s)
+            if not arrived() and timeout_s > 0:
+                self._broker.changed.wait_for(arrived, timeout_s)
         return got
 
     def ack(self, delivery: Delivery) -> None:
@@ -300,7 +303,7 @@ class EmbeddedWorkerPort:
 
     def _has_room(self, envelope: Envelope) -> bool:
         queued = self._broker.updates.ready_bytes
-        return not queued or queued + len(envelope.body) <= self._broker.max_updates_bytes
+        return not queued or queued + envelope.size <= self._broker.max_updates_bytes
 
     def _check_open(self) -> None:
         if self._closed:

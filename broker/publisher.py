@@ -82,8 +82,8 @@ class Publisher(Lane):
         """
         batch: dict[str, _Outgoing] = {}
         for envelope in envelopes:
-            if len(envelope.body) > MAX_MESSAGE_BYTES:
-                raise _too_large(envelope.body, MAX_MESSAGE_BYTES)
+            if envelope.size > MAX_MESSAGE_BYTES:
+                raise _too_large(envelope.size, MAX_MESSAGE_BYTES)
             number = str(next(self._numbers))
             sent_as = properties(
                 envelope, user=self._user, correlation_id=number, expires_s=expires_s
@@ -217,7 +217,7 @@ class Publisher(Lane):
         for number, out in list(self._waiting.items()):
             if len(out.body) > limit:
                 del self._waiting[number]
-                out.error = _too_large(out.body, limit)
+                out.error = _too_large(len(out.body), limit)
                 out.settled = True
         self._changed.notify_all()
 
@@ -229,9 +229,9 @@ def _size_limit(error: BaseException) -> int | None:
     return int(found[1]) if found else None
 
 
-def _too_large(body: bytes, limit: int) -> MessageTooLarge:
+def _too_large(size: int, limit: int) -> MessageTooLarge:
     return MessageTooLarge(
-        f"a message of {len(body) / MB:.1f} MB is more than the {limit / MB:.1f} MB that this "
+        f"a message of {size / MB:.1f} MB is more than the {limit / MB:.1f} MB that this "
         "RabbitMQ takes: raise max_message_size in its rabbitmq.conf (512 MB at most), or use a "
         "smaller model"
     )

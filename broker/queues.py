@@ -70,7 +70,7 @@ class WorkQueue:
     def put(self, envelope: Envelope, expires_s: float = math.inf) -> None:
         """Append a message that is gone after ``expires_s``."""
         self._ready.append(_Entry(envelope, self.clock() + expires_s))
-        self.ready_bytes += len(envelope.body)
+        self.ready_bytes += envelope.size
 
     def take(self, holder: object) -> Delivery | None:
         """Hand the next message out; None if there is none."""
@@ -78,7 +78,7 @@ class WorkQueue:
         if not self._ready:
             return None
         entry = self._ready.popleft()
-        self.ready_bytes -= len(entry.envelope.body)
+        self.ready_bytes -= entry.envelope.size
         receipt = next(self._receipts)
         self._held.setdefault(holder, {})[receipt] = entry
         return Delivery(entry.envelope, entry.delivery_count, receipt)
@@ -95,7 +95,7 @@ class WorkQueue:
                 self.dead(entry.envelope)
             else:
                 self._ready.appendleft(entry)
-                self.ready_bytes += len(entry.envelope.body)
+                self.ready_bytes += entry.envelope.size
 
     def purge(self) -> int:
         """Remove what nobody holds; how many messages that were."""
@@ -119,4 +119,4 @@ class WorkQueue:
     def _drop_expired(self) -> None:
         now = self.clock()
         while self._ready and self._ready[0].expires <= now:
-            self.ready_bytes -= len(self._ready.popleft().envelope.body)
+            self.ready_bytes -= self._ready.popleft().envelope.size

@@ -15,15 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from schemas.codec import MAX_MESSAGE_BYTES, encode
-from schemas.messages import Message
+from schemas import Message, decode, encode, encoded_size
+from schemas.codec import MAX_MESSAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """An encoded message with the properties that make RabbitMQ's UI readable."""
+    """A message with the properties that make RabbitMQ's UI readable.
 
-    body: bytes
+    It holds the message's bytes, or the message itself: within a process nobody needs bytes.
+    """
+
+    content: bytes | Message
     type: str = ""
     message_id: str = ""
     headers: Mapping[str, int | str] = field(default_factory=dict)
@@ -31,11 +34,29 @@ class Envelope:
     user_id: str | None = None
     #: On arrival: SHA-256 of a body that is too long to be kept (``body`` is then empty).
     too_large: str = ""
+    #: Bytes that the body has.
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        content = self.content
+        size = len(content) if isinstance(content, bytes) else encoded_size(content)
+        object.__setattr__(self, "size", size)
 
     @classmethod
     def of(cls, message: Message) -> Envelope:
-        """A message encoded, with its properties."""
-        return cls(encode(message), message.type, message.message_id, message.headers())
+        """A message with its properties. Its tensors are read-only from here on."""
+        for array in getattr(message, "tensors", {}).values():
+            array.flags.writeable = False
+        return cls(message, message.type, message.message_id, message.headers())
+
+    @property
+    def body(self) -> bytes:
+        """The message's bytes, made anew where it holds none."""
+        return self.content if isinstance(self.content, bytes) else encode(self.content)
+
+    def message(self) -> Message:
+        """The message; from bytes, its tensors are read-only views of them. Raises: DecodeError."""
+        return decode(self.content) if isinstance(self.content, bytes) else self.content
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,6 +1,6 @@
 """What travels and what is configured: messages, the tensor codec, the experiment file. No I/O."""
 
-from schemas.codec import SCHEMA_VERSION, decode, encode
+from schemas.codec import SCHEMA_VERSION, decode, encode, encoded_size
 from schemas.errors import DecodeError, UserError
 from schemas.experiment import Experiment, Plan
 from schemas.messages import (
@@ -32,6 +32,7 @@ __all__ = [
     "UserError",
     "decode",
     "encode",
+    "encoded_size",
     "group",
     "tensors_sha256",
 ]

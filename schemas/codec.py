@@ -19,6 +19,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgpack
@@ -27,7 +28,7 @@ from pydantic import ValidationError
 
 from schemas.errors import DecodeError
 from schemas.messages import TYPES, Message
-from schemas.tensors import DTYPES, NAME, Array, Tensors, raw
+from schemas.tensors import DTYPES, NAME, Array, Tensors, dtype_name, raw
 
 SCHEMA_VERSION = 1
 
@@ -47,12 +48,21 @@ _ALIGN = 16
 
 def encode(message: Message) -> bytes:
     """The bytes of a message."""
+    return b"".join(_encoded(message))
+
+
+def encoded_size(message: Message) -> int:
+    """How many bytes ``encode`` would give; copies no tensor."""
+    return sum(map(len, _encoded(message)))
+
+
+def _encoded(message: Message) -> list[bytes | memoryview]:
     fields = message.model_dump(mode="python", exclude={"tensors"}, exclude_none=True)
     head: dict[str, Any] = {"schema": SCHEMA_VERSION, "type": message.type, **fields}
     tensors: Tensors | None = getattr(message, "tensors", None)
     if tensors is None:
-        return bytes(msgpack.packb(head))
-    return pack(head, tensors)
+        return [bytes(msgpack.packb(head))]
+    return _packed(head, tensors)
 
 
 def decode(body: bytes) -> Message:
@@ -87,22 +97,28 @@ def pack(head: Mapping[str, Any], tensors: Tensors) -> bytes:
 
     Raises: ValueError for a tensor that ``unpack`` would not take.
     """
-    table = [_entry(key, a.dtype.name, list(a.shape)) for key, a in tensors.items()]
-    if len(table) > MAX_TENSORS:
-        raise ValueError(f"{len(table)} tensors are more than {MAX_TENSORS}")
+    return b"".join(_packed(head, tensors))
+
+
+def _packed(head: Mapping[str, Any], tensors: Tensors) -> list[bytes | memoryview]:
+    """What ``pack`` joins."""
+    if len(tensors) > MAX_TENSORS:
+        raise ValueError(f"{len(tensors)} tensors are more than {MAX_TENSORS}")
+    for key, array in tensors.items():
+        _check_entry(key, dtype_name(array), array.shape)
     packer = msgpack.Packer(autoreset=False)
     packer.pack_map_header(len(head) + 3)
     for key, value in head.items():
         packer.pack(key)
         packer.pack(value)
     packer.pack("tensors")
-    packer.pack([[name, dtype.name, shape] for name, dtype, shape in table])
+    packer.pack([[key, dtype_name(a), a.shape] for key, a in tensors.items()])
     packer.pack("pad")
     # What follows is bin8 (2 bytes), the padding, the key "data" (5) and its bin32 header (5).
     pad = -(len(packer.getbuffer()) + 12) % _ALIGN
     packer.pack(bytes(pad))
     packer.pack("data")
-    parts: list[Any] = []
+    parts: list[bytes | memoryview] = []
     size = 0
     for array in tensors.values():
         gap = -size % 8
@@ -110,7 +126,7 @@ def pack(head: Mapping[str, Any], tensors: Tensors) -> bytes:
         size += gap + array.nbytes
     if size > _MAX_DATA_BYTES:
         raise ValueError(f"{size} bytes of tensors are more than {_MAX_DATA_BYTES}")
-    return b"".join([packer.bytes(), b"\xc6", size.to_bytes(4, "big"), *parts])
+    return [packer.bytes(), b"\xc6", size.to_bytes(4, "big"), *parts]
 
 
 def unpack(body: bytes) -> tuple[dict[str, Any], Tensors | None]:
@@ -203,6 +219,12 @@ def _entry(name: object, dtype: object, shape: list[Any]) -> _Entry:
     if len(shape) > MAX_RANK or not all(type(n) is int and 0 <= n < 2**32 for n in shape):
         raise DecodeError(f"{name}: a dimension is out of range")
     return name, DTYPES[dtype], shape
+
+
+@lru_cache(maxsize=4096)
+def _check_entry(name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    """``_entry``'s checks, remembered: a model's tensors are always the same."""
+    _entry(name, dtype, list(shape))
 
 
 def _views(body: bytes, start: int, table: list[_Entry]) -> Tensors:

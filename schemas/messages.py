@@ -22,6 +22,10 @@ Payload = Annotated[Tensors, SkipValidation]
 INITIALISE = 0
 
 
+#: Fields that RabbitMQ's UI shows as headers.
+_SHOWN = ("version", "attempt", "client", "turn", "base_version", "worker", "kind")
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", arbitrary_types_allowed=True
@@ -53,11 +57,12 @@ class Message(_Strict):
 
     def headers(self) -> dict[str, int | str]:
         """AMQP headers: readable without decoding a body."""
-        run = self.run
-        base = {"run_id": run.run_id, "run_started": run.run_started, "epoch": run.epoch}
-        shown = ("version", "attempt", "client", "turn", "base_version", "worker", "kind")
-        fields = {k: getattr(self, k) for k in shown if getattr(self, k, None) is not None}
-        return {**base, **fields}
+        run, fields = self.run, self.__dict__
+        shown = {k: fields[k] for k in _SHOWN if fields.get(k) is not None}
+        return {
+            **{"run_id": run.run_id, "run_started": run.run_started, "epoch": run.epoch},
+            **shown,
+        }
 
 
 class GlobalModel(Message):
@@ -214,7 +219,9 @@ def order(headers: Mapping[str, Any]) -> tuple[int, int, int, int]:
 
     Raises: KeyError, TypeError where the headers are not ours.
     """
-    started, epoch, version, attempt = (
-        index(headers[key]) for key in ("run_started", "epoch", "version", "attempt")
+    return (
+        index(headers["run_started"]),
+        index(headers["epoch"]),
+        index(headers["version"]),
+        index(headers["attempt"]),
     )
-    return started, epoch, version, attempt

@@ -26,6 +26,8 @@ DTYPES: Mapping[str, np.dtype[np.generic]] = {
     )
 }
 
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}(/[a-z0-9_]{1,32}){1,3}")
 
 
@@ -41,19 +43,24 @@ def named(name: str, arrays: list[Array]) -> Tensors:
 
 def spec(tensors: Mapping[str, Array]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name -> (dtype, shape): what has to agree between a model and its updates."""
-    return {key: (array.dtype.name, array.shape) for key, array in tensors.items()}
+    return {key: (dtype_name(array), array.shape) for key, array in tensors.items()}
+
+
+def dtype_name(array: Array) -> str:
+    """``array.dtype.name``, which NumPy makes anew each time, slowly."""
+    return _DTYPE_NAMES.get(array.dtype) or array.dtype.name
 
 
 def tensors_sha256(tensors: Mapping[str, Array]) -> str:
     """SHA-256 over names, dtypes, shapes and little-endian bytes, in order."""
     digest = hashlib.sha256()
     for key, array in tensors.items():
-        digest.update(f"{key} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(f"{key} {dtype_name(array)} {array.shape}\n".encode())
         digest.update(raw(array))
     return digest.hexdigest()
 
 
 def raw(array: Array) -> memoryview:
     """The array's little-endian bytes in C order, without a copy where it has them already."""
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return little.reshape(-1).view(np.uint8).data
+    little = DTYPES.get(dtype_name(array), array.dtype)
+    return np.ascontiguousarray(array, dtype=little).reshape(-1).view(np.uint8).data

@@ -16,13 +16,14 @@ aggregator's timers. Which slot trains what never shows: same file and seed, sam
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from aggregator.service import AggregatorService
 from broker import Delivery, Envelope
@@ -38,7 +39,6 @@ from schemas import (
     Plan,
     Tensors,
     UserError,
-    decode,
 )
 from schemas.messages import order
 from simulation.pool import Job, Pool
@@ -46,7 +46,11 @@ from worker.devices import Devices, Fate
 from worker.evaluator import Cadence
 from worker.turn import failed_update, initial_update, make_update, payload_bytes, verdict
 
+if TYPE_CHECKING:
+    from worker.trainer import Trainer
+
 WORKER = "virtual"
+_JSON = json.JSONEncoder(separators=(",", ":"))
 #: Every device is a client of its own: as many turns are taken as there are.
 _NO_LIMIT = 2**31
 
@@ -106,6 +110,8 @@ class VirtualRun:
         self._devices: Devices | None = None
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
+        #: Whether the last event gave the services anything to do.
+        self._stirred = True
         #: When each client's device is free again: it does one thing at a time.
         self._free_at: dict[str, float] = {}
         self._model: GlobalModel | None = None
@@ -133,7 +139,8 @@ class VirtualRun:
             self._settle()
             while self.service.outcome is None and not self._stop.is_set():
                 self._advance()
-                self._settle()
+                if self._stirred:
+                    self._settle()
         finally:
             self._log.close()
             self.service.close()
@@ -146,9 +153,11 @@ class VirtualRun:
     def _advance(self) -> None:
         """Let the clock jump to what is due next, and do it."""
         timer = self.service.call_at
+        self._stirred = True
         if self._events and self._events[0][0] <= timer:
             at, _, act = heapq.heappop(self._events)
             self.clock.now = max(self.clock.now, at)
+            self._stirred = False
             act()
         elif timer == float("inf"):
             raise UserError(
@@ -164,7 +173,7 @@ class VirtualRun:
         while busy:
             busy = False
             while self.service.pump(0.0):
-                busy = True
+                pass
             self._look_at_model()
             while (delivery := self._port.receive_assignment(0.0)) is not None:
                 busy = True
@@ -177,7 +186,7 @@ class VirtualRun:
     def _note(self, event: str, **fields: Any) -> None:
         assert self._log is not None
         line = {"at": round(self.clock.now, 6), "event": event, **fields}
-        self._log.write(json.dumps(line, separators=(",", ":")) + "\n")
+        self._log.write(_JSON.encode(line) + "\n")
 
     # ---- models
 
@@ -185,7 +194,7 @@ class VirtualRun:
         envelope = self._port.newest_model()
         if envelope is None or (newest := order(envelope.headers)) == self._model_order:
             return
-        model = decode(envelope.body)
+        model = envelope.message()
         assert isinstance(model, GlobalModel)
         self._model, self._model_order = model, newest
         self._note("version", version=model.version, updates=model.updates, final=model.final)
@@ -211,7 +220,7 @@ class VirtualRun:
     # ---- turns
 
     def _take(self, delivery: Delivery) -> None:
-        assignment = decode(delivery.envelope.body)
+        assignment = delivery.envelope.message()
         assert isinstance(assignment, Assignment)
         turn = Turn(delivery, assignment, self.clock.now)
         if assignment.kind == "initialise":
@@ -265,10 +274,21 @@ class VirtualRun:
                 self._at(trained + fate.upload_s(size), lambda: self._lost(turn))
             case None:
                 turn.job = pool.submit(
-                    trained,
-                    lambda trainer: trainer.train(model.tensors, client, number, fate.epochs),
+                    trained, lambda trainer: self._update(turn, trainer, trained)
                 )
                 self._at(trained, lambda: self._trained(turn))
+
+    def _update(self, turn: Turn, trainer: Trainer, at: float) -> ClientUpdate:
+        """Train. In a slot's thread, long before its time maybe: ``at`` is the virtual one."""
+        model, fate = turn.model, turn.fate
+        assert model is not None
+        assert fate is not None
+        client, number = turn.assignment.client, turn.assignment.turn
+        trained = trainer.train(model.tensors, client, number, fate.epochs)
+        trained = dataclasses.replace(trained, seconds=turn.train_s)
+        size = payload_bytes(trained.tensors)
+        took_s = at + fate.upload_s(size) - turn.started
+        return make_update(turn.assignment, model, trained, WORKER, took_s, size)
 
     def _trained(self, turn: Turn) -> None:
         model, fate, job = turn.model, turn.fate, turn.job
@@ -277,12 +297,8 @@ class VirtualRun:
         assert job is not None
         answer: ClientUpdate | ClientFailed
         try:
-            trained = self._pool_for(model.plan).wait(job)
-            size = payload_bytes(trained.tensors)
-            upload_s = fate.upload_s(size)
-            took_s = self.clock.now + upload_s - turn.started
-            answer = make_update(turn.assignment, model, trained, WORKER, took_s, size)
-            answer = answer.model_copy(update={"train_s": turn.train_s})
+            update = self._pool_for(model.plan).wait(job)
+            upload_s, answer = fate.upload_s(payload_bytes(update.tensors)), update
         except Exception as error:
             upload_s = 0.0
             answer = failed_update(turn.assignment, WORKER, model.version, error)
@@ -309,6 +325,7 @@ class VirtualRun:
 
     def _submit(self, message: Message) -> None:
         self._port.submit(Envelope.of(message))
+        self._stirred = True
 
     # ---- what a plan needs
 

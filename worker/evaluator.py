@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from broker import Envelope, WorkerPort
-from schemas import Assignment, Evaluation, GlobalModel, Message, decode
+from schemas import Assignment, Evaluation, GlobalModel, Message
 from schemas.messages import order
 from worker.per_plan import PerPlan, make_trainer
 from worker.turn import failed_update, initial_update
@@ -73,7 +73,7 @@ class EvaluatorService:
             if envelope is None:
                 continue
             newest = order(envelope.headers)
-            model = decode(envelope.body)
+            model = envelope.message()
             if not isinstance(model, GlobalModel):
                 continue
             if model.asks_for_weights:

@@ -50,7 +50,7 @@ class Journal:
             "type": envelope.type,
             "update_id": envelope.message_id,
             "base_version": envelope.headers.get("base_version"),
-            "bytes": len(envelope.body),
+            "bytes": envelope.size,
         }
         with self._lock:
             try:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+#: ``mallopt``'s names for: the least block that is mapped on its own, the free memory that is kept.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 64 * 1024**2
 
 _LOCK = threading.Lock()
 _configured = False
@@ -23,6 +29,7 @@ def configure(slots: int) -> None:
         if _configured:
             return
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        _keep_freed_memory()
         with _quiet_stderr():
             import tensorflow as tf
 
@@ -33,6 +40,18 @@ def configure(slots: int) -> None:
                 tf.config.experimental.set_memory_growth(gpu, True)
             tf.zeros([])
         _configured = True
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc reuse a model's memory for the next one, where by default it asks the system anew.
+
+    Every update is a few arrays of the model's size; fresh pages for each cost a small client's
+    training a tenth of its time. What the process holds at its peak stays the same.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 @contextmanager

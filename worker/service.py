@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from broker import Closed, Envelope, WorkerPort
-from schemas import Event, GlobalModel, Message, decode
+from schemas import Event, GlobalModel, Message
 from schemas.messages import order
 from worker.journal import Journal
 from worker.slot import Slot, Surroundings
@@ -83,11 +83,11 @@ class WorkerService:
                 continue
             newest = order(envelope.headers)
             with self._lock:
-                self._received += len(envelope.body)
-            model = decode(envelope.body)
+                self._received += envelope.size
+            model = envelope.message()
             if not isinstance(model, GlobalModel):
                 continue
-            self._on_model(model, len(envelope.body))
+            self._on_model(model, envelope.size)
             if not model.final and joined != model.run:
                 joined = model.run
                 self._emit(Event(run=model.run, kind="joined", worker=self.worker_id,

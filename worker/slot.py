@@ -23,7 +23,6 @@ from schemas import (
     Message,
     Run,
     UserError,
-    decode,
 )
 from schemas.messages import order
 from worker.devices import Devices, Fate
@@ -80,7 +79,7 @@ class Slot:
 
     def _turn(self, delivery: Delivery) -> None:
         try:
-            assignment = decode(delivery.envelope.body)
+            assignment = delivery.envelope.message()
         except DecodeError as error:
             self._worker.say(f"dropped a turn: {error}")
             self._port.ack(delivery)
@@ -123,7 +122,7 @@ class Slot:
         """The model to train, waiting for it where it has not come yet; None to drop the turn."""
         envelope = self._port.newest_model()
         while not self._worker.stop.is_set():
-            model = decode(envelope.body) if envelope else None
+            model = envelope.message() if envelope else None
             assert model is None or isinstance(model, GlobalModel)
             match verdict(assignment, model):
                 case "train":
@@ -202,7 +201,7 @@ class Slot:
     def _is_over(self, run: Run) -> bool:
         """Whether this run has ended, or another leads now: what was trained is for nobody."""
         envelope = self._port.newest_model()
-        model = decode(envelope.body) if envelope else None
+        model = envelope.message() if envelope else None
         if not isinstance(model, GlobalModel):
             return False
         same = model.run.run_id == run.run_id
