@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 EXTRA ?= cpu
 ARGS ?=
 TESTS ?= tests
+SECONDS ?= 60
 # Chaos: how many faults, and which (default: others every time).
 FAULTS ?= 100
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-compose chaos-processes lint format bench broker clean
+.PHONY: help run test test-compose chaos-processes lint fuzz fuzz-live format bench broker clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +37,12 @@ lint: $(VENV)/dev.stamp ## ruff, mypy --strict, one-way imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+fuzz: $(VENV)/dev.stamp ## Fuzz the decoder (SECONDS=600); what is new goes into tests/fuzz/corpus
+	@scripts/fuzz $(BIN) $(SECONDS)
+
+fuzz-live: $(VENV)/dev.stamp ## Send 10,000 hostile messages to a live run on RabbitMQ (minutes)
+	@FLUFFLE_HOSTILE=10000 $(BIN)/pytest -s tests/fuzz/test_live.py
 
 format: $(VENV)/dev.stamp ## Format the code
 	@$(BIN)/ruff check --fix-only -q . && $(BIN)/ruff format .

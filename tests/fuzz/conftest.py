@@ -1,0 +1,3 @@
+"""Fixtures for hostile messages: real processes."""
+
+from tests.integration.conftest import start as start
