@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -72,7 +73,8 @@ class Archive:
         """May be called twice."""
         file, self._file = self._file, None
         if file is not None:
-            file.close()
+            with suppress(OSError):  # a full disk was said when it was written or synced
+                file.close()
 
     def _begin(self) -> BinaryIO:
         self._folder.mkdir(exist_ok=True)

@@ -42,6 +42,17 @@ class LedgerReader:
         finally:
             self._db.execute("ROLLBACK")
 
+    def has_moved_on(self) -> bool:
+        """Whether an aggregator has recorded more than this snapshot shows: files may be gone."""
+        if not self._db.in_transaction:
+            return False
+        db = _open(self.folder / LEDGER)
+        try:
+            newest = "SELECT (SELECT MAX(rowid) FROM versions), (SELECT COUNT(*) FROM updates)"
+            return bool(db.execute(newest).fetchone() != self._db.execute(newest).fetchone())
+        finally:
+            db.close()
+
     @property
     def meta(self) -> dict[str, str]:
         """What is known of the run as a whole."""

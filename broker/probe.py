@@ -6,28 +6,21 @@ publishes has a routing key that no queue is bound by.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionBlockedTimeout
 
-from broker.connection import describe, refusal_of, root_cause
-from broker.errors import BrokerUnreachable
-from broker.port import Settings
 from broker.topology import MIB, Queue, Topology
+from broker.visit import asked, visit
 
 #: RabbitMQ 4 takes no larger message unless it is told to.
 COMMON_LIMIT = 16 * MIB
 #: A routing key that nobody is bound by.
 _NOBODY = "doctor"
-#: Longer than any answer takes, shorter than a person waits.
-_ANSWER_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -56,40 +49,24 @@ def probe(url: str, federation: str = "fluffle") -> Probe:
     Raises: BrokerUnreachable, AccessRefused, UserError where the URL is none.
     """
     names = Topology(federation)
-    parameters = Settings(url, names, None, _ANSWER_S, 20, _silent).parameters("doctor")
-    parameters.socket_timeout = parameters.blocked_connection_timeout = _ANSWER_S
-    parameters.stack_timeout = 2 * _ANSWER_S
-    where = f"{parameters.host}:{parameters.port}, virtual host {parameters.virtual_host}"
-    user = getattr(parameters.credentials, "username", "")
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it would say, we say
-    try:
-        with closing(pika.BlockingConnection(parameters)) as connection:
-            return _look(connection, names, where, user)
-    except ConnectionBlockedTimeout:
-        raise BrokerUnreachable(
-            f"RabbitMQ at {where} has no memory or disk left: it blocks publishers"
-        ) from None
-    except (AMQPError, OSError) as error:
-        cause = root_cause(error)
-        raise refusal_of(cause, where, user) or BrokerUnreachable(
-            f"no RabbitMQ at {where}: {describe(cause)}"
-        ) from None
+    with visit(url, names, "doctor") as visited:
+        return _look(visited.connection, names, visited.where, visited.user)
 
 
 def _look(connection: pika.BlockingConnection, names: Topology, where: str, user: str) -> Probe:
-    asked = partial(_asked, connection)
+    ask = partial(asked, connection)
     depths: list[int] = []
-    exists = asked(_depth(names.updates, depths)) is None
-    submits = exists and asked(_publish(names.submit, b"")) is None
+    exists = ask(_depth(names.updates, depths)) is None
+    submits = exists and ask(_publish(names.submit, b"")) is None
     mailboxes = (names.mailbox(name) for name in (user, "worker-doctor", "evaluator-doctor"))
-    receives = any(asked(_declare(mailbox)) is None for mailbox in mailboxes)
+    receives = any(ask(_declare(mailbox)) is None for mailbox in mailboxes)
     model = names.global_model
     kind = names.exchanges[model]
-    leads = exists and asked(lambda c: c.exchange_declare(model, kind, durable=True)) is None
+    leads = exists and ask(lambda c: c.exchange_declare(model, kind, durable=True)) is None
     largest, takes_large = None, False
     if submits or leads:
         large = _publish(names.submit if submits else names.assign, bytes(COMMON_LIMIT + 1))
-        told = asked(large)
+        told = ask(large)
         takes_large = told is None
         limit = re.search(r"max size (\d+)", told or "")
         largest = int(limit[1]) if limit else None
@@ -104,20 +81,6 @@ def _look(connection: pika.BlockingConnection, names: Topology, where: str, user
         largest_message=largest,
         takes_large=takes_large,
     )
-
-
-def _asked(
-    connection: pika.BlockingConnection, action: Callable[[BlockingChannel], None]
-) -> str | None:
-    """Why the broker refuses this; None where it does not. It closes a channel to refuse."""
-    channel = connection.channel()
-    channel.confirm_delivery()
-    try:
-        action(channel)
-    except ChannelClosedByBroker as error:
-        return str(error.reply_text)
-    channel.close()
-    return None
 
 
 def _depth(queue: Queue, depths: list[int]) -> Callable[[BlockingChannel], None]:
@@ -135,7 +98,3 @@ def _declare(queue: Queue) -> Callable[[BlockingChannel], None]:
     return lambda channel: channel.queue_declare(
         queue.name, durable=queue.durable, exclusive=True, arguments=dict(queue.arguments)
     )
-
-
-def _silent(text: str) -> None:
-    """Nobody wants to know."""

@@ -189,13 +189,18 @@ def evaluator(
 def verify(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     replay: Annotated[
-        bool, typer.Option(help="Also recompute every version from the kept updates.")
+        bool, typer.Option("--replay", help="Also recompute every version from the kept updates.")
     ] = False,
+    broker: Annotated[
+        str, typer.Option("--broker", help="Also look at the broker that the run is on.")
+    ] = "",
+    federation: Federation = "fluffle",
 ) -> None:
     """Check a run against the invariants; exit code 1 names what is wrong first."""
     from fluffle.verify import verify_run
 
-    raise typer.Exit(verify_run(folder, replay))
+    code = verify_run(folder, replay=replay, broker=broker, federation=federation)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -8,43 +8,64 @@ import typer
 
 from aggregator.reading import LedgerReader
 from aggregator.summary import summarise
-from aggregator.verify import CHECKS, verify
+from aggregator.verify import CHECKS, live, verify
 from aggregator.verify import replay as replayed
 
 
-def verify_run(folder: Path, replay: bool) -> int:
+def verify_run(folder: Path, *, replay: bool, broker: str, federation: str) -> int:
     """Check the run in this folder; the exit code: 0, or 1 where something is wrong.
 
-    Raises: UserError where there is no run, or no kept updates to replay.
+    Raises: UserError where there is no run, no kept updates to replay, or no broker.
     """
     ledger = LedgerReader(folder)
     try:
-        with ledger.snapshot():
-            return _verify(ledger, replay)
+        if _wrong(_check(ledger, replay)):
+            return 1
+        return int(bool(broker) and _wrong(_check_broker(ledger, broker, federation)))
     finally:
         ledger.close()
 
 
-def _verify(ledger: LedgerReader, replay: bool) -> int:
-    if problems := verify(ledger):
-        return _wrong(problems)
-    summary = summarise(ledger)
-    rejected = sum(summary["updates_rejected"].values())
-    typer.echo(
-        f"ok: {summary['run_id']} ({summary['status']}): {summary['versions']} versions from "
-        f"{summary['updates_counted']} updates, {rejected} rejected, {summary['duplicates']} "
-        f"duplicates; {len(CHECKS)} checks passed"
-    )
-    if replay:
-        result = replayed(ledger)
-        if result.problem is not None:
-            return _wrong([result.problem])
-        typer.echo(f"ok: {result}")
-    return 0
+def _check(ledger: LedgerReader, replay: bool) -> list[str]:
+    with ledger.snapshot():
+        if problems := verify(ledger):
+            return problems
+        summary = summarise(ledger)
+        rejected = sum(summary["updates_rejected"].values())
+        typer.echo(
+            f"ok: {summary['run_id']} ({summary['status']}): {summary['versions']} versions from "
+            f"{summary['updates_counted']} updates, {rejected} rejected, {summary['duplicates']} "
+            f"duplicates; {len(CHECKS)} checks passed"
+        )
+        if replay:
+            result = replayed(ledger)
+            if result.problem is not None:
+                return [result.problem]
+            typer.echo(f"ok: {result}")
+    return []
 
 
-def _wrong(problems: list[str]) -> int:
-    typer.echo(f"wrong: {problems[0]}")
+def _check_broker(ledger: LedgerReader, url: str, federation: str) -> list[str]:
+    from broker.sight import look
+
+    sight = look(url, federation)
+    with ledger.snapshot():
+        problems = list(live.wrong_at_broker(ledger, sight))
+        end = live.unpublished_end(ledger, sight)
+        if end is not None:  # perhaps it ended between the two looks
+            sight = look(url, federation)
+            end = live.unpublished_end(ledger, sight)
+        problems += [] if end is None else [end]
+        if not problems:
+            typer.echo(f"ok: as far as can be seen at {sight.where}:")
+        for line in live.seen_at_broker(ledger, sight):
+            typer.echo(f"  {line}")
+    return problems
+
+
+def _wrong(problems: list[str]) -> bool:
+    if problems:
+        typer.echo(f"wrong: {problems[0]}")
     if len(problems) > 1:
         typer.echo(f"and {len(problems) - 1} more, which may follow from it")
-    return 1
+    return bool(problems)

@@ -1,55 +1,63 @@
-"""What a run's ledger and folder can show of the invariants, each check by itself.
+"""What a run's ledger can show of the invariants, each check by itself.
 
-They read only, need no weights but those of the kept versions, and take seconds for 100,000
-updates. Files that no row names are harmless: a crash between file and transaction leaves them.
+They read only, and take seconds for 100,000 updates. ``files`` has those that look beside the
+ledger, at weights and kept updates.
 """
 
 from __future__ import annotations
 
-import sqlite3
+import json
+import math
 from collections.abc import Callable, Iterator
 
 from aggregator.admission import REASONS, own_id
-from aggregator.archive import UPDATES
 from aggregator.reading import LedgerReader
-from aggregator.strategies.base import model_of
-from schemas import Experiment, tensors_sha256
+from schemas import ClientUpdate, DecodeError, Experiment, decode
 
 Check = Callable[[LedgerReader, Experiment], Iterator[str]]
 
-
-def verify(ledger: LedgerReader) -> list[str]:
-    """What is wrong, a line each with its evidence; nothing if all is well."""
-    try:
-        experiment = Experiment.model_validate_json(ledger.meta["experiment"])
-        return [line for check in CHECKS for line in check(ledger, experiment)]
-    except sqlite3.DatabaseError as error:
-        return [f"ledger.sqlite is damaged: {error}"]
+#: What a run can have come to.
+STATUSES = ("running", "finished", "failed", "aborted")
 
 
-def _file_is_whole(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+def file_is_whole(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """SQLite's own check."""
     for (text,) in ledger.query("PRAGMA integrity_check"):
         if text != "ok":
             yield f"ledger.sqlite is damaged: {text}"
 
 
-def _versions_are_contiguous(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
-    rows = ledger.query("SELECT version, epoch FROM versions ORDER BY version")
+def run_is_known(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """A status that there is, and counters that are numbers."""
+    meta = ledger.meta
+    if meta["status"] not in STATUSES:
+        yield f"the run is {meta['status']!r}, which no run can be"
+    for key in ("epoch", "turn", "run_started", "duplicates"):
+        if not meta.get(key, "0").isdecimal():
+            yield f"the run's {key} is no count: {meta[key]}"
+
+
+def versions_are_contiguous(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """0, 1, 2, …, in epochs that only grow and have begun; files are named after them."""
+    rows = ledger.query("SELECT version, epoch, file FROM versions ORDER BY version")
     epoch = 0
-    for expected, (version, its_epoch) in enumerate(rows):
+    for expected, (version, its_epoch, file) in enumerate(rows):
         if version != expected:
             yield f"version {expected} is missing: after it comes {version}"
             return
         if its_epoch < epoch:
             yield f"version {version} was made in epoch {its_epoch}, after one of epoch {epoch}"
+        if not file.startswith(f"model-v{version:06d}-e{its_epoch}-"):
+            yield f"version {version} of epoch {its_epoch} is in a file of another: {file}"
         epoch = its_epoch
     if epoch > int(ledger.meta["epoch"]):
         yield f"a version of epoch {epoch}, but only {ledger.meta['epoch']} have begun"
 
 
-def _versions_say_what_they_are_made_of(
+def versions_say_what_they_are_made_of(
     ledger: LedgerReader, experiment: Experiment
 ) -> Iterator[str]:
+    """As many updates as are counted in it, and enough for what closed the buffer."""
     rows = ledger.query(
         "SELECT v.version, v.closed_by, v.updates, COUNT(u.update_id) FROM versions v"
         " LEFT JOIN updates u ON u.version = v.version AND u.disposition = 'counted'"
@@ -57,13 +65,16 @@ def _versions_say_what_they_are_made_of(
     )
     least = {"quorum": experiment.quorum, "deadline": experiment.min_updates}
     for version, closed_by, said, counted in rows:
+        if (closed_by == "initial") != (version == 0) or closed_by not in ("initial", *least):
+            yield f"version {version} was closed by {closed_by!r}, which cannot be"
         if said != counted:
             yield f"version {version} says it counts {said} updates; the ledger has {counted}"
         if counted < least.get(closed_by, 0):
             yield f"version {version} was closed by {closed_by} with only {counted} updates"
 
 
-def _updates_have_one_disposition(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+def updates_have_one_disposition(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """Counted in a version that there is, in the open buffer, or unused."""
     rows = ledger.query(
         "SELECT update_id, disposition, version FROM updates WHERE NOT ("
         " (disposition = 'counted' AND version IN (SELECT version FROM versions))"
@@ -76,15 +87,40 @@ def _updates_have_one_disposition(ledger: LedgerReader, experiment: Experiment) 
         yield f"the run is {ledger.meta['status']}, but {open_ones} updates are still buffered"
 
 
-def _updates_are_ours(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+def updates_have_their_places(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """The positions in a buffer are 0, 1, 2, …: the order in which it was folded is known."""
+    rows = ledger.query(
+        "SELECT version, COUNT(*), COUNT(DISTINCT position), MIN(position), MAX(position)"
+        " FROM updates WHERE disposition IN ('counted', 'buffered')"
+        " GROUP BY disposition, version ORDER BY version"
+    )
+    for version, updates, places, first, last in rows:
+        if (places, first, last) != (updates, 0, updates - 1):
+            buffer = "the open buffer" if version is None else f"version {version}"
+            yield (
+                f"the {updates} updates of {buffer} have {places} positions, from {first} to {last}"
+            )
+
+
+def updates_are_ours(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """Ids that belong to this run, client and turn or attempt, trained on something."""
     run_id = ledger.meta["run_id"]
-    rows = ledger.query("SELECT update_id, turn, client, base_version FROM updates")
-    for update_id, turn, client, base in rows:
+    rows = ledger.query(
+        "SELECT update_id, turn, client, base_version, examples, version FROM updates"
+    )
+    for update_id, turn, client, base, examples, version in rows:
         if not own_id(update_id, run_id, client, turn, base):
             yield f"update {update_id} does not belong to turn {turn} of client {client}"
+        if examples < 1 and version != 0:
+            yield f"update {update_id} was trained on {examples} examples"
+    for table in ("failures", "dropouts"):
+        for (its_id,) in ledger.query(f"SELECT assignment_id FROM {table}"):
+            if not its_id.startswith(f"{run_id}:"):
+                yield f"{its_id} of the {table} is none of this run"
 
 
-def _staleness_is_true(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+def staleness_is_true(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """The version before minus the base version, and within what is allowed."""
     limit = experiment.max_staleness
     rows = ledger.query(
         "SELECT update_id, version, base_version, staleness FROM updates"
@@ -100,58 +136,66 @@ def _staleness_is_true(ledger: LedgerReader, experiment: Experiment) -> Iterator
             yield f"update {update_id} was counted with staleness {staleness}, over {limit}"
 
 
-def _rejections_have_reasons(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
-    for message_id, reason in ledger.query("SELECT message_id, reason FROM rejections"):
-        if reason not in REASONS:
-            yield f"message {message_id} was rejected for no known reason: {reason}"
-
-
-def _weights_are_there(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
-    keep = experiment.aggregation.keep_versions
-    rows = ledger.query(
-        "SELECT version, file, weights_sha256 FROM versions ORDER BY version DESC LIMIT ?", keep
-    )
-    if experiment.aggregation.keep_updates and rows and rows[-1][0] > 0:
-        rows += ledger.query("SELECT version, file, weights_sha256 FROM versions WHERE version = 0")
-    for version, name, sha256 in rows:
-        if not ledger.store.intact(name):
-            yield f"the weights of version {version} are missing or damaged: {name}"
-        elif tensors_sha256(model_of(ledger.store.read(name))) != sha256:
-            yield f"the weights of version {version} are not those recorded: {name}"
-    buffer_file = ledger.meta.get("buffer_file")
-    if buffer_file and not ledger.store.intact(buffer_file):
-        yield f"the open buffer is missing or damaged: {buffer_file}"
-
-
-def _kept_updates_are_there(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
-    if not experiment.aggregation.keep_updates:
+def cohorts_count_once(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """In cohort mode a version counts a client once, and only what was trained for it."""
+    if experiment.participation.mode != "cohort":
         return
     rows = ledger.query(
-        "SELECT update_id FROM updates WHERE update_id NOT IN (SELECT update_id FROM kept)"
+        "SELECT version, client, COUNT(*), MAX(staleness) FROM updates"
+        " WHERE disposition = 'counted' AND version > 0 GROUP BY version, client"
     )
-    for (update_id,) in rows:
-        yield f"update {update_id} is recorded, but was not kept"
-    rows = ledger.query(
-        "SELECT update_id FROM kept WHERE update_id NOT IN (SELECT update_id FROM updates)"
-    )
-    for (update_id,) in rows:
-        yield f"update {update_id} was kept, but is recorded nowhere"
-    rows = ledger.query("SELECT segment, MAX(start + bytes) FROM kept GROUP BY segment")
-    for segment, end in rows:
-        path = ledger.folder / UPDATES / segment
-        size = path.stat().st_size if path.is_file() else 0
-        if size < end:
-            yield f"kept updates are missing: {segment} has {size} of {end} bytes"
+    for version, client, times, stalest in rows:
+        if times > 1:
+            yield f"version {version} counts client {client} of its cohort {times} times"
+        if stalest > 0:
+            yield f"version {version} counts client {client}, who trained for another version"
 
 
-CHECKS: tuple[Check, ...] = (
-    _file_is_whole,
-    _versions_are_contiguous,
-    _versions_say_what_they_are_made_of,
-    _updates_have_one_disposition,
-    _updates_are_ours,
-    _staleness_is_true,
-    _rejections_have_reasons,
-    _weights_are_there,
-    _kept_updates_are_there,
-)
+def waiting_updates_are_buffered(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """What waits for its place in client order is in the open buffer, and whole."""
+    in_order = experiment.aggregation.deterministic
+    buffered = {
+        one for (one,) in ledger.query("SELECT update_id FROM updates WHERE disposition='buffered'")
+    }
+    waiting = dict(ledger.query("SELECT update_id, body FROM waiting"))
+    for update_id, body in waiting.items():
+        if update_id not in buffered:
+            yield f"update {update_id} waits to be folded, but is not in the open buffer"
+        if not _is_update(body, update_id):
+            yield f"update {update_id} waits to be folded, but its message is damaged"
+    if in_order:
+        for update_id in buffered - waiting.keys():
+            yield f"update {update_id} is in the open buffer, but its message is gone"
+    elif waiting:
+        yield f"{len(waiting)} updates wait for client order in a run that has none"
+
+
+def _is_update(body: bytes, update_id: str) -> bool:
+    try:
+        update = decode(body)
+    except DecodeError:
+        return False
+    return isinstance(update, ClientUpdate) and update.update_id == update_id
+
+
+def rejections_have_reasons(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """A reason that there is, and at least one message."""
+    for message_id, reason, times in ledger.query(
+        "SELECT message_id, reason, times FROM rejections"
+    ):
+        if reason not in REASONS:
+            yield f"message {message_id} was rejected for no known reason: {reason}"
+        if times < 1:
+            yield f"message {message_id} was rejected {times} times"
+
+
+def evaluations_are_of_versions(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """Nobody measured a version that does not exist, or something that is no number."""
+    latest = ledger.latest_version()
+    for version, worker, metrics in ledger.query(
+        "SELECT version, worker, metrics FROM evaluations"
+    ):
+        if not 0 <= version <= latest:
+            yield f"{worker} evaluated version {version}; the newest is {latest}"
+        if not all(math.isfinite(value) for value in json.loads(metrics).values()):
+            yield f"{worker} measured version {version} as {metrics}"

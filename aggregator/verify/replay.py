@@ -99,7 +99,7 @@ def _replay(
         _compare(ledger, done, version, sha256, file, model_of(state))
         done.versions += version > 0
     buffer_file = ledger.meta.get("buffer_file")
-    if versions and buffer_file:
+    if versions and buffer_file and not ledger.has_moved_on():
         updates = _updates(ledger, done, "u.disposition = 'buffered'")
         state = _folded(strategy, state, updates, in_client_order)
         sums = {k: a for k, a in state.items() if k.startswith("buffer/")}

@@ -15,7 +15,7 @@ from aggregator.service import AggregatorService
 from aggregator.strategies import make_strategy
 from broker import Envelope
 from broker.embedded import EmbeddedBroker
-from schemas import Assignment, ClientUpdate, Experiment, GlobalModel, Tensors, decode
+from schemas import Assignment, ClientUpdate, Experiment, Tensors, decode
 
 #: A tensor of each kind: learned, a batch-norm statistic, a counter.
 SHAPES = {"trainable/0": (7, 5), "trainable/1": (5,), "non_trainable/0": (5,)}
@@ -91,16 +91,14 @@ class Federation:
         self.settle()
 
     def update(self, turn: Assignment) -> ClientUpdate:
-        """What this turn's client sends."""
-        newest = self.worker.newest_model()
-        model = decode(newest.body) if newest else None
+        """What this turn's client sends, trained from the version of the day it was chosen."""
         initial = turn.kind == "initialise"
         return ClientUpdate(
             run=turn.run,
             update_id=turn.assignment_id,
             client=turn.client,
             turn=turn.turn,
-            base_version=0 if initial or not isinstance(model, GlobalModel) else model.version,
+            base_version=turn.version,
             worker="worker",
             sends="initial" if initial else self.sends,
             examples=0 if initial else 10 + turn.turn,

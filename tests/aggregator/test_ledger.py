@@ -148,36 +148,6 @@ def test_damaged_weights_are_found_when_read_and_by_verify(tmp_path: Path) -> No
     assert "missing or damaged" in verify(ledger)[0]
 
 
-@pytest.mark.parametrize(
-    ("sabotage", "says"),
-    [
-        ("DELETE FROM versions WHERE version = 1", "version 1 is missing"),
-        ("DELETE FROM updates WHERE turn = 3", "says it counts 3 updates; the ledger has 2"),
-        ("UPDATE updates SET staleness = 4 WHERE turn = 3", "has staleness 4"),
-        ("UPDATE updates SET disposition = 'unused' WHERE turn = 3", "unused in version 1"),
-        ("UPDATE updates SET version = 9 WHERE turn = 3", "counted in version 9"),
-        ("UPDATE updates SET update_id = 'run:7:7' WHERE turn = 3", "does not belong to turn 3"),
-        ("UPDATE versions SET epoch = 0 WHERE version = 2", "after one of epoch 1"),
-        ("UPDATE versions SET epoch = 9", "only 1 have begun"),
-        ("INSERT INTO rejections VALUES ('a', 'b', 'whim', 1, 0)", "no known reason: whim"),
-        (
-            "UPDATE updates SET disposition = 'buffered', version = NULL WHERE turn = 3",
-            "1 updates are still buffered",
-        ),
-        ("UPDATE versions SET updates = 2 WHERE version = 1", "version 1 says it counts 2"),
-    ],
-)
-def test_verify_names_what_is_wrong(tmp_path: Path, sabotage: str, says: str) -> None:
-    ledger = opened(tmp_path)
-    ledger.make_version(made(0), {}, 0.0, keep=3)
-    ledger.make_version(made(1, fold(1), fold(2), fold(3)), {}, 0.0, keep=3)
-    ledger.make_version(made(2, fold(4, 1), fold(5, 1), fold(6, 0, 1)), {}, 0.0, keep=3)
-    ledger.finish("finished", "", [], {}, 0.0)
-    assert verify(ledger) == []
-    ledger.query(sabotage)
-    assert says in "\n".join(verify(ledger))
-
-
 def test_a_file_that_is_no_ledger_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(UserError, match="is no ledger"):

@@ -1,0 +1,114 @@
+"""The ledger against the broker that the run is on: durable before published, and what waits.
+
+A broker shows what waits, not what was confirmed or is held unacked, and its queues are the whole
+federation's: of these only the newest published model can be wrong. All else is said as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from aggregator.reading import LedgerReader
+from broker.sight import Sight
+from schemas import DecodeError, GlobalModel, decode, tensors_sha256
+
+
+def wrong_at_broker(ledger: LedgerReader, sight: Sight) -> Iterator[str]:
+    """What the newest published model says that the ledger does not know.
+
+    ``sight`` has to be older than the ledger's snapshot: a version is durable before it is
+    published, so whatever was seen must be recorded by now.
+    """
+    model = _model_of_this_run(ledger, sight)
+    if model is None:
+        return
+    latest, meta = ledger.latest_version(), ledger.meta
+    if model.run.epoch > int(meta["epoch"]):
+        yield (
+            f"version {model.version} was published in epoch {model.run.epoch}, but the ledger "
+            f"knows only {meta['epoch']}: another aggregator leads this run elsewhere"
+        )
+    if not model.tensors:
+        return  # it asks for the weights of version 0
+    rows = ledger.query(
+        "SELECT epoch, weights_sha256 FROM versions WHERE version = ?", model.version
+    )
+    if not rows:
+        yield f"version {model.version} was published, but the ledger ends with {latest}"
+        return
+    ((epoch, sha256),) = rows
+    if model.run.epoch < epoch:
+        yield (
+            f"version {model.version} was published in epoch {model.run.epoch}, before it was "
+            f"made in epoch {epoch}"
+        )
+    if tensors_sha256(model.tensors) != sha256:
+        yield f"version {model.version} was published with other weights than recorded"
+    counted = ledger.count(
+        "updates WHERE disposition = 'counted' AND version BETWEEN 1 AND ?", model.version
+    )
+    if model.updates != counted:
+        yield (
+            f"version {model.version} was published as made of {model.updates} updates; the "
+            f"ledger counts {counted}"
+        )
+
+
+def unpublished_end(ledger: LedgerReader, sight: Sight) -> str | None:
+    """What is wrong with the end of a finished run; ``sight`` has to be newer than the ledger's."""
+    latest = ledger.latest_version()
+    model = _model_of_this_run(ledger, sight)
+    if ledger.meta["status"] == "running" or latest < 0 or model is None:
+        return None
+    if model.final and model.version == latest:
+        return None
+    return (
+        f"the run is {ledger.meta['status']} with version {latest}, but the newest that was "
+        f"published is {model.version}{'' if model.final else ', and not as the last'}"
+    )
+
+
+def seen_at_broker(ledger: LedgerReader, sight: Sight) -> Iterator[str]:
+    """The balance as far as it can be seen, and what could not be."""
+    model = _model_of_this_run(ledger, sight)
+    if model is not None:
+        what = f"version {model.version}" if model.tensors else "a call for version 0"
+        yield f"the newest model there is {what} of epoch {model.run.epoch}"
+    elif sight.newest is not None:
+        yield f"the newest model there is of another run ({sight.newest.message_id})"
+    elif not any(one.startswith("the newest model") for one in sight.unseen):
+        yield "there is no model: the broker has lost it, or the run was on another"
+    if sight.led is not None:
+        yield "an aggregator leads there" if sight.led else "no aggregator leads there"
+    counted = ledger.count("updates WHERE disposition = 'counted' AND version > 0")
+    rest = ledger.count("updates WHERE disposition != 'counted'")
+    if sight.updates is not None:
+        yield (
+            f"{sight.updates} messages wait for an aggregator, beside {counted} updates counted "
+            f"and {rest} buffered or unused; what one holds unacked cannot be seen"
+        )
+    if sight.rejected is not None:
+        yield _rejected(ledger, sight.rejected)
+    for one in sight.unseen:
+        yield f"could not look at {one}"
+
+
+def _rejected(ledger: LedgerReader, there: int) -> str:
+    ((recorded,),) = ledger.query("SELECT COALESCE(SUM(times), 0) FROM rejections")
+    line = f"{there} messages lie in updates.rejected, {recorded} were rejected by this run"
+    if there > recorded:
+        return f"{line}; the others were dead-lettered, are second copies or of other runs"
+    if there < recorded:
+        return f"{line}; the others were taken away, or pushed out by newer ones"
+    return line
+
+
+def _model_of_this_run(ledger: LedgerReader, sight: Sight) -> GlobalModel | None:
+    if sight.newest is None:
+        return None
+    try:
+        model = decode(sight.newest.body)
+    except DecodeError:
+        return None
+    ours = isinstance(model, GlobalModel) and model.run.run_id == ledger.meta["run_id"]
+    return model if ours and isinstance(model, GlobalModel) else None
