@@ -115,6 +115,9 @@ class AggregatorService:
         self.call_at = 0.0
         #: How the run ended; None while it goes on.
         self.outcome: str | None = None
+        #: Turns up to this may have been answered before they were issued: after a crash they are
+        #: issued again, and what the old ones brought is on its way or recorded.
+        self._answered = -1
         self._prefetch = 0
         #: One at a time until we know how long an update is.
         self._normal_prefetch = 1
@@ -213,6 +216,7 @@ class AggregatorService:
         ledger.lead(int(newest.headers.get("run_started", 0)) if newest and other else None)
         run = Run(run_id=run_id, run_started=int(ledger.meta["run_started"]), epoch=ledger.epoch)
         checkpoint = ledger.load()
+        ((self._answered,),) = ledger.query("SELECT COALESCE(MAX(turn), -1) FROM updates")
         ledger.reopen()
         self._port.purge_assignments()
         self.coordinator = Coordinator(experiment, make_strategy(experiment), run, checkpoint)
@@ -282,8 +286,11 @@ class AggregatorService:
         if not isinstance(message, ClientUpdate):
             return None
         assert self.coordinator is not None
-        if message.update_id in self.coordinator.turns.open:
+        open_turn = message.update_id in self.coordinator.turns.open
+        if open_turn and message.turn > self._answered:
             return None  # a record closes the turn, so there is none: no need to ask the ledger
+        if not open_turn:
+            self._answered = max(self._answered, message.turn)
         if message.update_id in self._held:
             return "buffer"
         return "ledger" if self._ledger.seen(message.update_id) else None
