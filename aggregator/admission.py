@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from schemas import ClientFailed, ClientUpdate, Evaluation, Run, Tensors
 from schemas.messages import FromWorker, assignment_id, resident_update_id
-from schemas.tensors import Array, spec
+from schemas.tensors import Array, Spec, spec
 
 #: Every reason an update can be rejected for, with what it means.
 REASONS: Mapping[str, str] = {
@@ -22,7 +22,7 @@ REASONS: Mapping[str, str] = {
     "unknown_version": "trained from a version that does not exist",
     "too_stale": "older than aggregation.max_staleness",
     "late": "not of the current cohort, or the run is over",
-    "wrong_shape": "names, dtypes or shapes differ from the model's",
+    "wrong_shape": "names, dtypes or shapes differ from what the strategy wants",
     "not_finite": "contains NaN, infinity or a value beyond ±1e30",
 }
 
@@ -76,7 +76,7 @@ def reason_against(
     residents: Collection[str],
     version: int,
     max_staleness: int | None,
-    model: Tensors,
+    expected: Spec,
 ) -> str | None:
     """Why this update must not be folded into a buffer at ``version``; None if it may."""
     if update.run.run_id != run.run_id:
@@ -91,7 +91,7 @@ def reason_against(
         return "unknown_version"
     if max_staleness is not None and version - update.base_version > max_staleness:
         return "too_stale"
-    if spec(update.tensors) != spec(model):
+    if spec(update.tensors) != expected:
         return "wrong_shape"
     if not finite(update.tensors):
         return "not_finite"

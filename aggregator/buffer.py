@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from aggregator.effects import Checkpoint, Fold
 from aggregator.selection import client_order
-from aggregator.strategies.base import State, Strategy, model_of
+from aggregator.strategies.base import State, Strategy, model_of, update_spec
 from schemas import ClientUpdate, Tensors
+from schemas.tensors import Spec
 
 
 class Buffer:
@@ -23,7 +24,10 @@ class Buffer:
         self._recorded = list(checkpoint.buffered)
         self._fresh: list[Fold] = []
         self.last_size = 0
-        self.model: Tensors = {} if self._state is None else model_of(self._state)
+        #: What an update must look like; nothing does before version 0.
+        self.expected: Spec = {}
+        if self._state is not None:
+            self.expected = update_spec(strategy, model_of(self._state))
 
     @property
     def state(self) -> State:
@@ -55,7 +59,7 @@ class Buffer:
     def start(self, weights: Tensors) -> None:
         """Version 0."""
         self._state = self._strategy.init(weights)
-        self.model = model_of(self._state)
+        self.expected = update_spec(self._strategy, weights)
 
     def add(self, update: ClientUpdate, fold: Fold) -> None:
         """Take in one update."""
@@ -78,7 +82,6 @@ class Buffer:
         for update in sorted(self._waiting.values(), key=lambda u: client_order(u.client)):
             self._state = self._strategy.accept(self.state, update, staleness[update.update_id])
         self._state = self._strategy.step(self.state)
-        self.model = model_of(self._state)
         return self._clear()
 
     def abandon(self) -> list[Fold]:

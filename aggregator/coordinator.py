@@ -56,7 +56,7 @@ from aggregator.effects import (
     Reject,
     SaveBuffer,
 )
-from aggregator.strategies.base import Strategy, model_of
+from aggregator.strategies.base import Strategy, asks_of, broadcast_of
 from aggregator.turns import Turns
 from schemas import (
     Assignment,
@@ -97,11 +97,12 @@ class Coordinator:
         self.version = checkpoint.version
         self.updates = checkpoint.updates
         self.buffer = Buffer(strategy, checkpoint, experiment.aggregation.deterministic)
-        self.turns = Turns(experiment, run, checkpoint.turn, self.buffer.clients)
         self.workers: set[str] = set()
         self.evaluated: Evaluation | None = None
-        self._plan = Plan.of(experiment, strategy.sends)
-        self._sends = strategy.sends
+        self._plan = Plan.of(experiment, strategy.sends, asks_of(strategy))
+        folded = checkpoint.folded if self._plan.keeps_state else None
+        self.turns = Turns(experiment, run, checkpoint.turn, self.buffer.clients, folded)
+        self._strategy = strategy
         self.hold_updates = hold_updates
         self._elapsed_s = checkpoint.elapsed_s
         self._failures = 0
@@ -225,12 +226,12 @@ class Coordinator:
         reason = reason_against(
             update,
             run=self.run,
-            sends=self._sends,
+            sends=self._strategy.sends,
             clients=self.experiment.task.clients,
             residents=self.experiment.residents,
             version=self.version,
             max_staleness=self.experiment.max_staleness,
-            model=self.buffer.model,
+            expected=self.buffer.expected,
         )
         if reason is None and (
             self.phase != "running" or not self.turns.in_time(update, self.version)
@@ -341,7 +342,7 @@ class Coordinator:
                 yield from self._publish()
 
     def _publish(self, final: bool = False) -> Iterator[Effect]:
-        yield self._model(model_of(self.buffer.state), final)
+        yield self._model(broadcast_of(self._strategy, self.buffer.state), final)
 
     def _model(self, tensors: Tensors, final: bool = False) -> Publish:
         return Publish(

@@ -108,6 +108,13 @@ class LedgerReader:
                 " WHERE disposition = 'buffered' ORDER BY position"
             )
         ]
+        checkpoint.folded = {
+            client: (turn, base_version)
+            for client, turn, base_version in self._db.execute(  # SQLite: of the row with the MAX
+                "SELECT client, MAX(turn), base_version FROM updates"
+                " WHERE turn > 0 AND disposition IN ('counted', 'buffered') GROUP BY client"
+            )
+        }
         for (body,) in self._db.execute("SELECT body FROM waiting ORDER BY rowid"):
             update = decode(body)
             assert isinstance(update, ClientUpdate)

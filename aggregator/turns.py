@@ -8,19 +8,25 @@ the very same turns again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aggregator.selection import choose, choose_cohort
 from schemas import Assignment, ClientUpdate, Experiment, Plan, Run
-from schemas.messages import INITIALISE, assignment_id
+from schemas.messages import INITIALISE, Training, assignment_id
 
 
 class Turns:
     """The open assignments of a run, in the order of their deadlines."""
 
     def __init__(
-        self, experiment: Experiment, run: Run, next_turn: int, contributed: Sequence[str]
+        self,
+        experiment: Experiment,
+        run: Run,
+        next_turn: int,
+        contributed: Sequence[str],
+        folded: Mapping[str, Training] | None = None,
     ) -> None:
+        """``folded``: each client's last update that was folded, where clients keep state."""
         #: The next turn to be issued.
         self.next = self.first = max(next_turn, INITIALISE + 1)
         #: assignment id -> (assignment, when it is overdue); the oldest first.
@@ -31,6 +37,7 @@ class Turns:
         self._busy: set[str] = set()
         #: cohort: client -> whether it has contributed, for the current version.
         self._cohort = dict.fromkeys(contributed, True)
+        self._folded = None if folded is None else dict(folded)
 
     @property
     def resume_from(self) -> int:
@@ -64,6 +71,9 @@ class Turns:
         self.close(update.update_id)
         if self._cohort_mode:
             self._cohort[update.client] = True
+        if self._folded is not None:
+            training = (update.turn, update.base_version)
+            self._folded[update.client] = max(self._after(update.client), training)
 
     def close(self, update_id: str) -> bool:
         """Close a turn; False if it was not open."""
@@ -130,9 +140,13 @@ class Turns:
             turn=self.next,
             version=version,
             exact_version=self._cohort_mode,
+            after=None if self._folded is None else self._after(client),
         )
         self.next += 1
         return self._add(assignment, now)
+
+    def _after(self, client: str) -> Training:
+        return (self._folded or {}).get(client, (0, 0))
 
     def _add(self, assignment: Assignment, now: float) -> Assignment:
         deadline = now + self._experiment.participation.assignment_deadline_s

@@ -151,6 +151,13 @@ def worker(
         Optional[Path],  # noqa: UP045 typer reads it
         typer.Option(help="Append there, as JSON lines, what is sent and what is confirmed."),
     ] = None,
+    state: Annotated[
+        Optional[Path],  # noqa: UP045 typer reads it
+        typer.Option(
+            help="Where clients keep what they need for their next turn (SCAFFOLD, error "
+            "feedback). Default: the user's folder for such; share it between machines."
+        ),
+    ] = None,
     connect_timeout: Timeout = 30.0,
     metrics_port: MetricsPort = None,
     metrics_address: MetricsAddress = "127.0.0.1",
@@ -162,7 +169,7 @@ def worker(
     name = name or default_name("worker")
     place = connect(broker, federation, name, connect_timeout)
     with metrics_at(metrics_address, metrics_port) as registry:
-        work(place, name, slots, stay, journal, parent, registry)
+        work(place, name, slots, stay, journal, state, parent, registry)
 
 
 @app.command()

@@ -25,10 +25,13 @@ from fluffle.display import Display, snapshot
 from fluffle.memory import MemoryWatch
 from fluffle.team import Processes, Team, Threads
 from schemas import Experiment, UserError
+from worker.client_state import ClientStates
 
 _REFRESH_S = 0.2
 #: Where ``--broker local`` keeps its queues, in the run folder.
 NODE = "rabbitmq"
+#: Where clients keep what they need for their next turn; also after the end, to go on with.
+STATES = "clients"
 
 
 def run_experiment(
@@ -67,9 +70,9 @@ def run_experiment(
             experiment, port, folder, run_id=new_run_id(experiment), on_status=display.say
         )
         team: Team = (
-            Processes(url, workers, slots, evaluates, folder / "logs")
+            Processes(url, workers, slots, evaluates, folder / "logs", folder / STATES)
             if workers
-            else Threads(place, slots, evaluates, display.say)
+            else Threads(place, slots, evaluates, ClientStates(folder / STATES), display.say)
         )
         _drive(service, service, display, team)
         summary = read_summary(folder, memory.peak_mb)

@@ -90,10 +90,12 @@ def work(
     slots: int,
     stay: bool,
     journal: Path | None,
+    state: Path | None,
     parent: int,
     registry: CollectorRegistry,
 ) -> None:
     """Train clients until the run is over, or a signal. Raises: UserError."""
+    from worker.client_state import ClientStates, state_folder
     from worker.journal import Journal
     from worker.runtime import configure
     from worker.service import WorkerService
@@ -110,6 +112,7 @@ def work(
         slots,
         stay=stay,
         journal=kept,
+        states=ClientStates(state or state_folder(), memory_bytes=0),
         on_status=say,
         on_model=metrics.on_model,
         on_turn=metrics.on_turn,

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from broker import Broker, Closed
 from schemas import UserError
+from worker.client_state import ClientStates
 from worker.evaluator import EvaluatorService
 from worker.service import WorkerService
 
@@ -40,11 +41,17 @@ class Threads:
     """One worker with ``slots`` slots and one evaluator in this process."""
 
     def __init__(
-        self, broker: Broker, slots: int, evaluates: bool, on_status: Callable[[str], None]
+        self,
+        broker: Broker,
+        slots: int,
+        evaluates: bool,
+        states: ClientStates,
+        on_status: Callable[[str], None],
     ) -> None:
         self._broker = broker
         self._slots = slots
         self._evaluates = evaluates
+        self._states = states
         self._say = on_status
         self._members: list[tuple[threading.Thread, WorkerService | EvaluatorService]] = []
         self._error: BaseException | None = None
@@ -55,7 +62,9 @@ class Threads:
 
         configure(self._slots)
         port = self._broker.worker("worker-0", self._slots)
-        self._add(WorkerService(port, "worker-0", self._slots, on_status=self._say))
+        self._add(
+            WorkerService(port, "worker-0", self._slots, states=self._states, on_status=self._say)
+        )
         if self._evaluates:
             port = self._broker.worker("evaluator", 0)
             self._add(EvaluatorService(port, "evaluator", on_status=self._say))
@@ -71,6 +80,7 @@ class Threads:
             service.stop()
         for thread, _ in self._members:
             thread.join()
+        self._states.close()
 
     def _add(self, service: WorkerService | EvaluatorService) -> None:
         def run() -> None:
@@ -89,10 +99,13 @@ class Threads:
 class Processes:
     """``workers`` worker processes and one evaluator; what they say goes to files in ``logs``."""
 
-    def __init__(self, url: str, workers: int, slots: int, evaluates: bool, logs: Path) -> None:
+    def __init__(
+        self, url: str, workers: int, slots: int, evaluates: bool, logs: Path, states: Path
+    ) -> None:
         self._url = url
+        kept = ["--state", str(states.resolve())]
         self._commands = {
-            f"worker-{i}": ["worker", "--name", f"worker-{i}", "--slots", str(slots)]
+            f"worker-{i}": ["worker", "--name", f"worker-{i}", "--slots", str(slots), *kept]
             for i in range(workers)
         }
         if evaluates:

@@ -17,6 +17,11 @@ Range = Annotated[tuple[NonNegative, NonNegative], Field(strict=False)]
 Resident = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
+#: What a strategy may ask of clients beyond the model's update: SCAFFOLD's control variates
+#: (arXiv 1910.06378, equation 4, option I or II), FedNova's ||a||_1 (arXiv 2007.07481, equation 5).
+Asks = Literal["control-variate-I", "control-variate-II", "normaliser"]
+
+
 class Table(BaseModel):
     """One table of the experiment file. Unknown keys and values of another type are errors."""
 
@@ -157,6 +162,7 @@ STRATEGIES = (
     *("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"),
     *("fedbuff", "fedasync", "ringmaster"),
     *("median", "trimmed-mean", "krum", "multi-krum", "norm-bounding"),
+    *("scaffold", "fednova"),
 )
 #: They hand what they aggregate to a server optimizer of one's choice.
 WITH_OPTIMIZER = ("fedbuff", "median", "trimmed-mean", "krum", "multi-krum", "norm-bounding")
@@ -213,6 +219,9 @@ class AggregationTable(Table):
     krum_selected: int | None = Field(None, ge=1)
     #: norm-bounding: deltas longer than this are shortened to it (M).
     norm_bound: Positive | None = None
+    #: scaffold: clients renew their control variate by option I (the gradient at the global model:
+    #: one more pass over their data) or II (the path that they went, for nothing). Default: II.
+    control_option: Literal["I", "II"] | None = None
     #: cohort: fold in client order, so that every version has the same bytes on any transport.
     deterministic: bool = False
     #: A partial checkpoint is taken when updates have been held for this long.
@@ -342,6 +351,18 @@ class Experiment(Table):
                 f"aggregation.server_optimizer goes with {', '.join(WITH_OPTIMIZER)}, and not with "
                 f"{strategy}"
             )
+        training = self.training
+        plain = training.optimizer.lower() == "sgd"
+        if strategy == "scaffold" and (not plain or training.momentum or training.proximal_mu):
+            raise ValueError(
+                "scaffold corrects plain SGD: training.optimizer = 'sgd', without momentum and "
+                "proximal_mu"
+            )
+        if strategy == "fednova" and not plain:
+            raise ValueError(
+                "fednova knows what SGD makes of its gradients (momentum, nesterov and "
+                "proximal_mu included), and no other optimizer: training.optimizer = 'sgd'"
+            )
         if self.aggregation.deterministic and not (cohort and self.quorum == self.concurrency):
             raise ValueError(
                 "aggregation.deterministic needs participation.mode = 'cohort' and a quorum of the "
@@ -389,10 +410,19 @@ class Plan(Table):
     residents: Annotated[str, Field(max_length=33_000)] | None = None
     #: A resident client has to be the broker's user of its own name.
     identity: Literal["broker"] | None = None
+    #: What clients do besides.
+    asks: Asks | None = None
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a client keeps something from one turn to its next."""
+        return self.asks in ("control-variate-I", "control-variate-II")
 
     @classmethod
-    def of(cls, experiment: Experiment, sends: Literal["delta", "weights"]) -> Plan:
-        """The plan of an experiment whose strategy wants deltas or weights."""
+    def of(
+        cls, experiment: Experiment, sends: Literal["delta", "weights"], asks: Asks | None = None
+    ) -> Plan:
+        """The plan of an experiment whose strategy wants deltas or weights, and perhaps more."""
         return cls(
             seed=experiment.experiment.seed,
             sends=sends,
@@ -404,6 +434,7 @@ class Plan(Table):
             devices=experiment.devices,
             residents=" ".join(experiment.residents) or None,
             identity="broker" if experiment.identity == "broker" else None,
+            asks=asks,
         )
 
     def admits(self, client: str) -> bool:

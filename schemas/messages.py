@@ -16,6 +16,8 @@ Seconds = Annotated[FiniteFloat, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$")]
 Text = Annotated[str, Field(max_length=2000)]
 Metrics = Annotated[dict[Annotated[str, Field(max_length=64)], FiniteFloat], Field(max_length=64)]
+#: The turn that an update answered and the version that it was trained from: which training it was.
+Training = Annotated[tuple[Count, Count], Field(strict=False)]
 Payload = Annotated[Tensors, SkipValidation]
 
 #: The turn that asks for version 0: training starts with turn 1.
@@ -100,6 +102,9 @@ class Assignment(Message):
     version: Count
     #: In cohort mode a turn is for ``version`` and no other.
     exact_version: bool = False
+    #: Where clients keep state: the client's last update that has been folded, whose state it goes
+    #: on from; (0, 0) before its first.
+    after: Training | None = None
     #: Only ``initialise`` carries it: there is no model yet to bring it.
     plan: Plan | None = None
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 Tensors = dict[str, Array]
+#: Name -> (dtype, shape).
+Spec = dict[str, tuple[str, tuple[int, ...]]]
 
 #: dtypes that may travel: fixed size, no objects, no strings.
 DTYPES: Mapping[str, np.dtype[np.generic]] = {
@@ -36,12 +38,17 @@ def group(name: str, tensors: Mapping[str, Array]) -> list[Array]:
     return [array for key, array in tensors.items() if key.startswith(name + "/")]
 
 
-def named(name: str, arrays: list[Array]) -> Tensors:
+def model_groups(tensors: Mapping[str, Array]) -> Tensors:
+    """The model itself, without what a strategy adds."""
+    return {k: a for k, a in tensors.items() if k.startswith(("trainable/", "non_trainable/"))}
+
+
+def named(name: str, arrays: Sequence[Array]) -> Tensors:
     """A list of arrays as the tensors ``name/0``, ``name/1``, …"""
     return {f"{name}/{i}": array for i, array in enumerate(arrays)}
 
 
-def spec(tensors: Mapping[str, Array]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def spec(tensors: Mapping[str, Array]) -> Spec:
     """Name -> (dtype, shape): what has to agree between a model and its updates."""
     return {key: (dtype_name(array), array.shape) for key, array in tensors.items()}
 

@@ -42,8 +42,10 @@ from schemas import (
 )
 from schemas.messages import order
 from simulation.pool import Job, Pool
+from worker.client_state import NEVER, ClientStates
 from worker.devices import Devices, Fate
 from worker.evaluator import Cadence
+from worker.per_plan import make_trainer
 from worker.turn import failed_update, initial_update, make_update, payload_bytes, verdict
 
 if TYPE_CHECKING:
@@ -117,6 +119,7 @@ class VirtualRun:
         self._model: GlobalModel | None = None
         self._model_order: tuple[int, int, int, int] | None = None
         self._cadence = Cadence()
+        self._states = ClientStates()
         self._stop = threading.Event()
         self._folder = folder
         self._log: TextIO | None = None
@@ -146,6 +149,7 @@ class VirtualRun:
             self.service.close()
             if self._pool is not None:
                 self._pool.close()
+            self._states.close()
         return self.service.outcome or "stopped"
 
     # ---- the loop
@@ -278,17 +282,25 @@ class VirtualRun:
                 )
                 self._at(trained, lambda: self._trained(turn))
 
-    def _update(self, turn: Turn, trainer: Trainer, at: float) -> ClientUpdate:
-        """Train. In a slot's thread, long before its time maybe: ``at`` is the virtual one."""
+    def _update(self, turn: Turn, trainer: Trainer, at: float) -> tuple[ClientUpdate, Tensors]:
+        """Train: the update, and what the client keeps for its next turn.
+
+        In a slot's thread, long before its time maybe: ``at`` is the virtual one. What the client
+        goes on from was saved before its turn was issued, so there is nothing to wait for.
+        """
         model, fate = turn.model, turn.fate
         assert model is not None
         assert fate is not None
-        client, number = turn.assignment.client, turn.assignment.turn
-        trained = trainer.train(model.tensors, client, number, fate.epochs)
+        client, number, state = turn.assignment.client, turn.assignment.turn, None
+        if model.plan.keeps_state:
+            after = turn.assignment.after or NEVER
+            state = self._states.load(model.run.run_id, client, after)
+        trained = trainer.train(model.tensors, client, number, fate.epochs, state)
         trained = dataclasses.replace(trained, seconds=turn.train_s)
         size = payload_bytes(trained.tensors)
         took_s = at + fate.upload_s(size) - turn.started
-        return make_update(turn.assignment, model, trained, WORKER, took_s, size)
+        update = make_update(turn.assignment, model, trained, WORKER, took_s, size)
+        return update, trained.state
 
     def _trained(self, turn: Turn) -> None:
         model, fate, job = turn.model, turn.fate, turn.job
@@ -297,8 +309,11 @@ class VirtualRun:
         assert job is not None
         answer: ClientUpdate | ClientFailed
         try:
-            update = self._pool_for(model.plan).wait(job)
+            update, state = self._pool_for(model.plan).wait(job)
             upload_s, answer = fate.upload_s(payload_bytes(update.tensors)), update
+            if model.plan.keeps_state:
+                made_by, after = (update.turn, model.version), turn.assignment.after or NEVER
+                self._states.save(model.run.run_id, update.client, made_by, state, after)
         except Exception as error:
             upload_s = 0.0
             answer = failed_update(turn.assignment, WORKER, model.version, error)
@@ -331,9 +346,7 @@ class VirtualRun:
 
     def _pool_for(self, plan: Plan) -> Pool:
         if self._pool is None:
-            from worker.trainer import Trainer
-
-            self._pool = Pool(lambda: Trainer(plan), self._slots)
+            self._pool = Pool(lambda: make_trainer(plan), self._slots)
         return self._pool
 
     def _devices_for(self, plan: Plan) -> Devices:

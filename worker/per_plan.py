@@ -30,6 +30,14 @@ class PerPlan(Generic[T]):
 
 def make_trainer(plan: Plan) -> Trainer:
     """A trainer; TensorFlow is imported only once there is something to train."""
+    if plan.asks == "normaliser":
+        from worker.fednova import FedNovaTrainer
+
+        return FedNovaTrainer(plan)
+    if plan.asks is not None:
+        from worker.scaffold import ScaffoldTrainer
+
+        return ScaffoldTrainer(plan)
     from worker.trainer import Trainer
 
     return Trainer(plan)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from broker import Closed, Envelope, WorkerPort
 from schemas import Event, GlobalModel, Message
 from schemas.messages import order
+from worker.client_state import ClientStates
 from worker.journal import Journal
 from worker.slot import Slot, Surroundings
 
@@ -30,6 +31,7 @@ class WorkerService:
         *,
         stay: bool = False,
         journal: Journal | None = None,
+        states: ClientStates | None = None,
         on_status: Callable[[str], None] = lambda text: None,
         on_model: Callable[[GlobalModel, int], None] = lambda model, size: None,
         on_turn: Callable[[Message | None], None] = lambda answer: None,
@@ -37,6 +39,7 @@ class WorkerService:
         """
         stay: wait for the next run when one is over.
         journal: is told what is sent, before and after.
+        states: where clients keep what they need for their next turn; its owner closes it.
         on_model: is told of every model that arrives, and its size in bytes.
         on_turn: is told, by slots, what a turn brought; None where it was for nobody any more.
         """
@@ -45,6 +48,7 @@ class WorkerService:
         self._slots = slots
         self._stay = stay
         self._journal = journal or Journal()
+        self._states = states or ClientStates()
         self._say = on_status
         self._on_model = on_model
         self._on_turn = on_turn
@@ -115,6 +119,7 @@ class WorkerService:
                     self._on_turn,
                     self._take_received,
                     self._journal,
+                    self._states,
                 )
             ).run()
         except Closed:

@@ -22,9 +22,11 @@ from schemas import (
     GlobalModel,
     Message,
     Run,
+    Tensors,
     UserError,
 )
 from schemas.messages import order
+from worker.client_state import NEVER, ClientStates
 from worker.devices import Devices, Fate
 from worker.journal import Journal
 from worker.per_plan import PerPlan, make_trainer
@@ -56,6 +58,7 @@ class Surroundings:
     #: Bytes of models received since somebody asked last.
     take_received: Callable[[], int]
     journal: Journal
+    states: ClientStates
 
 
 class Slot:
@@ -158,7 +161,8 @@ class Slot:
         try:
             trainer = self._trainers.of(model.plan)
             client, turn = assignment.client, assignment.turn
-            trained = trainer.train(model.tensors, client, turn, fate.epochs)
+            state = self._state(assignment) if model.plan.keeps_state else None
+            trained = trainer.train(model.tensors, client, turn, fate.epochs, state)
             self._wait(fate.train_s(trained.examples) - trained.seconds)
             update = make_update(
                 assignment,
@@ -168,10 +172,24 @@ class Slot:
                 self._slot_s(),
                 self._worker.take_received(),
             )
+            if model.plan.keeps_state:
+                made_by, after = (turn, model.version), assignment.after or NEVER
+                states = self._worker.states
+                states.save(model.run.run_id, client, made_by, trained.state, after)
         except Exception as error:  # whatever a task raises costs one turn, never the worker
             return self._failed(assignment, model.version, error)
         self._failures = 0
         return update
+
+    def _state(self, assignment: Assignment) -> Tensors | None:
+        client, after = assignment.client, assignment.after or NEVER
+        state = self._worker.states.load(assignment.run.run_id, client, after)
+        if state is None:
+            self._worker.say(
+                f"client {client} has trained before, but what it kept is not here: it starts "
+                "anew (workers that share a --state folder find each other's)"
+            )
+        return state
 
     def _failed(self, assignment: Assignment, base_version: int, error: Exception) -> ClientFailed:
         self._failures += 1

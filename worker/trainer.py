@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +24,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from schemas import Plan, Tensors
-from schemas.tensors import named, spec
+from schemas.tensors import model_groups, named, spec
 from worker import optimizers
 from worker.execution import Execution
 from worker.task import Task
@@ -34,7 +34,7 @@ from worker.tasks import load_task
 _EVALUATION_BATCH = 250
 
 #: Building models and tracing take process-wide state (the seeds that initialisers draw).
-_BUILDING = threading.RLock()
+BUILDING = threading.RLock()
 
 _tensors: WeakKeyDictionary[Task, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
 
@@ -50,6 +50,10 @@ class Trained:
     #: The loss and the task's metrics over the last epoch, as ``fit`` reports them.
     metrics: dict[str, float]
     seconds: float
+    #: What the strategy wants with the update besides.
+    extra: Tensors = field(default_factory=dict)
+    #: What the client keeps for its next turn.
+    state: Tensors = field(default_factory=dict)
 
 
 class Trainer:
@@ -75,10 +79,19 @@ class Trainer:
         with _seeded(self._plan.seed):
             return _payload(self._task.model())
 
-    def train(self, base: Tensors, client: str, turn: int, epochs: int | None = None) -> Trained:
-        """The client's local training, from ``base``: a function of (base, seed, client, turn).
+    def train(
+        self,
+        base: Tensors,
+        client: str,
+        turn: int,
+        epochs: int | None = None,
+        state: Tensors | None = None,
+    ) -> Trained:
+        """The client's local training: a function of (base, seed, client, turn, epochs, state).
 
-        ``epochs``: how many it does, where that is not the plan's number (a straggler).
+        base: the model, and what the strategy sent with it.
+        epochs: how many it does, where that is not the plan's number (a straggler).
+        state: what the client kept from its last turn: empty at first, None where it is lost.
         Raises: ValueError if ``base`` does not fit the model, the client is unknown or has no
         examples; UserError if there is no such optimizer.
         """
@@ -87,7 +100,7 @@ class Trainer:
         indices = self._task.client_indices(client)
         if not len(indices):
             raise ValueError(f"client {client} has no examples")
-        seeds = _seeds(f"{self._plan.seed}:{client}:{turn}", 1 + len(self._generators))
+        seeds = seeds_of(f"{self._plan.seed}:{client}:{turn}", 1 + len(self._generators))
         function, execution = self._training
         with execution.loop():
             count = tf.constant(self._plan.training.epochs if epochs is None else epochs)
@@ -107,7 +120,7 @@ class Trainer:
         return _floats(metrics), len(self._test_indices)
 
     def _checked(self, tensors: Tensors) -> list[Any]:
-        if (found := spec(tensors)) != self._spec:
+        if (found := spec(model_groups(tensors))) != self._spec:
             both = self._spec | found
             wrong = next(name for name in both if found.get(name) != self._spec.get(name))
             raise ValueError(
@@ -125,9 +138,9 @@ class Trainer:
 
     @cached_property
     def _training(self) -> tuple[Any, Execution]:
-        with _BUILDING:
+        with BUILDING:
             x, y = self._shared("dataset")
-            optimizer = optimizers.make(self._plan.training, self._model.trainable_variables)
+            optimizer = self._optimizer()
             values = [v.value for v in self._model.trainable_variables]
 
             def step(batch: Any) -> Any:
@@ -142,6 +155,9 @@ class Trainer:
             epochs = tf.TensorSpec([], tf.int32)
             return self._traced(self._train_graph(execution, optimizer), execution, seeds, epochs)
 
+    def _optimizer(self) -> optimizers.Optimizer:
+        return optimizers.make(self._plan.training, self._model.trainable_variables)
+
     def _train_graph(
         self, execution: Execution, optimizer: optimizers.Optimizer
     ) -> Callable[..., Any]:
@@ -151,7 +167,7 @@ class Trainer:
             self._model.reset_metrics()
             seed = tf.random.experimental.stateless_fold_in(seed, number)
             order = tf.random.experimental.stateless_shuffle(indices, seed, alg="philox")
-            return _mean_over_batches(execution, order, batch_size)
+            return mean_over_batches(execution, order, batch_size)
 
         def train(weights: list[Any], indices: Any, seeds: Any, epochs: Any) -> Any:
             self._assign(weights)
@@ -170,7 +186,7 @@ class Trainer:
 
     @cached_property
     def _evaluation(self) -> tuple[Any, Execution]:
-        with _BUILDING:
+        with BUILDING:
             x, y = self._shared("test")
 
             def step(batch: Any) -> Any:
@@ -181,7 +197,7 @@ class Trainer:
             def evaluate(weights: list[Any], indices: Any) -> Any:
                 self._assign(weights)
                 self._model.reset_metrics()
-                return self._results(_mean_over_batches(execution, indices, _EVALUATION_BATCH))
+                return self._results(mean_over_batches(execution, indices, _EVALUATION_BATCH))
 
             return self._traced(evaluate, execution)
 
@@ -215,7 +231,7 @@ class Trainer:
         return {**self._model.get_metrics_result(), "loss": loss}
 
 
-def _mean_over_batches(execution: Execution, indices: Any, batch_size: int) -> Any:
+def mean_over_batches(execution: Execution, indices: Any, batch_size: int) -> Any:
     """The mean of the steps' losses over examples. The last batch has what is left."""
     total = tf.size(indices)
 
@@ -231,7 +247,7 @@ def _mean_over_batches(execution: Execution, indices: Any, batch_size: int) -> A
 
 def _shared(task: Task, part: str) -> tuple[Any, Any]:
     """The task's examples as tensors, made once for all trainers of the process."""
-    with _BUILDING:
+    with BUILDING:
         made = _tensors.setdefault(task, {})
         if part not in made:
             examples = task.dataset() if part == "dataset" else task.test()
@@ -242,7 +258,7 @@ def _shared(task: Task, part: str) -> tuple[Any, Any]:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Keras's initialisers draw from the process-wide generators: seeded here, then put back."""
-    with _BUILDING:
+    with BUILDING:
         python, numpy = random.getstate(), np.random.get_state()
         keras.utils.set_random_seed(seed)
         try:
@@ -266,7 +282,7 @@ def _payload(model: keras.Model) -> Tensors:
     }
 
 
-def _seeds(text: str, count: int) -> NDArray[np.int64]:
+def seeds_of(text: str, count: int) -> NDArray[np.int64]:
     """``count`` independent pairs of 32-bit numbers, shape (count, 2)."""
     digest = hashlib.shake_128(text.encode()).digest(8 * count)
     return np.frombuffer(digest, "<i4").astype(np.int64).reshape(count, 2)

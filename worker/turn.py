@@ -76,11 +76,14 @@ def make_update(
         train_s=trained.seconds,
         slot_s=slot_s,
         received_bytes=received_bytes,
-        tensors=(
-            delta(trained.tensors, model.tensors)
-            if model.plan.sends == "delta"
-            else trained.tensors
-        ),
+        tensors={
+            **(
+                delta(trained.tensors, model.tensors)
+                if model.plan.sends == "delta"
+                else trained.tensors
+            ),
+            **trained.extra,
+        },
     )
 
 

@@ -6,12 +6,14 @@ from aggregator.strategies.base import State, Strategy, model_of
 from aggregator.strategies.fedasync import FedAsync
 from aggregator.strategies.fedavg import FedAvg
 from aggregator.strategies.fedbuff import FedBuff
+from aggregator.strategies.fednova import FedNova
 from aggregator.strategies.fedopt import FedOpt
 from aggregator.strategies.krum import Krum
 from aggregator.strategies.median import Median, TrimmedMean
 from aggregator.strategies.norm_bounding import NormBounding
 from aggregator.strategies.optimizers import optimizer_of
 from aggregator.strategies.ringmaster import Ringmaster
+from aggregator.strategies.scaffold import Scaffold
 from aggregator.strategies.staleness import staleness_of
 from schemas import Experiment
 
@@ -19,11 +21,13 @@ __all__ = [
     "FedAsync",
     "FedAvg",
     "FedBuff",
+    "FedNova",
     "FedOpt",
     "Krum",
     "Median",
     "NormBounding",
     "Ringmaster",
+    "Scaffold",
     "State",
     "Strategy",
     "TrimmedMean",
@@ -48,6 +52,11 @@ def make_strategy(experiment: Experiment) -> Strategy:
         return FedOpt(optimizer_of(table, _FEDOPT[table.strategy]), table.weighting, s)
     if table.strategy == "fedavg":
         return FedAvg(table.weighting, s)
+    if table.strategy == "fednova":
+        return FedNova()
+    if table.strategy == "scaffold":
+        rate, option = table.server_learning_rate or 1.0, table.control_option or "II"
+        return Scaffold(rate, experiment.task.clients, option)
     if table.strategy == "fedasync":
         return FedAsync(table.mixing, s)
     optimizer = optimizer_of(table)

@@ -13,9 +13,11 @@ is handed and may add into its sums in place; nobody else keeps a reference to i
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from schemas import ClientUpdate, Tensors
+from schemas.experiment import Asks
+from schemas.tensors import Spec, spec
 
 State = Tensors
 
@@ -39,6 +41,40 @@ class Strategy(Protocol):
     def step(self, state: State) -> State:
         """Close the buffer: the state of the next version, its buffer empty."""
         ...
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """What a strategy has besides, where clients send more than the model's update."""
+
+    @property
+    def asks(self) -> Asks:
+        """What clients are asked for; it travels in the plan."""
+        ...
+
+    def broadcast(self, state: State) -> Tensors:
+        """Groups that travel with the global model."""
+        ...
+
+    def wants(self, model: Tensors) -> Tensors:
+        """Groups that an update of this model has to bring, as tensors of that dtype and shape."""
+        ...
+
+
+def asks_of(strategy: Strategy) -> Asks | None:
+    """What a strategy asks of clients besides the model's update."""
+    return strategy.asks if isinstance(strategy, Asking) else None
+
+
+def broadcast_of(strategy: Strategy, state: State) -> Tensors:
+    """What travels as the global model: the model, and what the strategy adds."""
+    model = model_of(state)
+    return {**model, **strategy.broadcast(state)} if isinstance(strategy, Asking) else model
+
+
+def update_spec(strategy: Strategy, model: Tensors) -> Spec:
+    """What an update must look like."""
+    return spec({**model, **strategy.wants(model)} if isinstance(strategy, Asking) else model)
 
 
 def model_of(state: State) -> Tensors:

@@ -596,6 +596,62 @@ def test_a_run_that_crashed_between_its_last_version_and_its_end_just_ends() -> 
     only(Finish, driver.log)
 
 
+# ---- clients that keep state
+
+SCAFFOLD = {
+    "task": {"clients": 2},
+    "training": {"optimizer": "sgd"},
+    "aggregation": {"strategy": "scaffold", "quorum": 2},
+}
+
+
+def with_control(value: float = 1.0) -> Tensors:
+    return {**weights(value), "control/0": np.full((2, 3), value, np.float32)}
+
+
+def test_a_turn_names_the_training_that_was_folded_last_of_its_client() -> None:
+    # Given two clients that keep state: their first turns go on from nothing
+    driver = Driver(**SCAFFOLD)
+    first, second = driver.turn(), driver.turn()
+    assert (first.after, second.after) == ((0, 0), (0, 0))
+    # When one update is folded, its client goes on from the state that this training made
+    (third,) = driver.assigned(driver.give(to=first, tensors=with_control()))
+    assert (third.client, third.after) == (first.client, (first.turn, 0))
+    # When the other is rejected, its client goes on from where it was
+    effects = driver.give(to=second, tensors=weights())
+    assert only(Reject, effects).reason == "wrong_shape"
+    (fourth,) = driver.assigned(effects)
+    assert (fourth.client, fourth.after) == (second.client, (0, 0))
+
+
+def test_a_late_update_of_an_earlier_turn_is_not_what_a_client_goes_on_from() -> None:
+    # Given a client whose turn is overdue, and whose next one is folded
+    driver = Driver(
+        **{**SCAFFOLD, "task": {"clients": 1}, "aggregation": {"strategy": "scaffold"}},
+        participation={"assignment_deadline_s": 5},
+        experiment={"versions": 9},
+    )
+    late = driver.turn()
+    (prompt,) = driver.assigned(driver.wait(6))
+    assert prompt.after == (0, 0)
+    driver.give(to=prompt, tensors=with_control())
+    # When the overdue one comes after all, and is folded too
+    driver.give(to=late, tensors=with_control(), base_version=0)
+    # Then the newer turn's state counts
+    assert list(driver.open.values())[-1].after == (prompt.turn, 0)
+
+
+def test_after_a_restart_turns_name_what_the_ledger_counts_or_holds() -> None:
+    state = make_strategy(Experiment.model_validate(SCAFFOLD)).init(weights())
+    checkpoint = Checkpoint(version=4, turn=9, state=state, folded={"1": (7, 3)})
+    driver = Driver(checkpoint=checkpoint, **SCAFFOLD)
+    assert {t.client: t.after for t in driver.open.values()} == {"0": (0, 0), "1": (7, 3)}
+
+
+def test_where_clients_keep_nothing_turns_name_nothing() -> None:
+    assert {turn.after for turn in Driver().open.values()} == {None}
+
+
 def test_events_decide_nothing() -> None:
     driver = Driver()
     assert driver.coordinator.on_event(Event(run=RUN, kind="joined", worker="w"), 0.0) == []

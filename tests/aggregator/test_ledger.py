@@ -98,6 +98,20 @@ def test_a_stale_leader_commits_nothing(tmp_path: Path) -> None:
     assert verify(new) == []
 
 
+def test_each_clients_newest_training_that_is_counted_or_held_is_known(tmp_path: Path) -> None:
+    # Given clients 1 and 2, counted twice and once, client 3 in the open buffer
+    ledger = opened(tmp_path)
+    ledger.make_version(made(0), {}, 0.0, keep=3)
+    ledger.make_version(made(1, fold(1), fold(2)), {}, 0.0, keep=3)
+    ledger.make_version(made(2, fold(11, 1), fold(4, 1)), {}, 0.0, keep=3)
+    ledger.save_buffer(SaveBuffer(state(0), [fold(3, 2)], [], 5), {}, 0.0)
+    folded = {"1": (11, 1), "2": (2, 0), "3": (3, 2), "4": (4, 1)}
+    assert ledger.load().folded == folded
+    # When the run ends before that buffer is closed, it has never been
+    ledger.finish("finished", "", [], {}, 0.0)
+    assert ledger.load().folded == {k: t for k, t in folded.items() if k != "3"}
+
+
 def test_only_the_last_versions_keep_their_weights(tmp_path: Path) -> None:
     ledger = opened(tmp_path, Experiment.model_validate({"aggregation": {"keep_versions": 2}}))
     for version in range(6):

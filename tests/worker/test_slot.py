@@ -47,8 +47,9 @@ def test_delays_and_pauses_are_waited_out(tmp_path: Path) -> None:
         devices={"delay": "constant", "delay_s": 0.3, "latency_s": 0.1},
     )
     made = [at for (at,) in ledger.query("SELECT elapsed_s FROM versions ORDER BY version")]
-    # One turn takes at least two latencies and the delay; the next begins after the pause.
-    assert min(b - a for a, b in pairwise(made[1:])) >= 0.1 + 0.3 + 0.1 + 0.2
+    # One turn takes at least two latencies and the delay; the next begins after the pause. A busy
+    # machine may count the first of two updates late.
+    assert min(b - a for a, b in pairwise(made[1:])) >= 0.8 * (0.1 + 0.3 + 0.1 + 0.2)
 
 
 def test_exactly_the_turns_that_the_devices_lose_bring_nothing(tmp_path: Path) -> None:
