@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import pika
 from pika.adapters.select_connection import IOLoop
 from pika.exceptions import (
+    AMQPError,
     AuthenticationError,
     ConnectionClosedByBroker,
     ProbableAccessDeniedError,
@@ -146,7 +147,7 @@ class Link:
 
     def _run(self) -> None:
         try:
-            self._loop.start()
+            self._run_loop()
         except Exception as error:
             self._refusal = error
             self._settled.set()
@@ -156,6 +157,17 @@ class Link:
             with self._lock:
                 self._loop_lives = False
             self._loop.close()
+
+    def _run_loop(self) -> None:
+        while True:
+            try:
+                return self._loop.start()
+            except ValueError as error:
+                # pika's word for a connection that was reset as soon as it was made; the attempt
+                # is over when its time is (stack_timeout, 15 s), and then there is another.
+                if self.connection is not None:
+                    raise
+                self.status(f"no connection to {self.where} ({describe(error)})")
 
     def _connect(self) -> None:
         if not self._closing:
@@ -240,15 +252,23 @@ def describe(error: BaseException) -> str:
         return "host name not found"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    said = error.args[0] if isinstance(error, AMQPError) and error.args else error
+    return (str(said) or type(error).__name__).splitlines()[0][:200]
 
 
 def refusal_of(error: BaseException, where: str, user: str) -> UserError | None:
-    """What a person has to mend at the broker; None where trying again may help."""
-    if isinstance(error, (AuthenticationError, ProbableAuthenticationError)):
+    """What a person has to mend at the broker; None where trying again may help.
+
+    pika's ``Probable…`` errors are guesses about a connection that ended during the login: true
+    where the broker has closed it with a code, and else the network may have done it.
+    """
+    closed = "ConnectionClosedByBroker" in str(error.args)
+    if isinstance(error, AuthenticationError) or (
+        isinstance(error, ProbableAuthenticationError) and closed
+    ):
         return AccessRefused(f"RabbitMQ at {where} refused user {user!r}: check name and password")
     denied = isinstance(error, ConnectionClosedByBroker) and error.reply_code == NOT_ALLOWED
-    if denied or isinstance(error, ProbableAccessDeniedError):
+    if denied or (isinstance(error, ProbableAccessDeniedError) and closed):
         return AccessRefused(
             f"RabbitMQ at {where}: user {user!r} may not use this virtual host, or there is none "
             "of this name"

@@ -66,6 +66,8 @@ class Publisher(Lane):
         self._under_way: dict[int, tuple[str, _Outgoing]] = {}
         self._next_tag = 1
         self._refusals = Backoff(first=0.1, most=5.0)
+        #: What a full queue has refused and not taken since.
+        self._refused_ones: set[_Outgoing] = set()
 
     def publish(
         self,
@@ -183,6 +185,7 @@ class Publisher(Lane):
                     again.pop(number).settled = True
                     self.backoff.reset()
                 self._changed.notify_all()
+                self._took()
         if again and isinstance(method, Basic.Ack):
             self._unroutable(again)
         elif again:
@@ -203,15 +206,23 @@ class Publisher(Lane):
         self.restart()
 
     def _refused(self, again: dict[str, _Outgoing]) -> None:
-        pause = self._refusals.next()
-        self.link.status(f"the queue is full, trying again in {pause:.1f} s")
+        """The queue is full: whoever sends waits. Said once, and once more when it is over."""
+        if not self._refused_ones:
+            self.link.status("the queue is full, waiting until it takes messages again")
+        self._refused_ones |= set(again.values())
 
         def retry() -> None:
             with self._changed:
                 self._waiting.update((n, out) for n, out in again.items() if not out.settled)
             self._pump()
 
-        self.link.later(pause, retry)
+        self.link.later(self._refusals.next(), retry)
+
+    def _took(self) -> None:
+        if self._refused_ones:
+            self._refused_ones = {out for out in self._refused_ones if not out.settled}
+            if not self._refused_ones:
+                self.link.status("the queue takes messages again")
 
     def _refuse_above(self, limit: int) -> None:
         for number, out in list(self._waiting.items()):

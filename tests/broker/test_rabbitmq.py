@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pika
 import pytest
+from pika.adapters.utils.io_services_utils import _AsyncStreamConnector
 
 from broker import AccessRefused, BrokerUnreachable, Envelope, TopologyMismatch
 from broker.rabbitmq import RabbitMQBroker
@@ -125,6 +126,56 @@ def test_an_unreachable_broker_is_tried_visibly_and_then_named():
     assert "hunter2" not in str(caught.value) + "".join(status)
 
 
+def test_a_network_that_breaks_during_the_login_is_not_taken_for_a_wrong_password(rabbit):
+    # Given a network that ends every connection as soon as the password has been sent
+    with socket.create_connection(("127.0.0.1", rabbit.node.port)) as real:
+        real.sendall(b"AMQP\x00\x00\x09\x01")
+        greeting = real.recv(65536)
+
+    def break_off(listener):
+        with contextlib.suppress(OSError):
+            while True:
+                with listener.accept()[0] as one:
+                    one.recv(65536)
+                    one.sendall(greeting)
+                    one.recv(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=break_off, args=(listener,), daemon=True).start()
+        # When a worker seeks its broker there
+        url = f"amqp://guest:guest@127.0.0.1:{listener.getsockname()[1]}/%2F"
+        broker = RabbitMQBroker(url, connect_timeout_s=2, on_status=rabbit.status.append)
+        # Then it tries again, and blames the network
+        with pytest.raises(BrokerUnreachable, match="no RabbitMQ at"):
+            broker.worker("w1", 1)
+        listener.shutdown(socket.SHUT_RDWR)
+    assert len(rabbit.status) > 1
+    assert not any("refused" in text for text in rabbit.status)
+
+
+def test_a_connection_that_is_reset_as_soon_as_it_is_made_is_tried_again(
+    rabbit, ports, update, monkeypatch
+):
+    # Given a network that resets the first connections in the moment in which pika looks at them
+    resets = iter([True, True])
+    look = _AsyncStreamConnector.__init__
+
+    def reset_and_look(self, *arguments, **options):
+        if next(resets, False):
+            options["sock"].close()
+        look(self, *arguments, **options)
+
+    monkeypatch.setattr(_AsyncStreamConnector, "__init__", reset_and_look)
+    # When a worker connects
+    url = f"{rabbit.node.url}?stack_timeout=1"
+    broker = RabbitMQBroker(url, rabbit.topology.federation, on_status=rabbit.status.append)
+    worker = ports.worker(broker)
+    # Then it gets there with the next attempt, and has said why it took so long
+    ports.leader(rabbit.broker).consume(1)
+    worker.submit(update("u"))
+    assert any("getpeername() failed" in text for text in rabbit.status)
+
+
 @pytest.mark.parametrize("url", ["http://example.org", "amqp://h:port/", "nonsense"])
 def test_a_url_that_is_none_is_a_users_error(url):
     with pytest.raises(UserError, match="amqp://user:password@host"):
@@ -150,6 +201,9 @@ def test_a_worker_waits_and_says_so_while_the_updates_are_full(
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(lambda: [worker.submit(update(f"u{i}", 600)) for i in range(5)])
         until(lambda: any("full" in text for text in rabbit.status))
+        # It says so once, however often it tries
+        threading.Event().wait(5 * A_WHILE_S)
+        assert len(rabbit.status) == 1, rabbit.status
         assert not waiting.done()
         # When the leader works it off, all arrive
         leader.consume(10)
@@ -160,6 +214,11 @@ def test_a_worker_waits_and_says_so_while_the_updates_are_full(
             leader.ack([delivery])
         waiting.result(PATIENCE_S)
     rabbit.node.ctl("clear_policy", federation)
+    # And each time it had to wait it says that this is over
+    said = [text.split(": ", 1)[1] for text in rabbit.status]
+    assert len(said) % 2 == 0
+    assert set(said[::2]) == {"the queue is full, waiting until it takes messages again"}
+    assert set(said[1::2]) == {"the queue takes messages again"}
 
 
 def test_an_update_that_finds_no_queue_is_kept_until_there_is_one(rabbit, ports, update, until):

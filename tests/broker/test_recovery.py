@@ -240,6 +240,7 @@ def test_a_broker_short_of_memory_stops_publishers_only(fragile, ports, update, 
         # Until there is memory again
         fragile.ctl("set_vm_memory_high_watermark", "0.4")
         waiting.result(PATIENCE_S)
+        until(lambda: any("takes messages again" in text for text in status))
     assert receive(leader, 1)[0].envelope.body == b"after"
 
 

@@ -62,7 +62,7 @@ class Conductor:
         self._seed = seed
         self.node = node
         self._began = time.monotonic()
-        self._undo: list[tuple[float, str, Callable[[], None]]] = []
+        self._undo: list[tuple[float, str, Callable[[], object]]] = []
         self._may_kill_broker_at = 0.0
 
     # ---- members
@@ -160,16 +160,19 @@ class Conductor:
         if undo is not None:
             self._undo.append((time.monotonic() + fault.lasts_s, fault.target, undo))
 
-    def _hit_broker(self, fault: Fault) -> Callable[[], None]:
+    def _hit_broker(self, fault: Fault) -> Callable[[], object]:
         if fault.kind == "stop":
             self.node.signal(signal.SIGSTOP)
             return lambda: self.node.signal(signal.SIGCONT)
+        if fault.kind == "alarm":
+            self.node.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+            return lambda: self.node.ctl("set_vm_memory_high_watermark", "0.4")
         while time.monotonic() < self._may_kill_broker_at:
             self._tick()
         self.node.kill()
         return self._start_broker
 
-    def _hit_process(self, fault: Fault) -> Callable[[], None] | None:
+    def _hit_process(self, fault: Fault) -> Callable[[], object] | None:
         member = self.members[fault.target]
         started, proxy = member.started, member.proxy
         assert started is not None
@@ -178,7 +181,7 @@ class Conductor:
                 started.kill()
                 started.wait()
                 member.started = None
-                return lambda: (self.start(member), None)[1]
+                return lambda: self.start(member)
             case "stop":
                 started.kill(signal.SIGSTOP)
                 return lambda: started.kill(signal.SIGCONT)

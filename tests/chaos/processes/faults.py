@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["kill", "stop", "latency", "half-open", "reset", "refuse"]
+Kind = Literal["kill", "stop", "latency", "half-open", "reset", "refuse", "alarm"]
 
 AGGREGATOR = "aggregator"
 WORKERS = ("worker-0", "worker-1")
@@ -34,7 +34,8 @@ class Fault:
         return f"{self.kind}{latency} {self.target} for {self.lasts_s:.1f} s"
 
 
-#: What a round has: a SIGKILL of each kind of member, and one of everything else.
+#: What a round has: a SIGKILL of each kind of member, and one of everything else. ``alarm``: the
+#: broker is out of memory and takes no messages.
 _ROUND: Sequence[tuple[Kind, Sequence[str]]] = (
     ("kill", [AGGREGATOR]),
     ("kill", WORKERS),
@@ -44,6 +45,7 @@ _ROUND: Sequence[tuple[Kind, Sequence[str]]] = (
     ("half-open", [AGGREGATOR, *WORKERS]),
     ("reset", [AGGREGATOR, *WORKERS]),
     ("refuse", [AGGREGATOR, *WORKERS]),
+    ("alarm", [BROKER]),
 )
 
 
