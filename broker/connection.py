@@ -161,7 +161,8 @@ class Link:
     def _run_loop(self) -> None:
         while True:
             try:
-                return self._loop.start()
+                self._loop.start()
+                return
             except ValueError as error:
                 # pika's word for a connection that was reset as soon as it was made; the attempt
                 # is over when its time is (stack_timeout, 15 s), and then there is another.
