@@ -9,9 +9,14 @@ from collections.abc import Generator, Iterator
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import settings
 
 from broker.node import Node, find_server
 from schemas.errors import UserError
+
+# A busy machine is no reason to fail.
+settings.register_profile("fluffle", deadline=None)
+settings.load_profile("fluffle")
 
 #: Set by ``make test`` where the machine has no server of its own but runs one in a container.
 CONTAINER = "FLUFFLE_TEST_BROKER"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import Tensors, UserError
@@ -111,7 +111,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 FATES = ("folded", "folded late", "rejected", "crash at a", "crash at b", "crash at c")
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(FATES), st.integers(0, 2)), max_size=25), st.booleans())
 def test_a_client_goes_on_from_the_state_of_the_update_that_was_folded_last(
     tmp_path_factory: pytest.TempPathFactory, turns: list[tuple[str, int]], in_memory: bool

@@ -241,6 +241,43 @@ def norm_bounding(table, model, buffer, memory):
     return following
 
 
+def scaffold(table, model, buffer, memory):
+    """x <- x + eta_g / |S| sum_i Delta y_i;  c <- c + 1 / N sum_i Delta c_i (Karimireddy et al.,
+    Algorithm 1). c goes out with the model.
+    """
+    ones = [1] * len(buffer)
+    following = {}
+    for key, x in model.items():
+        if key.startswith("non_trainable/"):
+            following[key] = mean_values(table, buffer, ones, key)
+            continue
+        rate = table["server_learning_rate"] / len(buffer)
+        total = sum_of_deltas(table, buffer, ones, key)
+        following[key] = [a + rate * d for a, d in zip(x, total, strict=True)]
+    for key in WANTS["scaffold"]:
+        c = memory.get(key, [0.0] * len(buffer[0]["sent"][key]))
+        total = sum_of_deltas(table, buffer, ones, key)
+        memory[key] = [a + d / CLIENTS for a, d in zip(c, total, strict=True)]
+    return {**following, **memory}
+
+
+def fednova(table, model, buffer, memory):
+    """x <- x + tau_eff sum_i p_i Delta_i / |a_i|,  tau_eff = sum_i p_i |a_i| (Wang et al.)"""
+    n = [u["examples"] for u in buffer]
+    p = [n_i / sum(n) for n_i in n]
+    a = [u["sent"]["fednova/norm"][0] for u in buffer]
+    tau_eff = math.fsum(p_i * a_i for p_i, a_i in zip(p, a, strict=True))
+    weights = [tau_eff * p_i / a_i for p_i, a_i in zip(p, a, strict=True)]
+    following = {}
+    for key, x in model.items():
+        if key.startswith("non_trainable/"):
+            following[key] = mean_values(table, buffer, n, key)
+        else:
+            total = sum_of_deltas(table, buffer, weights, key)
+            following[key] = [v + d for v, d in zip(x, total, strict=True)]
+    return following
+
+
 def fedasync(table, model, buffer, memory):
     """x <- (1 - alpha_t) x + alpha_t x_new (Xie et al., Algorithm 1)"""
     (update,) = buffer
@@ -269,7 +306,20 @@ RULES = {
     "krum": krum,
     "multi-krum": krum,
     "norm-bounding": norm_bounding,
+    "scaffold": scaffold,
+    "fednova": fednova,
     **dict.fromkeys(OPTIMIZERS, fedopt),
+}
+#: How many clients there are in all.
+CLIENTS = 10
+#: What updates bring besides.
+WANTS = {
+    "scaffold": {
+        key.replace("trainable", "control"): shape
+        for key, shape in SHAPES.items()
+        if key.startswith("trainable/")
+    },
+    "fednova": {"fednova/norm": ("float64", [])},
 }
 #: Their updates carry the clients' weights; those of all others carry deltas.
 SEND_WEIGHTS = ("fedavg", "fedasync")
@@ -285,6 +335,7 @@ def story(name, table, arrivals, bad=()):
     versions = [new_model(rng)]
     events = []
     memory = {}
+    wants = WANTS.get(table["strategy"], {})
     for stalenesses in arrivals:
         buffer = []
         for staleness in stalenesses:
@@ -299,6 +350,12 @@ def story(name, table, arrivals, bad=()):
                         if len(buffer) in bad:
                             delta = [-10 * d for d in delta]
                         sent[key] = rounded(delta, dtype)
+            for key, (dtype, shape) in wants.items():
+                if key == "fednova/norm":
+                    sent[key] = [rng.choice([1.0, 7.0, 40.0, rng.uniform(1, 400)])]
+                else:
+                    noise = [rng.gauss(0, 0.5) for _ in range(math.prod(shape))]
+                    sent[key] = rounded(noise, dtype)
             update = {"base_version": base_version, "examples": rng.randrange(1, 9000)}
             events.append({"update": {**update, "tensors": sent}})
             if staleness >= table.get("delay_threshold", math.inf):
@@ -306,10 +363,11 @@ def story(name, table, arrivals, bad=()):
             buffer.append({**update, "staleness": staleness, "local": local, "sent": sent})
         exact = RULES[table["strategy"]](table, versions[-1], buffer, memory)
         versions.append({key: rounded(exact[key], SHAPES[key][0]) for key in SHAPES})
-        events.append({"step": versions[-1]})
+        besides = {k: rounded(exact[k], wants[k][0]) for k in exact if k not in SHAPES}
+        events.append({"step": {**versions[-1], **besides}})
     written = {
         "aggregation": table,
-        "shapes": SHAPES,
+        "shapes": {**SHAPES, **wants},
         "initial": versions[0],
         "events": events,
     }
@@ -379,6 +437,8 @@ def main():
         shared = {"quorum": 7, "byzantine_updates": 2, "server_learning_rate": 0.9}
         table = {"strategy": strategy, **shared, **parameters}
         story(name, table, [arrivals for arrivals in LARGE if len(arrivals) >= 7], bad=(1, 4))
+    story("scaffold", {"strategy": "scaffold", "server_learning_rate": 0.8}, SYNCHRONOUS)
+    story("fednova", {"strategy": "fednova"}, SYNCHRONOUS)
 
 
 if __name__ == "__main__":
