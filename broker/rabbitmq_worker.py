@@ -11,6 +11,9 @@ from broker.queues import Newest, Order
 from broker.topology import EVENTS, UPDATES, Queue
 from broker.transport import Delivery, Envelope
 
+#: A turn is a few lines; the one that asks for version 0 carries a plan.
+_TURN_BYTES = 1024**2
+
 
 class RabbitMQWorkerPort(Port):
     """A worker's two connections.
@@ -54,6 +57,7 @@ class RabbitMQWorkerPort(Port):
             self._changed,
             lambda channel: self._topology.assignments.name,
             slots,
+            largest=_TURN_BYTES,
         )
         self._publishing.attach(self._publisher)
         self._consuming.attach(mail)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from broker import Envelope, WorkerPort
 from schemas import Assignment, Evaluation, GlobalModel, Message
 from schemas.messages import order
+from worker.models import read_model
 from worker.per_plan import PerPlan, make_trainer
 from worker.turn import failed_update, initial_update
 
@@ -73,8 +74,8 @@ class EvaluatorService:
             if envelope is None:
                 continue
             newest = order(envelope.headers)
-            model = envelope.message()
-            if not isinstance(model, GlobalModel):
+            model = read_model(envelope)
+            if model is None:
                 continue
             if model.asks_for_weights:
                 self._initialise(model)

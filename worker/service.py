@@ -15,6 +15,7 @@ from schemas import Event, GlobalModel, Message
 from schemas.messages import order
 from worker.client_state import ClientStates
 from worker.journal import Journal
+from worker.models import read_model
 from worker.slot import Slot, Surroundings
 
 _LOOK_UP_S = 0.5
@@ -88,8 +89,9 @@ class WorkerService:
             newest = order(envelope.headers)
             with self._lock:
                 self._received += envelope.size
-            model = envelope.message()
-            if not isinstance(model, GlobalModel):
+            model = read_model(envelope)
+            if model is None:
+                self._say("passed over a message that is no model, or of another release")
                 continue
             self._on_model(model, envelope.size)
             if not model.final and joined != model.run:

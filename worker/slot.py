@@ -29,6 +29,7 @@ from schemas.messages import order
 from worker.client_state import NEVER, ClientStates
 from worker.devices import Devices, Fate
 from worker.journal import Journal
+from worker.models import read_model
 from worker.per_plan import PerPlan, make_trainer
 from worker.turn import (
     failed_update,
@@ -125,8 +126,7 @@ class Slot:
         """The model to train, waiting for it where it has not come yet; None to drop the turn."""
         envelope = self._port.newest_model()
         while not self._worker.stop.is_set():
-            model = envelope.message() if envelope else None
-            assert model is None or isinstance(model, GlobalModel)
+            model = read_model(envelope)
             match verdict(assignment, model):
                 case "train":
                     return model
@@ -218,9 +218,8 @@ class Slot:
 
     def _is_over(self, run: Run) -> bool:
         """Whether this run has ended, or another leads now: what was trained is for nobody."""
-        envelope = self._port.newest_model()
-        model = envelope.message() if envelope else None
-        if not isinstance(model, GlobalModel):
+        model = read_model(self._port.newest_model())
+        if model is None:
             return False
         same = model.run.run_id == run.run_id
         return model.final if same else leadership(model.run) > leadership(run)

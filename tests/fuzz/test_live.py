@@ -21,9 +21,10 @@ import pytest
 
 from broker.node import Node
 from broker.rabbitmq import RabbitMQBroker
-from broker.topology import EVENTS, UPDATES, Topology
+from broker.topology import ASSIGNMENTS, EVENTS, UPDATES, Topology
 from schemas import GlobalModel, decode, encode
-from tests.fuzz.hostile import Attacker, Hostile, said
+from schemas.codec import MAX_MESSAGE_BYTES
+from tests.fuzz.hostile import Attacker, Hostile, RawProperties, said
 from tests.integration.processes import (
     PATIENCE_S,
     Start,
@@ -41,6 +42,8 @@ pytestmark = [
 ]
 
 MESSAGES = int(os.environ.get("FLUFFLE_HOSTILE", "2000"))
+#: Messages of 512 MB.
+LARGE = 2
 MB = 1024**2
 #: How much more memory the aggregator may have in the last third of the attack than in the first.
 GROWTH_MB = 32.0
@@ -187,3 +190,84 @@ def test_hostile_messages_are_rejected_and_counted_and_the_run_goes_on(
     assert summary["duplicates"] >= 99
     assert sum(summary["updates_rejected"].values()) == MESSAGES
     verified(start, out)
+
+
+def test_what_nobody_but_an_aggregator_may_send_to_workers_ends_none_of_them(
+    start: Start, rabbitmq: Node, federation: str, experiment: Path, tmp_path: Path
+) -> None:
+    # Given a run with a worker and an evaluator
+    out = tmp_path / "out"
+    where = ("--broker", rabbitmq.url, "--federation", federation)
+    lead = ("aggregator", experiment, *where, "--out", out, "--json")
+    aggregator = start(*lead, "--set", "evaluation.every_updates=30")
+    team = [start(role, *where, "--name", f"{role}-0") for role in ("worker", "evaluator")]
+    wait_for_version(out, 3, aggregator, *team)
+    # When somebody who has all rights floods the models, the turns and the mailboxes
+    names = Topology(federation)
+    listed = rabbitmq.ctl("list_queues", "name").split()
+    mailboxes = [name for name in listed if name.startswith(f"{federation}.worker.")]
+    assert len(mailboxes) == 2
+    exchanges = [(names.global_model, ""), (names.assign, ASSIGNMENTS)]
+    exchanges += [("", mailbox) for mailbox in mailboxes]
+    attacker = Attacker(newest_model(rabbitmq.url, federation), seed=9)
+    before = version(out)
+    with closing(pika.BlockingConnection(pika.URLParameters(rabbitmq.url))) as connection:
+        channel = connection.channel()
+        for number, one in enumerate(attacker.messages(MESSAGES // 2)):
+            exchange, key = exchanges[number % len(exchanges)]
+            channel.basic_publish(exchange, key, one.body, dated(one, attacker.model))
+    # Then the run goes on with the same processes
+    wait_for_version(out, max(before, version(out)) + 10, aggregator, *team)
+    # And finishes
+    aggregator.kill(15)
+    aggregator.wait()
+    last = version(out) + 5
+    more = ("--set", "evaluation.every_updates=30", "--set", f"experiment.versions={last}")
+    finishing = start(*lead, *more)
+    assert finishing.wait() == 0, finishing.output
+    assert [one.wait() for one in team] == [0, 0], [one.output for one in team]
+    verified(start, out)
+
+
+def dated(one: Hostile, model: GlobalModel) -> pika.BasicProperties:
+    """As from just before the model: what says that it is newest displaces it until the next."""
+    if isinstance(one.properties, RawProperties):
+        return one.properties
+    run = model.run
+    order = {"run_started": run.run_started, "epoch": run.epoch, "version": model.version - 1}
+    headers = {**(one.properties.headers or {}), **order, "attempt": 0}
+    return pika.BasicProperties(
+        content_type=one.properties.content_type, type=one.properties.type, headers=headers
+    )
+
+
+def test_messages_of_the_largest_size_fill_no_memory(
+    start: Start, rabbitmq: Node, federation: str, experiment: Path, tmp_path: Path
+) -> None:
+    # Given a run, and a broker that takes what RabbitMQ takes at most
+    out = tmp_path / "out"
+    where = ("--broker", rabbitmq.url, "--federation", federation)
+    aggregator = start("aggregator", experiment, *where, "--out", out)
+    worker = start("worker", *where)
+    wait_for_version(out, 3, aggregator, worker)
+    memory = Memory(aggregator)
+    # When somebody sends more than that
+    with pytest.raises(pika.exceptions.AMQPError, match=r"larger than( configured)? max size"):
+        attack(rabbitmq.url, federation, [(UPDATES, said(bytes(MAX_MESSAGE_BYTES + 1)))])
+    # Then the broker takes it not, and the aggregator hears nothing of it
+    assert total(out) == 0
+    # When somebody sends messages of just that, as updates and as events
+    large = [said(bytes([number]) * MAX_MESSAGE_BYTES) for number in range(LARGE)]
+    attack(rabbitmq.url, federation, [(key, one) for one in large for key in (UPDATES, EVENTS)])
+    deadline = time.monotonic() + 2 * PATIENCE_S
+    while total(out) < LARGE:
+        assert time.monotonic() < deadline, aggregator.output
+        time.sleep(0.5)
+    # Then each is rejected by its hash, and has never been in memory as a whole
+    shas = {hashlib.sha256(one.body).hexdigest() for one in large}
+    assert rejections(out) == dict.fromkeys(shas, ("too_large", 1))
+    used = memory.stop()
+    print(f"memory {used[0]:.0f} MB before, {max(used):.0f} MB at its peak")
+    assert max(used) - used[0] < 64, used
+    # And the run goes on
+    wait_for_version(out, version(out) + 3, aggregator, worker)
