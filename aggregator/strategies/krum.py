@@ -24,10 +24,12 @@ from aggregator.strategies.base import State, model_of
 from aggregator.strategies.fold import Sum, blocks
 from aggregator.strategies.kept import in_turn, keep_update, rows_of
 from aggregator.strategies.optimizers import ServerOptimizer
-from aggregator.strategies.sorting import block_length
 from aggregator.strategies.staleness import Staleness, constant
 from aggregator.strategies.tree import is_value, server_step, with_model
 from schemas import ClientUpdate, Tensors
+
+#: Numbers of all updates together that are compared at once: 512 KiB of float64.
+_SCRATCH = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def squared_distances(state: State, numbers: list[int]) -> Sum:
     for key, model in model_of(state).items():
         if is_value(key):
             continue
-        for part in blocks(model.size, block_length(4 * n)):
+        for part in blocks(model.size, max(1, _SCRATCH // n)):
             rows = np.array(rows_of(state, numbers, key, part), np.float64)
             for i in range(n - 1):
                 difference = rows[i + 1 :] - rows[i]

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from schemas.tensors import Array
 
-#: Numbers in the scratch, all rows together (1 MiB of float32), and the fewest in a row.
-_SCRATCH, _SHORTEST = 2**18, 4096
+#: Numbers in the scratch, all rows together (1 MiB of float32), and the bounds of one row.
+_SCRATCH, _SHORTEST, _LONGEST = 2**18, 2**12, 2**14
 
 
 def block_length(rows: int) -> int:
     """How many columns to hand to a ``Sorter`` at once."""
-    return max(_SHORTEST, _SCRATCH // rows)
+    return min(_LONGEST, max(_SHORTEST, _SCRATCH // rows))
 
 
 class Sorter:
