@@ -7,6 +7,7 @@ their arrival, so that every sum over them has the same bytes in any order of ar
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ def keep_update(state: State, update: ClientUpdate, weight: float) -> State:
     """Keep one update, its deltas scaled by ``weight``, in the dtype that it came in."""
     count(state, "updates", 1)
     number = int(buffered(state, "updates")) - 1
-    state[f"buffer/{number}/turn"] = np.array(update.turn)
+    digest = hashlib.sha256(update.update_id.encode()).digest()[:8]
+    state[f"buffer/{number}/order"] = np.array([update.turn, int.from_bytes(digest)], np.uint64)
     for key in model_of(state):
         values: NDArray[Any] = update.tensors[key]
         if weight != 1 and not is_value(key):
@@ -31,9 +33,9 @@ def keep_update(state: State, update: ClientUpdate, weight: float) -> State:
 
 
 def in_turn(state: State) -> list[int]:
-    """The numbers of the kept updates, by their turns."""
+    """The numbers of the kept updates, by their turns (and ids: resident clients have no turns)."""
     numbers = range(int(buffered(state, "updates")))
-    return sorted(numbers, key=lambda number: state[f"buffer/{number}/turn"].item())
+    return sorted(numbers, key=lambda number: state[f"buffer/{number}/order"].tolist())
 
 
 def rows_of(state: State, numbers: list[int], key: str, part: slice) -> list[NDArray[Any]]:
