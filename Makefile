@@ -13,7 +13,7 @@ FAULTS ?= 100
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-compose chaos-processes lint fuzz fuzz-live format bench broker clean
+.PHONY: help run test test-compose chaos chaos-processes lint fuzz fuzz-live format bench broker clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ test: $(VENV)/dev.stamp ## Run all tests (TESTS=tests/broker for some)
 
 test-compose: $(VENV)/dev.stamp ## Build the image and try everything on compose.yaml (six minutes, a Docker engine)
 	@$(BIN)/pytest -m compose tests/compose $(ARGS)
+
+chaos: $(VENV)/dev.stamp ## Explore seeded schedules of faults (N=100000), or replay one (SEED=17)
+	@$(BIN)/python -m tests.chaos.model.explore $(if $(SEED),--seed $(SEED),--count $(or $(N),10000)) $(ARGS)
 
 chaos-processes: $(VENV)/dev.stamp ## Kill, stop and cut off real processes on RabbitMQ (FAULTS=100 SEED=7)
 	@environment=$$(scripts/provide-rabbitmq) && env $$environment FLUFFLE_CHAOS_FAULTS=$(FAULTS) \

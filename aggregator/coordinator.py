@@ -164,13 +164,12 @@ class Coordinator:
         if self.phase in ("initialising", "running"):
             effects += self._drop_out(now)
         if self.phase == "running":
-            minutes = self.experiment.experiment.max_minutes
-            if minutes is not None and self.elapsed_s(now) >= minutes * 60:
+            if now >= self._ends_at():
+                minutes = self.experiment.experiment.max_minutes
                 effects += self._finish("finished", f"{minutes:g} minutes are over", now)
             elif now >= self._deadline:
                 effects += self._on_deadline(now)
-        held_since = now if self._held_since is None else self._held_since
-        if self.phase == "running" and now - held_since >= self.experiment.aggregation.hold_s:
+        if now >= self._save_at():
             effects += self._save_buffer()
         return [*effects, self._call()]
 
@@ -404,13 +403,24 @@ class Coordinator:
         self._deadline = now + self.experiment.aggregation.deadline_s
 
     def _call(self) -> CallAt:
-        times = [self._deadline, self.turns.next_deadline()]
-        if self._held_since is not None:
-            times.append(self._held_since + self.experiment.aggregation.hold_s)
+        ends_at = self._ends_at() if self.phase == "running" else float("inf")
+        return CallAt(min(self._deadline, self.turns.next_deadline(), self._save_at(), ends_at))
+
+    # What is asked for and what is compared are the very same sums: a timer that is due and does
+    # nothing would be due again at once, for ever under a clock that waits for it.
+
+    def _save_at(self) -> float:
+        """When the open buffer has been held for long enough."""
+        if self._held_since is None or self.phase != "running":
+            return float("inf")
+        return self._held_since + self.experiment.aggregation.hold_s
+
+    def _ends_at(self) -> float:
+        """When ``max_minutes`` are over."""
         minutes = self.experiment.experiment.max_minutes
-        if minutes is not None and self.phase == "running":
-            times.append(self._started_at + minutes * 60 - self._elapsed_s)
-        return CallAt(min(times))
+        if minutes is None:
+            return float("inf")
+        return self._started_at + minutes * 60 - self._elapsed_s
 
 
 def fold_of(update: ClientUpdate, staleness: int) -> Fold:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from broker import Envelope, WorkerPort
-from schemas import Assignment, Evaluation, GlobalModel, Message
+from schemas import Assignment, Evaluation, GlobalModel, Message, Plan
 from schemas.messages import order
 from worker.models import read_model
 from worker.per_plan import PerPlan, make_trainer
 from worker.turn import failed_update, initial_update
+
+if TYPE_CHECKING:
+    from worker.trainer import Trainer
 
 _LOOK_UP_S = 0.5
 
@@ -52,6 +56,7 @@ class EvaluatorService:
         stay: bool = False,
         on_status: Callable[[str], None] = lambda text: None,
         on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
+        make_trainer: Callable[[Plan], Trainer] = make_trainer,
     ) -> None:
         """``stay`` waits for the next run; ``on_evaluation`` hears what was sent."""
         self._port = port

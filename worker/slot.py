@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from broker import Delivery, Envelope, MessageTooLarge, WorkerPort
 from schemas import (
@@ -21,6 +22,7 @@ from schemas import (
     DecodeError,
     GlobalModel,
     Message,
+    Plan,
     Run,
     Tensors,
     UserError,
@@ -39,6 +41,9 @@ from worker.turn import (
     payload_bytes,
     verdict,
 )
+
+if TYPE_CHECKING:
+    from worker.trainer import Trainer
 
 _LOOK_UP_S = 0.5
 #: After failures in a row a slot rests, so that a broken worker does not eat all turns.
@@ -65,7 +70,9 @@ class Surroundings:
 class Slot:
     """Takes turns until told to stop. Raises: Closed when the port is."""
 
-    def __init__(self, worker: Surroundings) -> None:
+    def __init__(
+        self, worker: Surroundings, make_trainer: Callable[[Plan], Trainer] = make_trainer
+    ) -> None:
         self._worker = worker
         self._port = worker.port
         self._trainers = PerPlan(make_trainer)

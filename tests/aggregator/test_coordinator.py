@@ -671,3 +671,40 @@ def test_the_timer_it_asks_for_is_never_later_than_what_is_due() -> None:
     start = driver.now
     assert only(CallAt, driver.log).time == start + 7
     assert only(CallAt, driver.give()).time == start + 3
+
+
+@pytest.mark.parametrize("began", [0.0, 0.81, 100.0, 1e6 + 0.1])
+@pytest.mark.parametrize(
+    ("aggregation", "minutes"), [({"hold_s": 0.3}, None), ({"hold_s": 60}, 0.007)]
+)
+def test_a_timer_that_came_is_not_asked_for_again(
+    began: float, aggregation: dict[str, Any], minutes: float | None
+) -> None:
+    # Given a timer whose time is no round number
+    tables: dict[str, Any] = {
+        "experiment": {"max_minutes": minutes},
+        "aggregation": {"deadline_s": 1000, "quorum": 3, **aggregation},
+    }
+    driver = Driver(**tables)
+    driver.now = driver.coordinator._started_at = began
+    # When the clock is exactly there, as a virtual one is
+    driver.now = only(CallAt, driver.give()).time
+    # Then it does something, and the next one is later
+    assert only(CallAt, driver.wait(0)).time > driver.now
+
+
+def test_a_run_that_waits_for_its_last_evaluation_waits_and_does_not_spin() -> None:
+    # Given a run that reaches its target while an update is held
+    driver = Driver(
+        experiment={"target_accuracy": 0.5},
+        evaluation={"every_updates": 1},
+        aggregation={"hold_s": 3, "quorum": 2, "deadline_s": 1000},
+    )
+    driver.give()
+    driver.give()
+    driver.give()
+    assert none(Finish, driver.give(evaluation(0, 0.9)))
+    assert driver.coordinator.phase == "finishing"
+    # Then the time at which it would have been saved brings nothing, and is not asked for
+    assert only(CallAt, driver.wait(3.5)).time > driver.now
+    assert only(Finish, driver.give(evaluation(1, 0.9))).status == "finished"

@@ -1,0 +1,75 @@
+"""The production ledger and store, with points where a process can end and a disk can be full."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import aggregator.ledger
+import aggregator.service
+from aggregator.archive import Archive, Place
+from aggregator.ledger import Ledger
+from aggregator.store import Store, cannot_write, make_folder
+
+if TYPE_CHECKING:
+    from tests.chaos.model.world import World
+
+
+@contextmanager
+def faulty_disk(world: World) -> Iterator[None]:
+    """Services that are made in here use these."""
+
+    class FaultyStore(Store):
+        def write(self, *arguments: Any, **named: Any) -> str:
+            world.point("store.write")
+            if world.disk_is_full():
+                raise cannot_write(self.folder, OSError(errno.ENOSPC, "No space left on device"))
+            half = self.folder / "half.tmp"
+            make_folder(self.folder)
+            half.write_bytes(b"half")
+            world.point("store.torn", switch=False)
+            half.unlink()
+            name = super().write(*arguments, **named)
+            world.point("store.written")
+            return name
+
+        def keep(self, *arguments: Any, **named: Any) -> None:
+            world.point("store.keep")
+            super().keep(*arguments, **named)
+
+    class FaultyArchive(Archive):
+        def add(self, *arguments: Any, **named: Any) -> None:
+            world.point("archive.add")
+            if world.disk_is_full():
+                raise cannot_write(self._folder, OSError(errno.ENOSPC, "No space left on device"))
+            super().add(*arguments, **named)
+            world.point("archive.added")
+
+        def sync(self) -> dict[str, Place]:
+            world.point("archive.sync")
+            return super().sync()
+
+    class FaultyLedger(Ledger):
+        @contextmanager
+        def _transaction(self, check: bool = True) -> Iterator[None]:
+            world.point("ledger.begin")
+            with super()._transaction(check):
+                yield
+                # Nobody else may run in here: SQLite would have them wait, in real time.
+                world.point("ledger.commit", switch=False)
+                if world.disk_is_full():
+                    raise sqlite3.OperationalError("database or disk is full")
+            world.watch.committed(self)
+            world.point("ledger.committed")
+
+    with (
+        patch.object(aggregator.service, "Ledger", FaultyLedger),
+        patch.object(aggregator.ledger, "Store", FaultyStore),
+        patch.object(aggregator.ledger, "Archive", FaultyArchive),
+        patch.object(aggregator.service, "MAX_PREFETCH", world.setting.max_prefetch),
+    ):
+        yield

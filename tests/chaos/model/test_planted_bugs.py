@@ -1,0 +1,124 @@
+"""A checker that finds nothing proves nothing: five bugs, planted one by one, are all found."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from aggregator.effects import MakeVersion, SaveBuffer
+from aggregator.ledger import Ledger
+from aggregator.service import AggregatorService
+from broker import Envelope
+from schemas import Assignment, ClientUpdate
+from tests.chaos.model.explore import broken, explore
+from tests.chaos.model.faults import draw
+from tests.chaos.model.minimise import minimise
+from worker.slot import Slot
+
+#: Each bug is found within so many schedules.
+WITHIN = 300
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def acks_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    """Updates are acked, and then recorded."""
+    do = AggregatorService._do
+
+    def planted(self: AggregatorService, effect: Any, delivery: Any) -> None:
+        if isinstance(effect, MakeVersion | SaveBuffer):
+            self._settle()
+        do(self, effect, delivery)
+
+    patch.setattr(AggregatorService, "_do", planted)
+
+
+def dedupes_outside_the_transaction(patch: pytest.MonkeyPatch) -> None:
+    """A version is one transaction, and the ids that it counted the next."""
+    make_version = Ledger.make_version
+
+    def planted(self: Ledger, made: MakeVersion, sizes: Any, elapsed_s: float, *rest: Any) -> None:
+        late = list(made.folds)
+        with contextlib.suppress(AttributeError):
+            object.__setattr__(made, "folds", ())
+        make_version(self, made, sizes, elapsed_s, *rest)
+        with self._transaction():
+            self._add_folds(late, sizes)
+            self._db.execute(
+                "UPDATE updates SET disposition = 'counted', version = ?"
+                " WHERE disposition = 'buffered'",
+                (made.version,),
+            )
+            counted = self.count("updates WHERE version = ?", made.version)
+            self._db.execute(
+                "UPDATE versions SET updates = ? WHERE version = ?", (counted, made.version)
+            )
+
+    patch.setattr(Ledger, "make_version", planted)
+
+
+def acks_turns_before_the_confirm(patch: pytest.MonkeyPatch) -> None:
+    """A worker lets go of a turn, and then sends its answer."""
+
+    def planted(self: Slot, delivery: Any) -> None:
+        turn = delivery.envelope.message()
+        assert isinstance(turn, Assignment)
+        self._pause_s = 0.0
+        answer = self._answer(turn)
+        self._port.ack(delivery)
+        if answer is not None:
+            self._port.submit(Envelope.of(answer))
+
+    patch.setattr(Slot, "_turn", planted)
+
+
+def acks_what_the_open_buffer_holds(patch: pytest.MonkeyPatch) -> None:
+    """An update of the open buffer that comes back is taken for one that is recorded."""
+    seen_in = AggregatorService._seen_in
+
+    def planted(self: AggregatorService, message: Any) -> Any:
+        if isinstance(message, ClientUpdate) and message.update_id in self._held:
+            return "ledger"
+        return seen_in(self, message)
+
+    patch.setattr(AggregatorService, "_seen_in", planted)
+
+
+def lets_a_stale_leader_commit(patch: pytest.MonkeyPatch) -> None:
+    """No transaction asks for the epoch."""
+    patch.setattr(Ledger, "_begun", lambda self: self.epoch)
+
+
+BUGS: Sequence[Plant] = (
+    acks_before_the_commit,
+    dedupes_outside_the_transaction,
+    acks_turns_before_the_confirm,
+    acks_what_the_open_buffer_holds,
+    lets_a_stale_leader_commit,
+)
+
+
+def batches() -> Iterator[range]:
+    return (range(at, at + 10) for at in range(0, WITHIN, 10))
+
+
+@pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
+def test_a_planted_bug_is_found_and_its_history_is_minimal(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given production code with a bug
+    plant(monkeypatch)
+    # When schedules are explored, then one of the first few hundred shows it
+    found = next((f.broken for f in map(explore, batches()) if f.broken), None)
+    assert found is not None, f"not found within {WITHIN} schedules"
+    # And the schedule that is left cannot do with one fault less
+    seed = min(found)
+    faults = minimise(draw(seed), lambda fewer: bool(broken(seed, fewer)))
+    assert broken(seed, faults)
+    assert not any(broken(seed, faults[:i] + faults[i + 1 :]) for i in range(len(faults)))
+    # And without the bug the same schedule shows nothing
+    monkeypatch.undo()
+    assert not broken(seed, faults)

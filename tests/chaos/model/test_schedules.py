@@ -1,0 +1,72 @@
+"""A few hundred schedules of the model; ``make chaos N=100000`` runs more of the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos.model import faults
+from tests.chaos.model.explore import Findings, explain, explore_all
+from tests.chaos.model.faults import KINDS, Fault
+from tests.chaos.model.minimise import minimise
+from tests.chaos.model.world import World
+
+SCHEDULES = 300
+
+
+@pytest.fixture(scope="module")
+def findings() -> Findings:
+    total = Findings()
+    for some in explore_all(0, SCHEDULES, processes=2):
+        total.add(some)
+    return total
+
+
+def test_no_schedule_breaks_an_invariant(findings: Findings) -> None:
+    assert findings.schedules == SCHEDULES
+    assert not findings.broken, explain(min(findings.broken))
+
+
+def test_every_kind_of_fault_strikes(findings: Findings) -> None:
+    assert set(findings.faults) == set(KINDS)
+
+
+def test_processes_crash_between_any_two_effects_and_inside_the_ledger(findings: Findings) -> None:
+    ledger = {"begin", "commit", "committed"}
+    store = {"write", "torn", "written", "keep"}
+    wanted = {
+        *(f"aggregator: ledger.{point}" for point in ledger),
+        *(f"aggregator: store.{point}" for point in store),
+        *(f"aggregator: {point}" for point in ("ack", "acked", "assign", "assigned", "received")),
+        *(f"aggregator: {point}" for point in ("publish_model", "published_model")),
+        *(f"worker: {point}" for point in ("took", "training", "submit", "submitted", "confirmed")),
+    }
+    assert wanted <= set(findings.crashes)
+
+
+def test_runs_end_in_every_way_and_cohorts_are_compared_with_undisturbed_ones(
+    findings: Findings,
+) -> None:
+    assert {"finished", "aborted", "failed"} >= set(findings.outcomes)
+    assert findings.outcomes["finished"] > SCHEDULES * 0.8
+    assert findings.compared > SCHEDULES * 0.1
+
+
+@pytest.mark.parametrize("seed", [3, 41])
+def test_a_seed_replays_to_the_same_history(seed: int) -> None:
+    first, second = World(seed, trace=True), World(seed, trace=True)
+    assert first.run() == second.run() == []
+    assert first.history == second.history
+    assert len(first.history) > 100
+
+
+def test_a_schedule_is_shrunk_to_the_faults_that_matter() -> None:
+    # Given eight faults, of which two together break something
+    schedule = faults.draw(1) + faults.draw(2)
+    needed = (schedule[1], schedule[-2])
+
+    def fails(some: tuple[Fault, ...]) -> bool:
+        return set(needed) <= set(some)
+
+    # Then those two are left, in their order
+    assert minimise(schedule, fails) == needed
+    assert minimise((), fails) == ()

@@ -1,0 +1,66 @@
+"""A trainer that costs microseconds: a function of (base, client, turn), as the real one is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from schemas import Tensors
+
+
+@dataclass(frozen=True)
+class Trained:
+    """As ``worker.trainer.Trained``, which cannot be imported without TensorFlow."""
+
+    tensors: Tensors
+    examples: int
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=lambda: {"loss": 1.0})
+    extra: Tensors = field(default_factory=dict)
+    state: Tensors = field(default_factory=dict)
+
+
+class TinyTrainer:
+    """Trains a model of five numbers."""
+
+    def __init__(self, sleep: Callable[[], None], failing: int) -> None:
+        """
+        sleep: lets the time of a training pass.
+        failing: every so-many-th pair of client and turn fails; 0 for none.
+        """
+        self._sleep = sleep
+        self._failing = failing
+
+    def initial(self) -> Tensors:
+        """The weights of version 0."""
+        self._sleep()
+        return {
+            "trainable/0": np.array([0.1, -0.2, 0.3], np.float32),
+            "non_trainable/0": np.array([0.0, 1.0], np.float32),
+        }
+
+    def train(
+        self,
+        base: Tensors,
+        client: str,
+        turn: int,
+        epochs: int | None = None,
+        state: Tensors | None = None,
+    ) -> Trained:
+        """Numbers whose sums are inexact: another order of folding gives other bytes in float32."""
+        self._sleep()
+        drawn = (int(client) * 7919 + turn * 104_729) % 9973
+        if self._failing and drawn % self._failing == 0:
+            raise RuntimeError("this training fails")
+        pull = np.float32(drawn / 9973)
+        return Trained(
+            {name: a * np.float32(0.7) + pull * np.float32(0.3) for name, a in base.items()},
+            examples=1 + drawn % 50,
+        )
+
+    def evaluate(self, tensors: Tensors) -> tuple[dict[str, float], int]:
+        """An accuracy that training raises."""
+        self._sleep()
+        return {"accuracy": float(np.clip(tensors["trainable/0"].mean(), 0, 1))}, 10

@@ -1,0 +1,405 @@
+"""One schedule: the production services on one broker, and everything that can go wrong.
+
+Real are the aggregator's service, coordinator, ledger and store, the workers' slots, the evaluator
+and the embedded broker. Replaced are the trainer (``training``), the clock and the scheduler.
+
+Aggregators and workers are processes: a fault ends one, and it is started again, as a person or a
+supervisor would. When the faults are used up the world goes on until the run is over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from aggregator.service import AggregatorService
+from broker import Closed, Delivery, Envelope
+from broker.embedded import EmbeddedAggregatorPort, EmbeddedBroker, EmbeddedWorkerPort
+from broker.topology import DELIVERY_LIMIT
+from schemas import Plan, UserError
+from tests.chaos.model import faults, setting
+from tests.chaos.model.disk import faulty_disk
+from tests.chaos.model.faults import KINDS, Fault
+from tests.chaos.model.ports import FaultyAggregatorPort, FaultyWorkerPort
+from tests.chaos.model.scheduler import Crash, Scheduler, Task, current
+from tests.chaos.model.training import TinyTrainer
+from tests.chaos.model.watch import Watch
+from worker.client_state import ClientStates
+from worker.evaluator import EvaluatorService
+from worker.journal import Journal
+from worker.slot import Slot, Surroundings
+
+#: A run without faults takes a few hundred steps of the scheduler.
+MOST_STEPS = 30_000
+#: The number of restarts is the supervisor's: it is patient.
+RESTART_S = 0.5
+TMPFS = Path("/dev/shm")
+SUSPICIOUS = 3
+
+
+class Process:
+    """What ends as a whole."""
+
+    def __init__(self, name: str, role: str) -> None:
+        self.name = name
+        self.role = role
+        self.alive = True
+        self.tasks: list[Task] = []
+        self.port: FaultyAggregatorPort | FaultyWorkerPort | None = None
+        self.service: AggregatorService | None = None
+        #: An aggregator's clock begins anywhere.
+        self.clock_ahead = 0.0
+        self.restart: Callable[[], None] = lambda: None
+        self.restart_s = RESTART_S
+
+
+class Flag(threading.Event):
+    """An event whose waiting is virtual."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__()
+        self._scheduler = scheduler
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self.is_set():
+            self._scheduler.sleep(timeout or 0.0)
+        return self.is_set()
+
+
+class World:
+    """One run under one list of faults."""
+
+    def __init__(
+        self, seed: int, schedule: Sequence[Fault] | None = None, trace: bool = False
+    ) -> None:
+        """
+        schedule: instead of the seed's own faults.
+        trace: keep a line for everything that happens.
+        """
+        self.setting = setting.draw(seed)
+        self.faults = faults.draw(seed) if schedule is None else tuple(schedule)
+        self.history: list[str] = []
+        #: Faults that struck, by kind, and crashes by the point where they did.
+        self.struck: Counter[str] = Counter()
+        self.crashes: Counter[str] = Counter()
+        self.outcome: str | None = None
+        self.scheduler = Scheduler(Random(f"order {seed}"))
+        self.broker = EmbeddedBroker(lambda: self.scheduler.now)
+        self.messages: list[Envelope] = []
+        #: Messages that are on their way back into the queue.
+        self.delayed: list[object] = []
+        self._processes: list[Process] = []
+        self._random = Random(f"details {seed}")
+        self._trace = trace
+        self._counts: Counter[str] = Counter()
+        self._due: dict[tuple[str, int], list[Fault]] = {}
+        for fault in self.faults:
+            self._due.setdefault((KINDS[fault.kind], fault.n), []).append(fault)
+        self._broker_up_at = 0.0
+        self._disk_free_at = 0.0
+        self._asked = 0
+        base = TMPFS if TMPFS.is_dir() else None
+        self.folder = Path(tempfile.mkdtemp(prefix="fluffle-model-", dir=base))
+        self.watch = Watch(self)
+
+    # ---- the whole
+
+    def run(self) -> list[str]:
+        """What was wrong, a line each; nothing if all is well."""
+        try:
+            with faulty_disk(self):
+                self._play()
+            self.watch.over()
+            return self.watch.violations
+        finally:
+            self.watch.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _play(self) -> None:
+        for number in range(self.setting.aggregators):
+            self._start_aggregator(f"aggregator-{number}")
+        for number, slots in enumerate(self.setting.workers):
+            self._start_worker(f"w{number}", slots)
+        if self.setting.experiment.evaluation.every_updates:
+            self._start_evaluator()
+        try:
+            while self.outcome is None and not self.watch.violations:
+                if self.scheduler.steps > MOST_STEPS:
+                    self.watch.violated(f"the run does not end within {MOST_STEPS} steps")
+                    return
+                self._strike_between_steps()
+                task = self.scheduler.step()
+                if task is None:
+                    self.watch.violated("nothing can happen any more")
+                elif task.crashed and task.owner.alive:
+                    self._end(task.owner)
+        finally:
+            for process in list(self._processes):
+                process.restart = lambda: None
+                self._end(process)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether this run has to give the undisturbed run's bytes: no turn was replaced."""
+        return self.setting.experiment.aggregation.deterministic and not self.watch.turns_lost
+
+    def note(self, text: str) -> None:
+        """Into the history."""
+        if self._trace:
+            task = current()
+            name = task.name if task is not None else "*"
+            text = text.replace(str(self.folder), "FOLDER")
+            self.history.append(f"{self.scheduler.now:8.2f} {name:14} {text}")
+
+    def wire(self, envelope: Envelope) -> Envelope:
+        """What arrives: bytes, as over RabbitMQ, or the message itself, as within a process."""
+        if self.setting.as_bytes:
+            return dataclasses.replace(envelope, content=envelope.body)
+        return envelope
+
+    def sent(self, envelope: Envelope) -> None:
+        """A worker's message is in the broker, confirmed or not."""
+        self.messages.append(envelope)
+        self.scheduler.stir()
+
+    def in_updates(self) -> list[Any]:
+        """All entries of the updates queue: waiting, delayed or in somebody's hands."""
+        queue = self.broker.updates
+        held = [entry for entries in queue._held.values() for entry in entries.values()]
+        return [*queue._ready, *self.delayed, *held]
+
+    def others(self, delivery: Delivery) -> bool:
+        """Whether the broker has a message with this one's id besides this one."""
+        held = self.broker.updates._held.values()
+        this = next((h[delivery.receipt] for h in held if delivery.receipt in h), None)
+        name = delivery.envelope.message_id
+        return any(
+            entry.envelope.message_id == name and entry is not this for entry in self.in_updates()
+        )
+
+    # ---- processes
+
+    def _start_aggregator(self, name: str) -> None:
+        process = Process(name, "aggregator")
+        process.clock_ahead = self._random.random() * 1000.0
+        process.restart = lambda: self._start_aggregator(name)
+        port = FaultyAggregatorPort(self)
+        process.port = port
+        process.service = AggregatorService(
+            self.setting.experiment,
+            port,
+            self.folder,
+            run_id="run",
+            clock_name="virtual",
+            clock=lambda: self._clock(process),
+            on_status=self.note,
+        )
+        self._start(process, [lambda: self._aggregate(process, port)])
+
+    def _clock(self, process: Process) -> float:
+        """An aggregator's clock; who asks it again and again, and does nothing else, spins."""
+        self._asked += 1
+        if self._asked > MOST_STEPS:
+            self.watch.violated("the aggregator spins")
+            raise Crash
+        return self.scheduler.now + process.clock_ahead
+
+    def _aggregate(self, process: Process, port: FaultyAggregatorPort) -> None:
+        """As ``fluffle aggregator`` does."""
+        assert process.service is not None
+        try:
+            outcome = process.service.run()
+            self.note(f"ends: {outcome}")
+            if outcome != "stopped":
+                self.outcome = outcome
+        except UserError as error:
+            self.note(f"ends: {error}")
+        except Exception as error:
+            self.watch.violated(f"an aggregator died of {type(error).__name__}: {error}")
+        port.close()
+        self._ended(process)
+
+    def _start_worker(self, name: str, slots: int) -> None:
+        process = Process(name, "worker")
+        process.restart = lambda: self._start_worker(name, slots)
+        port = FaultyWorkerPort(self, name, slots)
+        process.port = port
+        shared = Surroundings(
+            name,
+            port,
+            Flag(self.scheduler),
+            self.note,
+            lambda answer: None,
+            lambda: 0,
+            Journal(),
+            ClientStates(),
+        )
+        self._start(process, [lambda: self._work(shared)] * slots)
+
+    def _work(self, shared: Surroundings) -> None:
+        try:
+            Slot(shared, self._make_trainer).run()
+        except Closed:
+            pass
+        except Exception as error:
+            self.watch.violated(f"a worker died of {type(error).__name__}: {error}")
+
+    def _start_evaluator(self) -> None:
+        process = Process("evaluator", "worker")
+        process.restart = self._start_evaluator
+        port = FaultyWorkerPort(self, "evaluator", 0)
+        process.port = port
+        service = EvaluatorService(port, "evaluator", stay=True, make_trainer=self._make_trainer)
+        self._start(process, [service.run])
+
+    def _make_trainer(self, plan: Plan) -> TinyTrainer:
+        def sleep() -> None:
+            self.point("training")
+            self.scheduler.sleep(self._random.random() * self.setting.train_s)
+
+        return TinyTrainer(sleep, self.setting.failing)
+
+    def _start(self, process: Process, bodies: Sequence[Callable[[], None]]) -> None:
+        self._processes.append(process)
+        process.tasks = [self.scheduler.spawn(process.name, process, body) for body in bodies]
+
+    def _end(self, process: Process) -> None:
+        """As SIGKILL does; called by the scheduler."""
+        process.alive = False
+        self.scheduler.end(process.tasks)
+        assert process.port is not None
+        process.port.inner.close()
+        self.scheduler.stir()
+        self._ended(process)
+
+    def _ended(self, process: Process) -> None:
+        process.alive = False
+        if process in self._processes:
+            self._processes.remove(process)
+            self.scheduler.at(process.restart_s, process.restart)
+
+    # ---- what faults ask
+
+    def point(self, name: str, switch: bool = True) -> None:
+        """The process that runs passes a point: it may end here; where it may, others run."""
+        task = current()
+        if task is None:
+            return
+        process: Process = task.owner
+        if not process.alive:
+            raise Crash
+        self.note(name)
+        self._asked = 0
+        for fault in self._at(process.role):
+            if fault.kind.startswith("crash"):
+                process.restart_s = RESTART_S + fault.seconds
+                self.note(f"CRASH {fault}")
+                self.crashes[f"{process.role}: {name.split()[0]}"] += 1
+                raise Crash
+            self._strike_process(fault, process, switch)
+        if switch:
+            self.scheduler.pause()
+
+    def strikes(self, trigger: str) -> str | None:
+        """The kind of fault that strikes here, if one does."""
+        for fault in self._at(trigger):
+            self.note(f"FAULT {fault}")
+            return fault.kind
+        return None
+
+    def disk_is_full(self) -> bool:
+        """Asked before everything that writes."""
+        if current() is None:
+            return False
+        for fault in self._at("disk"):
+            self.note(f"FAULT {fault}")
+            self._disk_free_at = self.scheduler.now + fault.seconds + 1e-9
+        return self.scheduler.now < self._disk_free_at
+
+    def wait_for_broker(self) -> None:
+        """A port without a broker waits for one."""
+        while self.scheduler.now < self._broker_up_at:
+            self.scheduler.sleep(self._broker_up_at - self.scheduler.now)
+
+    def disconnect(self, port: EmbeddedAggregatorPort | EmbeddedWorkerPort) -> None:
+        """The broker takes back what this port holds."""
+        with self.broker.changed:
+            if isinstance(port, EmbeddedAggregatorPort):
+                self.broker.updates.give_back(port)
+                if self.broker.leader is port:
+                    self.broker.leader = None
+            else:
+                self.broker.assignments.give_back(port)
+        self.scheduler.stir()
+
+    def _at(self, trigger: str) -> list[Fault]:
+        self._counts[trigger] += 1
+        struck = self._due.get((trigger, self._counts[trigger]), [])
+        self.struck.update(fault.kind for fault in struck)
+        return struck
+
+    def _strike_process(self, fault: Fault, process: Process, switch: bool) -> None:
+        self.note(f"FAULT {fault}")
+        assert process.port is not None
+        if fault.kind == "stop-aggregator":
+            assert process.service is not None
+            process.restart_s = RESTART_S + fault.seconds
+            process.service.stop()
+            return
+        self.disconnect(process.port.inner)
+        if fault.kind.startswith("freeze") and switch:
+            self.scheduler.freeze(fault.seconds)
+
+    # ---- faults of the broker and of the world, between two steps
+
+    def _strike_between_steps(self) -> None:
+        for fault in self._at("step"):
+            self.note(f"FAULT {fault}")
+            match fault.kind:
+                case "broker-restart":
+                    self._restart_broker(fault.seconds)
+                case "clock-jump":
+                    for process in self._processes:
+                        process.clock_ahead += fault.seconds
+                case "duplicate":
+                    if self.messages:
+                        envelope = self.messages[fault.pick % len(self.messages)]
+                        self.broker.updates.put(envelope)
+                case _:
+                    self._disturb_queue(fault)
+            self.scheduler.stir()
+
+    def _restart_broker(self, seconds: float) -> None:
+        self._broker_up_at = self.scheduler.now + seconds
+        for process in self._processes:
+            assert process.port is not None
+            self.disconnect(process.port.inner)
+        self.broker.events.clear()
+
+    def _disturb_queue(self, fault: Fault) -> None:
+        queue = self.broker.assignments if fault.pick % 3 == 0 else self.broker.updates
+        if not queue._ready:
+            return
+        queue._ready.rotate(-(fault.pick % len(queue._ready)))
+        entry = queue._ready[0]
+        if fault.kind == "poison":
+            entry.delivery_count = DELIVERY_LIMIT if fault.pick % 2 else SUSPICIOUS
+        elif fault.kind == "delay":
+            queue._ready.popleft()
+            queue.ready_bytes -= entry.envelope.size
+            self.delayed.append(entry)
+
+            def arrive() -> None:
+                self.delayed.remove(entry)
+                queue._ready.append(entry)
+                queue.ready_bytes += entry.envelope.size
+                self.scheduler.stir()
+
+            self.scheduler.at(fault.seconds, arrive)
