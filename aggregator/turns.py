@@ -3,7 +3,8 @@
 concurrent: M turns are open at any time; a client has at most one. cohort: the clients of one
 version are chosen together; only they count for it, and one that drops out or fails is replaced.
 A cohort is a function of the seed and of the turn its version started with, so a restart issues
-the very same turns again.
+the very same turns again. A deterministic cohort's dropouts get their own turns again: another
+client, or the same one with another turn's seed, would make other bytes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Turns:
         self._run = run
         self._cohort_mode = experiment.participation.mode == "cohort"
         self._busy: set[str] = set()
+        self._again: list[Assignment] = []
         #: cohort: client -> whether it has contributed, for the current version.
         self._cohort = dict.fromkeys(contributed, True)
         self._folded = None if folded is None else dict(folded)
@@ -50,6 +52,7 @@ class Turns:
             self.open.clear()
             self._busy.clear()
             self._cohort.clear()
+            self._again.clear()
         self.first = self.next
 
     def initialise(self, plan: Plan, now: float) -> Assignment:
@@ -92,6 +95,8 @@ class Turns:
             dropped.append(assignment)
         for assignment in dropped:
             self.close(assignment.assignment_id)
+        if self._experiment.aggregation.deterministic:
+            self._again += dropped
         return dropped
 
     def next_deadline(self) -> float:
@@ -122,6 +127,8 @@ class Turns:
                     self.next += 1  # contributed before the restart: its turn is spent
                 else:
                     issued.append(self._open(client, version, now))
+        issued += [self._add(assignment, now) for assignment in self._again]
+        self._again.clear()
         while sum(self._cohort.values()) + len(self.open) < experiment.concurrency:
             client = choose(seed, self.next, clients, self._cohort) or self._absent()
             self._cohort.setdefault(client, False)

@@ -482,6 +482,25 @@ def test_a_deterministic_cohort_folds_in_client_order_whatever_the_order_of_arri
     assert final([0, 1, 2, 3, 4, 5]) == final([5, 3, 1, 0, 2, 4])
 
 
+def test_a_deterministic_cohort_gives_a_dropout_the_very_same_turn_again() -> None:
+    # Given a deterministic cohort of half of the clients, of which one has trained
+    driver = Driver(
+        participation={**COHORT, "assignment_deadline_s": 5},
+        aggregation={"deterministic": True, "on_deadline": "extend", "deadline_s": 100},
+    )
+    turns = dict(driver.open)
+    first, late = driver.update(), driver.update()
+    driver.give(first)
+    # When the others bring nothing in time
+    again = driver.assigned(driver.wait(5))
+    # Then each has its own turn again, and no other
+    assert {a.assignment_id for a in again} == turns.keys() - {first.update_id}
+    # And one that answers its first turn all the same has answered
+    only(Hold, driver.give(late))
+    again = driver.assigned(driver.wait(5))
+    assert {a.assignment_id for a in again} == turns.keys() - {first.update_id, late.update_id}
+
+
 # ---- checkpoints and resuming
 
 

@@ -41,9 +41,11 @@ every_updates = 0
 delay = "exponential"
 delay_s = 0.3
 """
+#: Turns are lost here too, and have to come again as they were.
 COHORT = """
 [participation]
 mode = "cohort"
+assignment_deadline_s = 8
 pause_s = [0.0, 0.5]
 [aggregation]
 strategy = "fedavg"
@@ -117,7 +119,8 @@ def test_a_run_survives_whatever_is_done_to_it(start: Start, experiment: str, co
         # When it may come to its end
         last = chaos.finish(after=3)
         # Then the ledger holds, versions are contiguous, and nothing is lost or counted twice
-        chaos.note(verified(start, chaos.out, "--replay").strip())
+        where = ("--replay", "--broker", chaos.node.url)
+        chaos.note(verified(start, chaos.out, *where).strip())
         balance = balance_of(chaos.out, [chaos.folder / f"{w}.jsonl" for w in WORKERS], chaos.node)
         chaos.note(str(balance))
         assert balance.problems() == []
