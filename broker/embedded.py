@@ -230,6 +230,8 @@ class EmbeddedAggregatorPort:
 class EmbeddedWorkerPort:
     """``WorkerPort`` in memory."""
 
+    user: str | None = None
+
     def __init__(self, broker: EmbeddedBroker, worker_id: str, slots: int) -> None:
         self.worker_id = worker_id
         self.mailbox = Newest()

@@ -79,6 +79,11 @@ class Port:
             self._consuming.close()
             raise
 
+    @property
+    def user(self) -> str | None:
+        """Whom the broker takes us for; None where a certificate says it."""
+        return self._user
+
     def close(self) -> None:
         """What is unacked goes back. May be called twice."""
         with self._changed:

@@ -135,6 +135,11 @@ class AggregatorPort(Protocol):
 class WorkerPort(Protocol):
     """What a worker or an evaluator does with a broker."""
 
+    @property
+    def user(self) -> str | None:
+        """Whom the broker takes us for; None where it knows nobody by name."""
+        ...
+
     def newest_model(self) -> Envelope | None:
         """The newest model seen so far, from the mailbox or the late joiners' store."""
         ...

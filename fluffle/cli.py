@@ -33,6 +33,18 @@ Federation = Annotated[str, typer.Option(help="Prefix of all names on the broker
 Timeout = Annotated[
     float, typer.Option("--connect-timeout", help="Seconds to try for a first connection.")
 ]
+TaskFile = Annotated[
+    Optional[str],  # noqa: UP045 typer reads it
+    typer.Option(
+        "--task",
+        help="FILE.py:Class, whatever the experiment names. Else looked for in "
+        "FLUFFLE_TASK, a folder.",
+    ),
+]
+Data = Annotated[
+    Optional[Path],  # noqa: UP045 typer reads it
+    typer.Option(help="The data of a task from a file: its data_dir."),
+]
 Slots = Annotated[int, typer.Option(min=1, help="Clients trained at the same time.")]
 MetricsPort = Annotated[
     Optional[int],  # noqa: UP045 typer reads it
@@ -75,6 +87,7 @@ def run(
     """Run an experiment, or resume it."""
     from fluffle.display import Display, print_summary
     from fluffle.experiment_file import load_experiment
+    from fluffle.own_task import check_reachable, use_folder_of
     from fluffle.run import run_experiment, run_virtual
     from worker.tasks import check, prepare
 
@@ -83,9 +96,11 @@ def run(
         raise UserError(f"--clock {clock}: it is real or virtual")
     if clock == "virtual" and (broker != "embedded" or workers):
         raise UserError("--clock virtual runs in this process: leave out --broker and --workers")
+    check_reachable(experiment, broker, clock)
     name = experiment.experiment.name
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     slots = slots or max(1, (os.cpu_count() or 1) // max(1, workers))
+    use_folder_of(file, experiment, slots)
     with Display(name, quiet=json) as display:
         prepare(experiment.task.name, display.fetching)
         check(experiment.task, experiment.partition, experiment.experiment.seed)
@@ -145,6 +160,11 @@ def worker(
     broker: BrokerUrl,
     slots: Slots = 1,
     name: Annotated[str, typer.Option(help="Default: host and process id.")] = "",
+    client_id: Annotated[
+        str, typer.Option(help="Be this resident client: a site that trains on its own --data.")
+    ] = "",
+    task: TaskFile = None,
+    data: Data = None,
     federation: Federation = "fluffle",
     stay: Annotated[bool, typer.Option(help="Wait for the next run when one is over.")] = False,
     journal: Annotated[
@@ -158,18 +178,32 @@ def worker(
             "feedback). Default: the user's folder for such; share it between machines."
         ),
     ] = None,
-    connect_timeout: Timeout = 30.0,
+    connect_timeout: Annotated[
+        Optional[float],  # noqa: UP045 typer reads it
+        typer.Option(help="Seconds to try for a first connection. Default: 30; a site for ever."),
+    ] = None,
     metrics_port: MetricsPort = None,
     metrics_address: MetricsAddress = "127.0.0.1",
     parent: Parent = 0,
 ) -> None:
-    """Train clients. Needs nothing but the broker's URL: the plan travels with the model."""
-    from fluffle.services import connect, default_name, metrics_at, work
+    """Train clients. Needs nothing but the broker's URL: the plan travels with the model.
 
-    name = name or default_name("worker")
-    place = connect(broker, federation, name, connect_timeout)
+    With --client-id it is a site: one resident client, which trains on its own data.
+    """
+    from fluffle.own_task import check_site, use_task
+    from fluffle.services import connect, default_name, metrics_at, reside, work
+
+    if client_id:
+        check_site(client_id, task, name, slots)
+    use_task(task, data, slots)
+    name = client_id or name or default_name("worker")
+    timeout = connect_timeout if connect_timeout is not None or client_id else 30.0
+    place = connect(broker, federation, name, timeout)
     with metrics_at(metrics_address, metrics_port) as registry:
-        work(place, name, slots, stay, journal, state, parent, registry)
+        if client_id:
+            reside(place, name, stay, journal, parent, registry)
+        else:
+            work(place, name, slots, stay, journal, state, parent, registry)
 
 
 @app.command()
@@ -178,14 +212,18 @@ def evaluator(
     name: Annotated[str, typer.Option(help="Default: host and process id.")] = "",
     federation: Federation = "fluffle",
     stay: Annotated[bool, typer.Option(help="Wait for the next run when one is over.")] = False,
+    task: TaskFile = None,
+    data: Data = None,
     connect_timeout: Timeout = 30.0,
     metrics_port: MetricsPort = None,
     metrics_address: MetricsAddress = "127.0.0.1",
     parent: Parent = 0,
 ) -> None:
     """Measure versions of the global model on held-out examples."""
+    from fluffle.own_task import use_task
     from fluffle.services import connect, default_name, evaluate, metrics_at
 
+    use_task(task, data, 1)
     name = name or default_name("evaluator")
     place = connect(broker, federation, name, connect_timeout)
     with metrics_at(metrics_address, metrics_port) as registry:

@@ -56,7 +56,7 @@ def run_experiment(
             "worker processes need a broker that they can share: add --broker local, or leave "
             "--workers out and use --slots"
         )
-    evaluates = experiment.evaluation.every_updates > 0
+    evaluates = experiment.evaluation.every_updates > 0 or not experiment.task.clients
     with ExitStack() as stack:
         memory = MemoryWatch()
         stack.callback(memory.close)

@@ -37,8 +37,36 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def connect(url: str, federation: str, role: str, timeout_s: float) -> Broker:
-    """The broker, which is asked for only when a port is opened."""
+class Seldom:
+    """Says everything, but of attempts to reach a broker only one in ten minutes: it may be away
+    for days."""
+
+    EVERY_S = 600.0
+
+    def __init__(
+        self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._say = say
+        self._clock = clock
+        self._said_at: dict[str, float] = {}
+
+    def __call__(self, text: str) -> None:
+        """Say it, or not."""
+        if "trying again" in text:
+            what, now = re.sub(r"[\d.]+", "", text), self._clock()
+            if now - self._said_at.get(what, -self.EVERY_S) < self.EVERY_S:
+                return
+            self._said_at[what] = now
+        self._say(text)
+
+
+def connect(url: str, federation: str, role: str, timeout_s: float | None) -> Broker:
+    """The broker, which is asked for only when a port is opened; without a timeout for ever."""
+    if timeout_s is None:
+        forever = threading.TIMEOUT_MAX
+        return RabbitMQBroker(
+            url, federation, role, connect_timeout_s=forever, on_status=Seldom(say)
+        )
     return RabbitMQBroker(url, federation, role, connect_timeout_s=timeout_s, on_status=say)
 
 
@@ -113,6 +141,36 @@ def work(
         stay=stay,
         journal=kept,
         states=ClientStates(state or state_folder(), memory_bytes=0),
+        on_status=say,
+        on_model=metrics.on_model,
+        on_turn=metrics.on_turn,
+    )
+    _serve(service, port.close, parent)
+
+
+def reside(
+    place: Broker,
+    client: str,
+    stay: bool,
+    journal: Path | None,
+    parent: int,
+    registry: CollectorRegistry,
+) -> None:
+    """Train one site's own data until the run is over, or a signal. Raises: UserError."""
+    from worker.journal import Journal
+    from worker.resident import ResidentService
+    from worker.runtime import configure
+
+    _may_leave_early()
+    kept = Journal(journal)
+    configure(1)
+    metrics = WorkerMetrics(registry, 1)
+    port = place.worker(client, 0)
+    service = ResidentService(
+        port,
+        client,
+        stay=stay,
+        journal=kept,
         on_status=say,
         on_model=metrics.on_model,
         on_turn=metrics.on_turn,

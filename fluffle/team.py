@@ -17,6 +17,8 @@ from worker.client_state import ClientStates
 from worker.evaluator import EvaluatorService
 from worker.service import WorkerService
 
+#: Safe path: a ``worker.py`` where somebody starts a run is not ours.
+_MODULE = ("-P", "-m", "fluffle")
 #: How long processes may take to leave before they are killed.
 LEAVE_S = 20.0
 
@@ -121,7 +123,7 @@ class Processes:
         for name, command in self._commands.items():
             with (self._logs / f"{name}.log").open("ab") as log:
                 self._processes[name] = subprocess.Popen(
-                    [sys.executable, "-m", "fluffle", *command, "--parent", str(os.getpid())],
+                    [sys.executable, *_MODULE, *command, "--parent", str(os.getpid())],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -387,6 +387,11 @@ class Experiment(Table):
             raise ValueError("participation.residents names a client twice")
         if not self.task.clients and not self.residents:
             raise ValueError("task.clients = 0 leaves nobody: name participation.residents")
+        if self.residents and self.aggregation.strategy == "scaffold":
+            raise ValueError(
+                "scaffold's clients keep state from turn to turn, and participation.residents have "
+                "no turns: choose another strategy"
+            )
         if cohort and self.residents:
             raise ValueError(
                 "participation.residents need participation.mode = 'concurrent': nobody can choose "

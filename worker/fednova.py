@@ -43,7 +43,7 @@ class FedNovaTrainer(Trainer):
         self,
         base: Tensors,
         client: str,
-        turn: int,
+        turn: int | str,
         epochs: int | None = None,
         state: Tensors | None = None,
     ) -> Trained:

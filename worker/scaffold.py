@@ -68,7 +68,7 @@ class ScaffoldTrainer(Trainer):
         self,
         base: Tensors,
         client: str,
-        turn: int,
+        turn: int | str,
         epochs: int | None = None,
         state: Tensors | None = None,
     ) -> Trained:
@@ -102,7 +102,7 @@ class ScaffoldTrainer(Trainer):
     def _optimizer(self) -> optimizers.Optimizer:
         return self._corrected
 
-    def _gradient_at(self, base: Tensors, client: str, turn: int) -> list[Array]:
+    def _gradient_at(self, base: Tensors, client: str, turn: int | str) -> list[Array]:
         """g_i(x), layers such as dropout and batch normalisation being as in training."""
         indices = self._task.client_indices(client)
         seeds = seeds_of(f"{self._plan.seed}:{client}:{turn}:x", len(self._generators))

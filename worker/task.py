@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -30,12 +31,17 @@ class Task(ABC):
 
     Arrays stay in the dtype they come in: ``preprocess`` casts batch by batch inside the compiled
     training loop.
+
+    A resident client (a site) has a task of its own machine: ``dataset()`` is all that it trains
+    on, ``test()`` what it holds out to measure the global model and its own.
     """
 
     #: A Keras loss, by name or object.
     loss: Any = "sparse_categorical_crossentropy"
     #: Keras metrics, by name or object.
     metrics: Sequence[Any] = ("accuracy",)
+    #: Where the data are: what ``--data`` says, a folder or a file. Set once the task is made.
+    data_dir: Path | None = None
 
     def __init__(self, clients: int, partition: PartitionTable, seed: int) -> None:
         self.clients = clients
@@ -71,14 +77,23 @@ class Task(ABC):
         return None
 
     def client_indices(self, client: str) -> NDArray[np.int32]:
-        """Which examples of ``dataset()`` this client holds. Raises: ValueError."""
-        if not client.isdecimal() or int(client) >= self.clients:
+        """Which examples of ``dataset()`` this client holds: a resident, which has a name, all.
+
+        Raises: ValueError.
+        """
+        if not client.isdecimal():
+            return self._all
+        if int(client) >= self.clients:
             raise ValueError(f"there is no client {client!r}: they are 0 to {self.clients - 1}")
         return self._partition[int(client)]
 
     def preprocess(self, x: Any) -> Any:
         """A batch of inputs (a tensor, in the graph) as the model takes it."""
         return x
+
+    @cached_property
+    def _all(self) -> NDArray[np.int32]:
+        return np.arange(len(self.dataset().y), dtype=np.int32)
 
     @cached_property
     def _partition(self) -> list[NDArray[np.int32]]:

@@ -83,13 +83,14 @@ class Trainer:
         self,
         base: Tensors,
         client: str,
-        turn: int,
+        turn: int | str,
         epochs: int | None = None,
         state: Tensors | None = None,
     ) -> Trained:
         """The client's local training: a function of (base, seed, client, turn, epochs, state).
 
         base: the model, and what the strategy sent with it.
+        turn: what tells this training from the client's others.
         epochs: how many it does, where that is not the plan's number (a straggler).
         state: what the client kept from its last turn: empty at first, None where it is lost.
         Raises: ValueError if ``base`` does not fit the model, the client is unknown or has no

@@ -1,14 +1,17 @@
-"""The tasks that come with Fluffle."""
+"""The tasks that come with Fluffle, and the way to one of one's own."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 from schemas import Plan, UserError
 from schemas.experiment import PartitionTable, TaskTable
 from worker.datasets import Progress
 from worker.task import Task
+from worker.tasks import own
 from worker.tasks.images import (
     CifarCnn,
     DigitsLr,
@@ -21,7 +24,7 @@ from worker.tasks.images import (
 from worker.tasks.sequences import ShakespeareGru, WearablesCnn
 from worker.tasks.synthetic import SyntheticLr
 
-__all__ = ["TASKS", "MnistCnn", "check", "load_task", "prepare"]
+__all__ = ["TASKS", "MnistCnn", "check", "load_task", "open_data", "prepare", "use"]
 
 TASKS: dict[str, type[Task]] = {
     "mnist-mlp": MnistMlp,
@@ -37,6 +40,22 @@ TASKS: dict[str, type[Task]] = {
 }
 
 _LOCK = threading.Lock()
+#: What this process was told: ``--task``, whatever a plan names, and ``--data``.
+_told: tuple[str | None, Path | None] = (None, None)
+
+
+def use(task: str | None, data: Path | None) -> None:
+    """From now on: this task, whatever a plan names, and this folder or file of data for a task
+    from a file. Raises: UserError where there is no such task or data.
+    """
+    global _told
+    if task is not None:
+        own.load(task)
+    if data is not None and not data.exists():
+        raise UserError(f"there is no data at {data}")
+    with _LOCK:
+        _told = (task, data)
+        _load.cache_clear()
 
 
 def prepare(name: str, progress: Progress) -> None:
@@ -48,7 +67,24 @@ def check(table: TaskTable, partition: PartitionTable, seed: int) -> None:
     """Raises: UserError if the task's data cannot be split like that; better before than while."""
     with _LOCK:
         task = _load(table, partition, seed)
-    task.client_indices("0")
+    if table.clients:
+        _trying(task, lambda: task.client_indices("0"))
+
+
+def open_data(plan: Plan) -> Task:
+    """The task of a site, once its data have been read; it has to be one from a file.
+
+    Raises: UserError.
+    """
+    if not own.is_own(_told[0] or plan.task.name):
+        raise UserError(
+            f"the task of this run, {plan.task.name}, brings data of its own: a site trains on its "
+            "own, with a task file (--task FILE.py:Class)"
+        )
+    task = load_task(plan)
+    _trying(task, task.dataset)
+    _trying(task, task.test)
+    return task
 
 
 def load_task(plan: Plan) -> Task:
@@ -59,10 +95,31 @@ def load_task(plan: Plan) -> Task:
 
 @lru_cache(maxsize=2)
 def _load(table: TaskTable, partition: PartitionTable, seed: int) -> Task:
-    return _task_class(table.name).of(table, partition, seed)
+    task = _task_class(table.name).of(table, partition, seed)
+    task.data_dir = _told[1]
+    return task
 
 
 def _task_class(name: str) -> type[Task]:
+    if _told[0] is not None:
+        return own.load(_told[0])
+    if own.is_own(name):
+        return own.named_by_plan(name)
     if name not in TASKS:
-        raise UserError(f"there is no task {name!r}: use one of {', '.join(sorted(TASKS))}")
+        raise UserError(
+            f"there is no task {name!r}: use one of {', '.join(sorted(TASKS))}, or a file of your "
+            "own, as my_task.py:MyTask"
+        )
     return TASKS[name]
+
+
+def _trying(task: Task, action: Callable[[], object]) -> None:
+    """What the code of a user's own raises is theirs to mend."""
+    try:
+        action()
+    except UserError:
+        raise
+    except Exception as error:
+        if type(task) in TASKS.values():
+            raise
+        raise UserError(f"the task failed: {own.explain(error, type(task))}") from error

@@ -1,0 +1,65 @@
+"""Before a command starts: where a task of one's own is, and whether a site can be one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from schemas import Experiment, UserError
+
+
+def use_task(task: str | None, data: Path | None, slots: int) -> None:
+    """Load the file that ``--task`` names, and remember ``--data``. Raises: UserError."""
+    if task is None and data is None:
+        return
+    from worker.runtime import configure
+    from worker.tasks import use
+
+    if task is not None:
+        configure(slots)  # before the user's code, which may touch TensorFlow
+    use(task, data)
+
+
+def use_folder_of(file: Path, experiment: Experiment, slots: int) -> None:
+    """The task of an experiment is looked for beside its file, here and in worker processes."""
+    from worker.runtime import configure
+    from worker.tasks import own
+
+    os.environ[own.FOLDER] = str(file.resolve().parent)
+    if own.is_own(experiment.task.name):
+        configure(slots)
+
+
+def check_site(client: str, task: str | None, name: str, slots: int) -> None:
+    """Raises: UserError where this cannot be a resident client."""
+    from worker.tasks import own
+
+    if name or slots > 1:
+        raise UserError("--client-id is one client: leave out --name and --slots")
+    try:
+        Experiment.model_validate({"participation": {"residents": [client]}})
+    except ValidationError:
+        raise UserError(
+            f"--client-id {client}: use letters, digits, - and _, 64 at most and not digits alone"
+        ) from None
+    if task is None and own.FOLDER not in os.environ:
+        raise UserError(
+            "a site trains with a task file of its own: give --task FILE.py:Class, or set "
+            f"{own.FOLDER} to the folder that has the file which the experiment names"
+        )
+
+
+def check_reachable(experiment: Experiment, broker: str, clock: str) -> None:
+    """Raises: UserError where resident clients could never reach the run."""
+    if experiment.residents and (clock == "virtual" or broker in ("embedded", "local")):
+        raise UserError(
+            "participation.residents are sites with processes of their own, and reach a run over a "
+            "RabbitMQ that they share with it: give --broker amqp://…, with the real clock"
+        )
+    if experiment.identity == "broker" and broker == "embedded":
+        raise UserError(
+            "participation.identity = 'broker' needs a broker that knows users: give --broker "
+            "amqp://…, or leave it out"
+        )

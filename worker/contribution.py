@@ -1,0 +1,48 @@
+"""What a site has given to a run, and what it has from it: for the people at the site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Contribution:
+    """One run's account. ``first_global`` and its like are of the site's own held-out examples:
+    the accuracy, or the loss where the task has none.
+    """
+
+    run_id: str
+    updates: int = 0
+    failures: int = 0
+    examples: int = 0
+    train_s: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    metric: str = ""
+    first_global: float | None = None
+    last_global: float | None = None
+    last_local: float | None = None
+
+    def summary(self) -> str:
+        """One line for a person."""
+        sent = f"{self.updates} updates from {self.examples:,} examples in {self.train_s:.1f} s"
+        failed = f", {self.failures} trainings failed" if self.failures else ""
+        size = f"{size_of(self.bytes_up)} up, {size_of(self.bytes_down)} down"
+        line = f"contributed to run {self.run_id}: {sent}{failed}; {size}"
+        if self.first_global is None or self.last_global is None or self.last_local is None:
+            return line
+        before, after, own = (
+            shown(self.metric, value)
+            for value in (self.first_global, self.last_global, self.last_local)
+        )
+        return f"{line}; {self.metric} here: global {before} at first, {after} at last, local {own}"
+
+
+def shown(metric: str, value: float) -> str:
+    """A measured value for a person."""
+    return f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
+
+
+def size_of(size: int) -> str:
+    """Bytes for a person."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
