@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
-from schemas import Experiment, Tensors, UserError
+import numpy as np
+
+from schemas import Experiment, UserError
+from schemas.tensors import Spec
 
 #: A message's own bytes beside its tensors, roughly.
 _HEAD_BYTES = 1024
 
 
 def room_for_updates(
-    experiment: Experiment, folder: Path, model: Tensors, kept: int, kept_bytes: int
+    experiment: Experiment, folder: Path, update: Spec, kept: int, kept_bytes: int
 ) -> str:
     """One line that says what is still to be kept, and how much is free.
 
-    An update takes what those kept so far took, else the model's bytes. Raises: UserError where
+    An update takes what those kept so far took, else what ``update`` says. Raises: UserError where
     there is not room for all, and nothing but the number of versions ends the run.
     """
     stop = experiment.experiment
-    size = kept_bytes // kept if kept else _HEAD_BYTES + sum(a.nbytes for a in model.values())
+    tensors = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in update.values())
+    size = kept_bytes // kept if kept else _HEAD_BYTES + tensors
     updates = max(0, stop.versions * experiment.quorum - kept)
     free = shutil.disk_usage(folder).free
     line = (

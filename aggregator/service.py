@@ -41,6 +41,7 @@ from aggregator.effects import (
 from aggregator.ledger import Ledger, StaleLeader
 from aggregator.room import room_for_updates
 from aggregator.strategies import State, make_strategy, model_of
+from aggregator.strategies.base import update_spec
 from broker import AggregatorPort, Delivery, Envelope, LeadershipLost
 from schemas import (
     ClientUpdate,
@@ -235,7 +236,8 @@ class AggregatorService:
         """Say what kept updates will take before anything is trained. Raises: UserError."""
         if self.experiment.aggregation.keep_updates:
             kept = self._ledger.kept()
-            self._say(room_for_updates(self.experiment, self.folder, model_of(state), *kept))
+            update = update_spec(make_strategy(self.experiment), model_of(state))
+            self._say(room_for_updates(self.experiment, self.folder, update, *kept))
 
     # ---- messages
 

@@ -12,6 +12,9 @@ from aggregator.reading import LedgerReader
 from broker.sight import Sight
 from schemas import DecodeError, GlobalModel, decode, tensors_sha256
 
+#: What is the model's own of what travels with it.
+_WEIGHTS = ("trainable/", "non_trainable/")
+
 
 def wrong_at_broker(ledger: LedgerReader, sight: Sight) -> Iterator[str]:
     """What the newest published model says that the ledger does not know.
@@ -42,7 +45,8 @@ def wrong_at_broker(ledger: LedgerReader, sight: Sight) -> Iterator[str]:
             f"version {model.version} was published in epoch {model.run.epoch}, before it was "
             f"made in epoch {epoch}"
         )
-    if tensors_sha256(model.tensors) != sha256:
+    weights = {k: a for k, a in model.tensors.items() if k.startswith(_WEIGHTS)}
+    if tensors_sha256(weights) != sha256:
         yield f"version {model.version} was published with other weights than recorded"
     counted = ledger.count(
         "updates WHERE disposition = 'counted' AND version BETWEEN 1 AND ?", model.version

@@ -10,22 +10,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pytest
 
 from aggregator.service import AggregatorService
 from aggregator.strategies import make_strategy
+from aggregator.strategies.base import update_spec
 from broker import Envelope
 from broker.embedded import EmbeddedBroker
 from schemas import Assignment, ClientUpdate, Experiment, Tensors, decode
+from schemas.tensors import Spec, spec
 
 #: A tensor of each kind: learned, a batch-norm statistic, a counter.
-SHAPES = {"trainable/0": (7, 5), "trainable/1": (5,), "non_trainable/0": (5,)}
+MODEL: Tensors = {
+    "trainable/0": np.zeros((7, 5), np.float32),
+    "trainable/1": np.zeros(5, np.float32),
+    "non_trainable/0": np.zeros(5, np.float32),
+    "non_trainable/1": np.zeros(1, np.int64),
+}
+#: More rounds of answers than any run here needs.
+MOST_ROUNDS = 300
 
 
-def noise(seed: int) -> Tensors:
+def noise(shapes: Spec, seed: int) -> Tensors:
     """Tensors whose every bit depends on the seed."""
     rng = np.random.default_rng(seed)
-    values: Tensors = {k: rng.normal(size=s).astype(np.float32) for k, s in SHAPES.items()}
-    return values | {"non_trainable/1": np.array([seed], np.int64)}
+    return {k: np.asarray(rng.normal(size=s) * 9).astype(d) for k, (d, s) in shapes.items()}
 
 
 class Federation:
@@ -38,11 +47,14 @@ class Federation:
             {
                 "experiment": {"versions": 6},
                 "task": {"clients": 8},
+                "training": {"optimizer": "sgd"},
                 "evaluation": {"every_updates": 0},
                 **tables,
             }
         )
-        self.sends: Literal["delta", "weights"] = make_strategy(self.experiment).sends
+        strategy = make_strategy(self.experiment)
+        self.sends: Literal["delta", "weights"] = strategy.sends
+        self.shapes = {False: update_spec(strategy, MODEL), True: spec(MODEL)}
         self.said: list[str] = []
         self.now = 0.0
         self.broker = EmbeddedBroker(lambda: self.now)
@@ -102,12 +114,14 @@ class Federation:
             worker="worker",
             sends="initial" if initial else self.sends,
             examples=0 if initial else 10 + turn.turn,
-            tensors=noise(turn.turn),
+            tensors=noise(self.shapes[initial], turn.turn),
         )
 
     def finish(self, turns_at_once: int = 4) -> Path:
         """Answer every turn until the run is over; its folder."""
-        while self.service.outcome is None:
+        for _ in range(MOST_ROUNDS):
             self.answer(turns_at_once)
-        self.service.close()
-        return self.folder
+            if self.service.outcome is not None:
+                self.service.close()
+                return self.folder
+        pytest.fail(f"the run does not end: {self.said}")
