@@ -91,6 +91,7 @@ class VirtualRun:
         *,
         run_id: str,
         slots: int,
+        states: ClientStates | None = None,
         on_status: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.clock = Clock()
@@ -119,7 +120,7 @@ class VirtualRun:
         self._model: GlobalModel | None = None
         self._model_order: tuple[int, int, int, int] | None = None
         self._cadence = Cadence()
-        self._states = ClientStates()
+        self._states = states or ClientStates()
         self._stop = threading.Event()
         self._folder = folder
         self._log: TextIO | None = None

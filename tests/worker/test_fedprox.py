@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from aggregator.ledger import Ledger
 from schemas import Experiment, Plan, Tensors, tensors_sha256
+from simulation.virtual import VirtualRun
 
 pytestmark = pytest.mark.tensorflow
 
@@ -73,3 +76,33 @@ def test_mu_of_zero_is_fedavg_to_the_byte_and_epochs_are_what_is_asked_for() -> 
     assert tensors_sha256(zero.train(base, "7", 1).tensors) == reference
     two = tensors_sha256(plain.train(base, "7", 1, epochs=2).tensors)
     assert two == tensors_sha256(short.train(base, "7", 1).tensors) != reference
+
+
+def test_it_goes_with_fedbuff_and_there_too_mu_of_zero_is_no_proximal_term(tmp_path: Path) -> None:
+    # Given FedBuff with stale updates of clients whose data differ
+    weights = {}
+    for mu in (None, 0.0, 1.0):
+        tables = {
+            "experiment": {"versions": 8},
+            "task": {"name": "digits-lr", "clients": 8},
+            "partition": {"kind": "similarity", "similarity": 0.0, "examples_per_client": 40},
+            "training": {
+                **{"optimizer": "sgd", "learning_rate": 0.3, "epochs": 4, "batch_size": 10},
+                **({} if mu is None else {"proximal_mu": mu}),
+            },
+            "participation": {"concurrency": 4},
+            "aggregation": {"strategy": "fedbuff", "quorum": 2},
+            "evaluation": {"every_updates": 0},
+            "devices": {"delay": "exponential", "delay_s": 5.0},
+        }
+        folder = tmp_path / str(mu)
+        run = VirtualRun(Experiment.model_validate(tables), folder, run_id="run", slots=1)
+        assert run.run() == "finished"
+        ledger = Ledger(folder)
+        assert ledger.count("updates WHERE staleness > 0") > 0
+        rows = ledger.query("SELECT weights_sha256 FROM versions ORDER BY version")
+        weights[mu] = [sha for (sha,) in rows]
+        ledger.close()
+    # Then every version is the same without the term and with mu = 0, and none with mu = 1
+    assert weights[None] == weights[0.0]
+    assert not set(weights[1.0][1:]) & set(weights[0.0])
