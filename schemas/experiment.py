@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from schemas.steps import Steps, remembers
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -262,6 +264,8 @@ class Experiment(Table):
     evaluation: EvaluationTable = EvaluationTable()
     devices: DevicesTable | None = None
     cost: CostTable | None = None
+    #: What is done to an update before it leaves its client; see schemas/steps.py.
+    update: Steps | None = None
 
     @property
     def concurrency(self) -> int:
@@ -417,11 +421,14 @@ class Plan(Table):
     identity: Literal["broker"] | None = None
     #: What clients do besides.
     asks: Asks | None = None
+    #: What is done to an update before it leaves.
+    update: Steps | None = None
 
     @property
     def keeps_state(self) -> bool:
         """Whether a client keeps something from one turn to its next."""
-        return self.asks in ("control-variate-I", "control-variate-II")
+        variates = self.asks in ("control-variate-I", "control-variate-II")
+        return variates or remembers(self.update or ())
 
     @classmethod
     def of(
@@ -440,6 +447,7 @@ class Plan(Table):
             residents=" ".join(experiment.residents) or None,
             identity="broker" if experiment.identity == "broker" else None,
             asks=asks,
+            update=experiment.update,
         )
 
     def admits(self, client: str) -> bool:

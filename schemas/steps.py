@@ -1,0 +1,75 @@
+"""What is done to an update before it leaves its client: the experiment's ``[[update]]`` tables."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Step(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Clip(_Step):
+    """Shorten the delta to this length where it is longer."""
+
+    kind: Literal["clip"]
+    #: The greatest L2 norm over all trainable tensors.
+    norm: _Positive
+
+
+class Noise(_Step):
+    """Add independent Gaussian noise to every trainable value."""
+
+    kind: Literal["noise"]
+    #: Its standard deviation.
+    std: _Positive
+
+
+class Sparsify(_Step):
+    """Send a share of the trainable values: the largest, or some at random."""
+
+    kind: Literal["top_k", "random_k"]
+    #: The share of values that is sent.
+    share: Annotated[float, Field(gt=0, le=1)]
+    #: Keep what was not sent, and add it to the client's next update.
+    error_feedback: bool = True
+
+
+class Cast(_Step):
+    """Send 16 bits a value, rounded up or down at random so that the mean is right."""
+
+    kind: Literal["cast"]
+    dtype: Literal["float16", "bfloat16"]
+
+
+class Quantise(_Step):
+    """Send few bits a value, rounded up or down at random so that the mean is right."""
+
+    kind: Literal["quantise"]
+    bits: Literal[1, 2, 4, 8] = 8
+
+
+Step = Annotated[Clip | Noise | Sparsify | Cast | Quantise, Field(discriminator="kind")]
+
+
+def _in_order(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    if sum(isinstance(step, Sparsify) for step in steps) > 1:
+        raise ValueError("top_k or random_k can stand once")
+    if any(isinstance(step, Cast | Quantise) for step in steps[:-1]):
+        raise ValueError("cast or quantise has to be the last step")
+    return steps
+
+
+#: In the order in which they are done; the server undoes them in reverse.
+Steps = Annotated[
+    tuple[Step, ...], Field(strict=False, min_length=1, max_length=8), AfterValidator(_in_order)
+]
+
+
+def remembers(steps: tuple[Step, ...]) -> bool:
+    """Whether clients keep something from one update to the next."""
+    return any(isinstance(step, Sparsify) and step.error_feedback for step in steps)

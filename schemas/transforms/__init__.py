@@ -1,0 +1,67 @@
+"""What is done to an update before it leaves its client, and undone at the server.
+
+Both directions stand side by side, since they are one format: the client applies the steps of the
+plan in order, the server undoes them in reverse. Byte counts are those of what travels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from schemas.steps import Cast, Clip, Noise, Sparsify, Step
+from schemas.tensors import Tensors, spec
+from schemas.transforms.base import Draws, Spec, Transform
+from schemas.transforms.clip import ClipTransform, NoiseTransform
+from schemas.transforms.rounding import CastTransform, QuantiseTransform
+from schemas.transforms.sparse import SparseTransform
+
+__all__ = ["Draws", "apply", "restore", "sent_spec"]
+
+
+def apply(
+    steps: Sequence[Step], tensors: Tensors, draws: Draws, memory: Tensors
+) -> tuple[Tensors, Tensors]:
+    """What leaves of this delta, and what the client keeps for its next (empty: nothing).
+
+    memory: what it kept the last time; see ``schemas.transforms.sparse``.
+    """
+    kept: Tensors = {}
+    for transform in map(_transform, steps):
+        if isinstance(transform, SparseTransform):
+            tensors, kept = transform.apply_with_memory(tensors, draws, memory)
+        else:
+            tensors = transform.apply(tensors, draws)
+    return tensors, kept
+
+
+def restore(steps: Sequence[Step], tensors: Tensors, model: Spec) -> Tensors:
+    """The delta that was sent, of the model's spec. Raises: ValueError where it does not fit."""
+    transforms = [_transform(step) for step in steps]
+    specs = list(accumulate(transforms, lambda before, t: t.spec(before), initial=model))
+    if spec(tensors) != specs[-1]:
+        raise ValueError("names, dtypes or shapes are not those that the steps make")
+    for transform, before in zip(reversed(transforms), reversed(specs[:-1]), strict=True):
+        tensors = transform.restore(tensors, before)
+    return {name: tensors[name] for name in model}
+
+
+def sent_spec(steps: Sequence[Step], model: Spec) -> Spec:
+    """Names, dtypes and shapes of what leaves, for a delta of this spec."""
+    for step in steps:
+        model = _transform(step).spec(model)
+    return model
+
+
+def _transform(step: Step) -> Transform:
+    match step:
+        case Clip():
+            return ClipTransform(step.norm)
+        case Noise():
+            return NoiseTransform(step.std)
+        case Sparsify():
+            return SparseTransform(step.kind, step.share, step.error_feedback)
+        case Cast():
+            return CastTransform(step.dtype)
+        case _:
+            return QuantiseTransform(step.bits)

@@ -1,0 +1,49 @@
+"""What a transform is: a pair of pure functions on named tensors, and what it does to their spec.
+
+A transform works on the *values*: the ``trainable`` tensors, or what a transform before it made of
+them (``sparse/values``). Everything else passes unchanged. Shapes after it are a function of those
+before it, so that the server knows what must arrive before it looks at a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.tensors import Tensors
+
+#: Name -> (dtype, shape).
+Spec = dict[str, tuple[str, tuple[int, ...]]]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Randomness: ``rounding`` is a function of the turn, ``noise`` may be nobody's to know."""
+
+    rounding: np.random.Generator
+    noise: np.random.Generator
+
+
+class Transform(Protocol):
+    """One step on the way out, and back."""
+
+    def spec(self, before: Spec) -> Spec:
+        """What ``apply`` makes of tensors of this spec."""
+        ...
+
+    def apply(self, tensors: Tensors, draws: Draws) -> Tensors:
+        """At the client."""
+        ...
+
+    def restore(self, tensors: Tensors, before: Spec) -> Tensors:
+        """At the server: tensors of the spec ``before``. Raises: ValueError where it cannot be."""
+        ...
+
+
+def is_value(name: str) -> bool:
+    """Whether a transform works on this tensor."""
+    return name.startswith("trainable/") or name == "sparse/values"
