@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from schemas import ClientFailed, ClientUpdate, Evaluation, Run, Tensors
+from schemas import ClientFailed, ClientUpdate, Evaluation, Run, Tensors, transforms
 from schemas.messages import FromWorker, assignment_id, resident_update_id
+from schemas.steps import Step
 from schemas.tensors import Array, Spec, spec
 
 #: Every reason an update can be rejected for, with what it means.
@@ -96,6 +97,24 @@ def reason_against(
     if not finite(update.tensors):
         return "not_finite"
     return None
+
+
+def restored(
+    update: ClientUpdate, steps: Sequence[Step], expected: Spec
+) -> tuple[ClientUpdate, str | None]:
+    """The update as it was before the steps that its client took, or why that cannot be made out.
+
+    expected: names, dtypes and shapes that the strategy wants.
+    """
+    if not steps:
+        return update, None
+    try:
+        tensors = transforms.restore(steps, update.tensors, expected)
+    except ValueError:
+        return update, "wrong_shape"
+    if not finite(tensors):
+        return update, "not_finite"
+    return update.model_copy(update={"tensors": tensors}), None
 
 
 def finite(tensors: Tensors) -> bool:

@@ -37,7 +37,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Literal
 
-from aggregator.admission import finite, reason_against, reason_against_client
+from aggregator.admission import finite, reason_against, reason_against_client, restored
 from aggregator.buffer import Buffer
 from aggregator.effects import (
     Assign,
@@ -69,6 +69,7 @@ from schemas import (
     Plan,
     Run,
     Tensors,
+    transforms,
 )
 from schemas.messages import FromWorker, assignment_id
 
@@ -103,6 +104,7 @@ class Coordinator:
         folded = checkpoint.folded if self._plan.keeps_state else None
         self.turns = Turns(experiment, run, checkpoint.turn, self.buffer.clients, folded)
         self._strategy = strategy
+        self._steps = experiment.update or ()
         self.hold_updates = hold_updates
         self._elapsed_s = checkpoint.elapsed_s
         self._failures = 0
@@ -230,12 +232,14 @@ class Coordinator:
             residents=self.experiment.residents,
             version=self.version,
             max_staleness=self.experiment.max_staleness,
-            expected=self.buffer.expected,
+            expected=transforms.sent_spec(self._steps, self.buffer.expected),
         )
         if reason is None and (
             self.phase != "running" or not self.turns.in_time(update, self.version)
         ):
             reason = "late"
+        if reason is None:
+            update, reason = restored(update, self._steps, self.buffer.expected)
         if reason is not None:
             yield Reject(update.update_id, reason)
             yield from self._closed(update.update_id, now)

@@ -45,6 +45,7 @@ from simulation.pool import Job, Pool
 from worker.client_state import NEVER, ClientStates
 from worker.devices import Devices, Fate
 from worker.evaluator import Cadence
+from worker.outgoing import noise_of_turn, outgoing, upload_bytes
 from worker.per_plan import make_trainer
 from worker.turn import failed_update, initial_update, make_update, payload_bytes, verdict
 
@@ -268,7 +269,8 @@ class VirtualRun:
         fetched = self.clock.now + fate.download_s(size)
         turn.train_s = fate.train_s(self._examples(model.plan, client))
         trained = fetched + turn.train_s
-        self._free_at[client] = trained + fate.upload_s(size) + fate.pause_s
+        sent = upload_bytes(model.plan, model.tensors)
+        self._free_at[client] = trained + fate.upload_s(sent) + fate.pause_s
         self._note("start", client=client, turn=number, version=model.version)
         match fate.lost_at:
             case "before_training":
@@ -276,7 +278,7 @@ class VirtualRun:
             case "after_training":
                 self._at(trained, lambda: self._lost(turn))
             case "upload":
-                self._at(trained + fate.upload_s(size), lambda: self._lost(turn))
+                self._at(trained + fate.upload_s(sent), lambda: self._lost(turn))
             case None:
                 turn.job = pool.submit(
                     trained, lambda trainer: self._update(turn, trainer, trained)
@@ -298,10 +300,11 @@ class VirtualRun:
             state = self._states.load(model.run.run_id, client, after)
         trained = trainer.train(model.tensors, client, number, fate.epochs, state)
         trained = dataclasses.replace(trained, seconds=turn.train_s)
-        size = payload_bytes(trained.tensors)
-        took_s = at + fate.upload_s(size) - turn.started
-        update = make_update(turn.assignment, model, trained, WORKER, took_s, size)
-        return update, trained.state
+        size = payload_bytes(model.tensors)
+        update = make_update(turn.assignment, model, trained, WORKER, 0.0, size)
+        update, memory = outgoing(update, model.plan, state, noise_of_turn(model.plan, update))
+        took_s = at + fate.upload_s(payload_bytes(update.tensors)) - turn.started
+        return update.model_copy(update={"slot_s": took_s}), trained.state | memory
 
     def _trained(self, turn: Turn) -> None:
         model, fate, job = turn.model, turn.fate, turn.job

@@ -15,10 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from broker import Delivery, Envelope, MessageTooLarge, WorkerPort
 from schemas import (
     Assignment,
     ClientFailed,
+    ClientUpdate,
     DecodeError,
     GlobalModel,
     Message,
@@ -32,6 +35,7 @@ from worker.client_state import NEVER, ClientStates
 from worker.devices import Devices, Fate
 from worker.journal import Journal
 from worker.models import read_model
+from worker.outgoing import outgoing
 from worker.per_plan import PerPlan, make_trainer
 from worker.turn import (
     failed_update,
@@ -159,7 +163,8 @@ class Slot:
             return None
         answer = self._train(assignment, newest, fate)
         if fate.lost_at != "after_training":
-            self._wait(fate.upload_s(size))
+            sent = payload_bytes(answer.tensors) if isinstance(answer, ClientUpdate) else 0
+            self._wait(fate.upload_s(sent))
         self._pause_s = fate.pause_s
         lost = fate.lost_at is not None or self._is_over(assignment.run)
         return None if lost and not isinstance(answer, ClientFailed) else answer
@@ -179,10 +184,11 @@ class Slot:
                 self._slot_s(),
                 self._worker.take_received(),
             )
+            update, memory = outgoing(update, model.plan, state, np.random.default_rng())
             if model.plan.keeps_state:
                 made_by, after = (turn, model.version), assignment.after or NEVER
                 states = self._worker.states
-                states.save(model.run.run_id, client, made_by, trained.state, after)
+                states.save(model.run.run_id, client, made_by, trained.state | memory, after)
         except Exception as error:  # whatever a task raises costs one turn, never the worker
             return self._failed(assignment, model.version, error)
         self._failures = 0

@@ -15,7 +15,7 @@ from aggregator.strategies.optimizers import optimizer_of
 from aggregator.strategies.ringmaster import Ringmaster
 from aggregator.strategies.scaffold import Scaffold
 from aggregator.strategies.staleness import staleness_of
-from schemas import Experiment
+from schemas import Experiment, UserError
 
 __all__ = [
     "FedAsync",
@@ -45,11 +45,24 @@ _FEDOPT = {
 
 
 def make_strategy(experiment: Experiment) -> Strategy:
-    """The strategy that an experiment's ``aggregation`` table asks for."""
+    """The strategy that an experiment's ``aggregation`` table asks for. Raises: UserError."""
+    strategy = _strategy_of(experiment)
+    if experiment.update and strategy.sends == "weights":
+        raise UserError(
+            f"[[update]] works on deltas, and {experiment.aggregation.strategy} wants weights: "
+            "choose another aggregation.strategy, such as fedbuff"
+        )
+    return strategy
+
+
+def _strategy_of(experiment: Experiment) -> Strategy:
     table = experiment.aggregation
     s = staleness_of(table)
     if table.strategy in _FEDOPT:
         return FedOpt(optimizer_of(table, _FEDOPT[table.strategy]), table.weighting, s)
+    if table.strategy == "fedavg" and experiment.update:
+        # The mean of w + delta_k is w + the mean of delta_k.
+        return FedOpt(optimizer_of(table, "sgd"), table.weighting, s)
     if table.strategy == "fedavg":
         return FedAvg(table.weighting, s)
     if table.strategy == "fednova":

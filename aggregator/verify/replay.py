@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from aggregator.admission import restored
 from aggregator.archive import Place, read_kept
 from aggregator.arithmetic import arithmetic
 from aggregator.reading import LedgerReader
 from aggregator.room import human_bytes
 from aggregator.selection import client_order
 from aggregator.strategies import State, Strategy, make_strategy, model_of
+from aggregator.strategies.base import update_spec
 from schemas import ClientUpdate, DecodeError, Experiment, Tensors, UserError, decode
 from schemas.tensors import Array, spec, tensors_sha256
 
@@ -86,7 +88,6 @@ def _replay(
 ) -> None:
     state: State = {}
     versions = ledger.query("SELECT version, weights_sha256, file FROM versions ORDER BY version")
-    in_client_order = experiment.aggregation.deterministic
     for version, sha256, file in versions:
         updates = _updates(ledger, done, "u.version = ?", version)
         if version == 0:
@@ -95,13 +96,13 @@ def _replay(
                 given = {key: array.copy() for key, array in update.tensors.items()}
                 _compare(ledger, done, version, sha256, file, model_of(strategy.init(given)))
         else:
-            state = strategy.step(_folded(strategy, state, updates, in_client_order))
+            state = strategy.step(_folded(strategy, state, updates, experiment))
         _compare(ledger, done, version, sha256, file, model_of(state))
         done.versions += version > 0
     buffer_file = ledger.meta.get("buffer_file")
     if versions and buffer_file and not ledger.has_moved_on():
         updates = _updates(ledger, done, "u.disposition = 'buffered'")
-        state = _folded(strategy, state, updates, in_client_order)
+        state = _folded(strategy, state, updates, experiment)
         sums = {k: a for k, a in state.items() if k.startswith("buffer/")}
         saved = ledger.store.read(buffer_file)
         same = tensors_sha256(sums) == tensors_sha256(saved)
@@ -113,14 +114,18 @@ def _folded(
     strategy: Strategy,
     state: State,
     updates: Iterator[tuple[ClientUpdate, int]],
-    in_client_order: bool,
+    experiment: Experiment,
 ) -> State:
     """``state`` with the updates folded in: as they came, or in client order."""
     order = updates
-    if in_client_order:
+    if experiment.aggregation.deterministic:
         order = iter(sorted(updates, key=lambda pair: client_order(pair[0].client)))
+    expected = update_spec(strategy, model_of(state))
     for update, staleness in order:
-        state = strategy.accept(state, update, staleness)
+        sent, reason = restored(update, experiment.update or (), expected)
+        if reason is not None:
+            raise Wrong(f"update {update.update_id} cannot be folded: {reason}")
+        state = strategy.accept(state, sent, staleness)
     return state
 
 

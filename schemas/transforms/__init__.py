@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from schemas.steps import Cast, Clip, Noise, Sparsify, Step
-from schemas.tensors import Tensors, spec
-from schemas.transforms.base import Draws, Spec, Transform
+from schemas.tensors import Spec, Tensors, spec
+from schemas.transforms.base import Draws, Transform
 from schemas.transforms.clip import ClipTransform, NoiseTransform
 from schemas.transforms.rounding import CastTransform, QuantiseTransform
 from schemas.transforms.sparse import SparseTransform
@@ -43,7 +43,7 @@ def restore(steps: Sequence[Step], tensors: Tensors, model: Spec) -> Tensors:
         raise ValueError("names, dtypes or shapes are not those that the steps make")
     for transform, before in zip(reversed(transforms), reversed(specs[:-1]), strict=True):
         tensors = transform.restore(tensors, before)
-    return {name: tensors[name] for name in model}
+    return tensors
 
 
 def sent_spec(steps: Sequence[Step], model: Spec) -> Spec:

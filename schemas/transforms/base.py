@@ -13,10 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.tensors import Tensors
+from schemas.tensors import Spec, Tensors
 
-#: Name -> (dtype, shape).
-Spec = dict[str, tuple[str, tuple[int, ...]]]
 Floats = NDArray[np.float32]
 
 

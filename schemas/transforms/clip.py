@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from schemas.tensors import Array, Tensors
-from schemas.transforms.base import Draws, Spec, is_value
+from schemas.tensors import Array, Spec, Tensors
+from schemas.transforms.base import Draws, is_value
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.tensors import Tensors
-from schemas.transforms.base import Draws, Floats, Spec, is_value
+from schemas.tensors import Spec, Tensors
+from schemas.transforms.base import Draws, Floats, is_value
 
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 
