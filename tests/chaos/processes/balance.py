@@ -36,7 +36,8 @@ class Balance:
     confirmed: Counter[str]
     #: Disposition in the ledger -> ids. Each id is there once, by its primary key.
     ledger: Mapping[str, set[str]]
-    rejected: set[str]
+    #: Id -> reason.
+    rejected: Mapping[str, str]
     dead: set[str]
     queued: set[str]
 
@@ -44,32 +45,36 @@ class Balance:
         found = " + ".join(f"{len(ids)} {what}" for what, ids in self._dispositions().items())
         unsure = len(self.sent.keys() - self.confirmed.keys())
         copies = self.confirmed.total() - len(self.confirmed)
+        reasons = dict(Counter(self.rejected.values()))
         return (
             f"{len(self.confirmed)} confirmed ({copies} of them once more) and {unsure} sent that "
-            f"their worker did not live to see confirmed: {found}"
+            f"their worker did not live to see confirmed: {found}; rejected: {reasons or 'none'}"
         )
 
-    def problems(self) -> list[str]:
-        """What does not hold, a line each."""
+    def problems(self, one_base: bool) -> list[str]:
+        """What does not hold, a line each.
+
+        one_base: an update has the same base version however often it is trained (cohorts). Else
+            one copy may be counted and another, trained from another version, be too stale.
+        """
         dispositions = self._dispositions()
         found = Counter(i for ids in dispositions.values() for i in ids)
         lost = self.confirmed.keys() - found.keys()
         invented = found.keys() - self.sent.keys()
-        # Of one update one copy may be counted and another rejected or still queued, no more.
-        twice = {i for i, times in found.items() if times > 1 and self.sent[i] < 2}
-        twice -= self.queued  # the copy of a publish whose confirm was lost
+        twice = {i for i, n in found.items() if n > 1 and (one_base or n > self.sent[i])}
+        twice -= self.queued  # a copy that nobody has looked at yet
         where = {i: [what for what, ids in dispositions.items() if i in ids] for i in twice}
         return [
             *(f"update {i} was confirmed and is nowhere" for i in sorted(lost)),
             *(f"update {i} is somewhere and nobody sent it" for i in sorted(invented)),
-            *(f"update {i} was sent once and is {where[i]}" for i in sorted(twice)),
+            *(f"update {i} was sent {self.sent[i]} times and is {where[i]}" for i in sorted(twice)),
         ]
 
     def _dispositions(self) -> dict[str, set[str]]:
         known = {what: self.ledger.get(what, set()) for what in ("counted", "unused", "buffered")}
         return {
             **known,
-            "rejected": self.rejected,
+            "rejected": set(self.rejected),
             "dead-lettered": self.dead,
             "queued": self.queued,
         }
@@ -90,12 +95,13 @@ def balance_of(out: Path, journals: Iterable[Path], node: Node) -> Balance:
     by_disposition: dict[str, set[str]] = {}
     for update_id, disposition in ledger.query("SELECT update_id, disposition FROM updates"):
         by_disposition.setdefault(disposition, set()).add(update_id)
-    rejected = {i for (i,) in ledger.query("SELECT message_id FROM rejections")}
+    reasons = dict(ledger.query("SELECT message_id, reason FROM rejections"))
+    rejected = {i: reason for i, reason in reasons.items() if i in sent}
     ledger.close()
     topology = Topology()
     dead = {i for i, properties in _take(node, topology.rejected.name) if not _ours(properties)}
     queued = {i for i, _ in _take(node, topology.updates.name)}
-    return Balance(sent, confirmed, by_disposition, rejected & set(sent), dead, queued)
+    return Balance(sent, confirmed, by_disposition, rejected, dead, queued)
 
 
 def _ours(properties: pika.BasicProperties) -> bool:

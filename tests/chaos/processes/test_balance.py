@@ -13,7 +13,7 @@ GOOD = Balance(
     sent=Counter(a=1, b=1, c=2, d=1, e=1, f=1),
     confirmed=Counter(a=1, b=1, c=2, d=1, e=1),
     ledger={"counted": {"a", "c", "f"}, "unused": {"b"}},
-    rejected={"c", "d"},
+    rejected={"c": "too_stale", "d": "late"},
     dead=set(),
     queued={"e"},
 )
@@ -21,7 +21,11 @@ GOOD = Balance(
 
 def test_a_balance_that_holds() -> None:
     # c: trained twice, one copy counted, the other too stale; f: its worker died before its confirm
-    assert GOOD.problems() == []
+    assert GOOD.problems(one_base=False) == []
+    # A cohort trains it from one version, so one of them must be wrong
+    assert GOOD.problems(one_base=True) == [
+        "update c was sent 2 times and is ['counted', 'rejected']"
+    ]
     assert "5 confirmed (1 of them once more) and 1 sent that their worker" in str(GOOD)
 
 
@@ -30,10 +34,16 @@ def test_a_balance_that_holds() -> None:
     [
         (replace(GOOD, queued=set()), "update e was confirmed and is nowhere"),
         (replace(GOOD, dead={"x"}), "update x is somewhere and nobody sent it"),
-        (replace(GOOD, dead={"a"}), "update a was sent once and is ['counted', 'dead-lettered']"),
-        (replace(GOOD, rejected={"b", "d"}), "update b was sent once and is ['unused', 'rejected"),
+        (
+            replace(GOOD, dead={"a"}),
+            "update a was sent 1 times and is ['counted', 'dead-lettered']",
+        ),
+        (
+            replace(GOOD, rejected={"b": "late", "c": "too_stale", "d": "late"}),
+            "update b was sent 1 times and is ['unused', 'rejected",
+        ),
     ],
 )
 def test_what_does_not_hold_is_named(bad: Balance, says: str) -> None:
-    (line,) = bad.problems()
+    (line,) = bad.problems(one_base=False)
     assert line.startswith(says)
