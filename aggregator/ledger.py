@@ -338,6 +338,10 @@ def _difference(stored: dict[str, Any], given: dict[str, Any]) -> str | None:
     """The first key in which two experiments differ that must not."""
     for table in given:
         before, now = stored.get(table) or {}, given[table] or {}
+        if isinstance(before, list) or isinstance(now, list):  # [[update]]: steps in order
+            if before != now:
+                return table
+            continue
         for key in {**before, **now}:
             name = f"{table}.{key}"
             if name not in _MAY_CHANGE and before.get(key) != now.get(key):

@@ -52,6 +52,7 @@ from schemas import (
     Run,
     Tensors,
     UserError,
+    transforms,
 )
 from schemas.codec import MAX_MESSAGE_BYTES, one_line
 from schemas.messages import FromWorker
@@ -236,7 +237,8 @@ class AggregatorService:
         """Say what kept updates will take before anything is trained. Raises: UserError."""
         if self.experiment.aggregation.keep_updates:
             kept = self._ledger.kept()
-            update = update_spec(make_strategy(self.experiment), model_of(state))
+            delta = update_spec(make_strategy(self.experiment), model_of(state))
+            update = transforms.sent_spec(self.experiment.update or (), delta)
             self._say(room_for_updates(self.experiment, self.folder, update, *kept))
 
     # ---- messages

@@ -17,8 +17,9 @@ from aggregator.strategies import make_strategy
 from aggregator.strategies.base import update_spec
 from broker import Envelope
 from broker.embedded import EmbeddedBroker
-from schemas import Assignment, ClientUpdate, Experiment, Tensors, decode
+from schemas import Assignment, ClientUpdate, Experiment, Tensors, decode, transforms
 from schemas.tensors import Spec, spec
+from schemas.transforms import Draws
 
 #: A tensor of each kind: learned, a batch-norm statistic, a counter.
 MODEL: Tensors = {
@@ -114,8 +115,14 @@ class Federation:
             worker="worker",
             sends="initial" if initial else self.sends,
             examples=0 if initial else 10 + turn.turn,
-            tensors=noise(self.shapes[initial], turn.turn),
+            tensors=noise(self.shapes[initial], turn.turn) if initial else self.sent(turn.turn),
         )
+
+    def sent(self, turn: int) -> Tensors:
+        """What leaves of this turn's delta."""
+        delta = noise(self.shapes[False], turn)
+        draws = Draws(np.random.default_rng(turn), np.random.default_rng(turn))
+        return transforms.apply(self.experiment.update or (), delta, draws, {})[0]
 
     def finish(self, turns_at_once: int = 4) -> Path:
         """Answer every turn until the run is over; its folder."""

@@ -70,6 +70,22 @@ def test_every_version_comes_out_again(tmp_path: Path, strategy: str, mode: str)
     assert len(set(hashes(tmp_path))) == 7
 
 
+def test_compressed_updates_are_kept_as_they_came(tmp_path: Path) -> None:
+    # Given a run whose clients send a fifth of their values, in four bits each
+    steps = [{"kind": "top_k", "share": 0.2}, {"kind": "quantise", "bits": 4}]
+    federation = Federation(tmp_path, update=steps)
+    federation.answer(3)
+    federation.die()
+    federation.start()
+    federation.finish()
+    # Then that is what was kept, and it gives the recorded bytes
+    result = replayed(tmp_path)
+    assert (result.problem, result.versions, result.other_bytes) == (None, 6, [])
+    # And other steps would be another experiment
+    with pytest.raises(UserError, match=r"\(update differs\)"):
+        Federation(tmp_path, update=steps[:1])
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_crashes_in_the_middle_of_buffers_change_nothing(
     tmp_path: Path, deterministic: bool
