@@ -246,6 +246,29 @@ def test_a_broker_short_of_memory_stops_publishers_only(fragile, ports, update, 
     assert receive(leader, 1)[0].envelope.body == b"after"
 
 
+def test_a_publisher_that_is_stopped_for_longer_than_its_patience_connects_anew_and_loses_nothing(
+    fragile, ports, update, until, federation
+):
+    # Given a broker without memory, and a worker that gives up connections that are blocked for 1 s
+    status: list[str] = []
+    leader = ports.leader(RabbitMQBroker(fragile.url, federation))
+    url = f"{fragile.url}?blocked_connection_timeout=1"
+    worker = ports.worker(RabbitMQBroker(url, federation, on_status=status.append))
+    worker.submit(update("before"))
+    fragile.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+    with ThreadPoolExecutor() as pool:
+        # When it submits again, and has given up twice
+        waiting = pool.submit(worker.submit, update("after"))
+        until(lambda: sum("lost" in text for text in status) >= 2)
+        assert not waiting.done()
+        # And then there is memory again
+        fragile.ctl("set_vm_memory_high_watermark", "0.4")
+        # Then the update is confirmed, and there
+        waiting.result(PATIENCE_S)
+    leader.consume(10)
+    assert {d.envelope.body for d in receive(leader, 2)} == {b"before", b"after"}
+
+
 def test_a_broker_that_was_emptied_is_set_up_again(rabbit, ports, update, model, until):
     # Given a federation at work
     leader, worker = ports.leader(rabbit.broker), ports.worker(rabbit.broker)
