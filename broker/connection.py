@@ -8,28 +8,17 @@ on a connection is a lane (``broker.lane``); lanes open again with every new con
 from __future__ import annotations
 
 import random
-import socket
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import pika
 from pika.adapters.select_connection import IOLoop
-from pika.exceptions import (
-    AMQPError,
-    AuthenticationError,
-    ConnectionClosedByBroker,
-    ProbableAccessDeniedError,
-    ProbableAuthenticationError,
-)
 
-from broker.errors import AccessRefused, BrokerUnreachable
+from broker.errors import BrokerUnreachable
 from broker.frames import Connection
-from schemas.errors import UserError
-
-#: A reply code: a right, or the virtual host, is missing.
-NOT_ALLOWED = 530
+from broker.refusals import describe, refusal_of, root_cause
 
 
 class Backoff:
@@ -229,49 +218,3 @@ class Link:
             self.connection.close()  # _lost() then stops the loop
         elif self.connection is None or not self.connection.is_closing:
             self._loop.stop()
-
-
-def root_cause(error: Any) -> BaseException:
-    """The innermost of the exceptions that pika wraps into each other."""
-    while True:
-        inner = getattr(error, "exceptions", None) or getattr(error, "exception", None)
-        inner = inner[-1] if isinstance(inner, (list, tuple)) else inner
-        if inner is None and error.args and isinstance(error.args[0], BaseException):
-            inner = error.args[0]
-        if not isinstance(inner, BaseException):
-            assert isinstance(error, BaseException)
-            return error
-        error = inner
-
-
-def describe(error: BaseException) -> str:
-    """One line for a person."""
-    code, text = getattr(error, "reply_code", None), getattr(error, "reply_text", None)
-    if text:
-        return f"{code} {text}"
-    if isinstance(error, socket.gaierror):
-        return "host name not found"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    said = error.args[0] if isinstance(error, AMQPError) and error.args else error
-    return (str(said) or type(error).__name__).splitlines()[0][:200]
-
-
-def refusal_of(error: BaseException, where: str, user: str) -> UserError | None:
-    """What a person has to mend at the broker; None where trying again may help.
-
-    pika's ``Probable…`` errors are guesses about a connection that ended during the login: true
-    where the broker has closed it with a code, and else the network may have done it.
-    """
-    closed = "ConnectionClosedByBroker" in str(error.args)
-    if isinstance(error, AuthenticationError) or (
-        isinstance(error, ProbableAuthenticationError) and closed
-    ):
-        return AccessRefused(f"RabbitMQ at {where} refused user {user!r}: check name and password")
-    denied = isinstance(error, ConnectionClosedByBroker) and error.reply_code == NOT_ALLOWED
-    if denied or (isinstance(error, ProbableAccessDeniedError) and closed):
-        return AccessRefused(
-            f"RabbitMQ at {where}: user {user!r} may not use this virtual host, or there is none "
-            "of this name"
-        )
-    return None

@@ -12,8 +12,9 @@ from typing import Any
 from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 
-from broker.connection import Backoff, Link, describe
+from broker.connection import Backoff, Link
 from broker.errors import AccessRefused, TopologyMismatch
+from broker.refusals import describe
 
 #: Reply codes that close a channel.
 ACCESS_REFUSED = 403
@@ -100,6 +101,11 @@ class Lane:
 def _fatal(error: ChannelClosedByBroker) -> Exception | None:
     if error.reply_code == ACCESS_REFUSED:
         return AccessRefused(f"RabbitMQ refused a right that is needed: {error.reply_text}")
+    if error.reply_code == PRECONDITION_FAILED and "user_id property" in error.reply_text:
+        return AccessRefused(
+            f"RabbitMQ knows us by another name than we go by ({error.reply_text}): write the "
+            "certificate's name into the broker's URL, amqps://NAME@host"
+        )
     if error.reply_code == PRECONDITION_FAILED and "inequivalent arg" in error.reply_text:
         return TopologyMismatch(
             f"RabbitMQ has this already, with other arguments: {error.reply_text}; delete it "

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -67,12 +67,14 @@ class Node:
         folder: Path | None = None,
         *,
         settings: Mapping[str, str] | None = None,
+        plugins: Sequence[str] = (),
         management: bool = False,
         start_timeout_s: float = 90.0,
     ) -> None:
         """
         folder: keeps the data from one start to the next. Default: a temporary one.
         settings: lines of rabbitmq.conf that replace or follow our own.
+        plugins: of RabbitMQ's own, by name.
         management: with RabbitMQ's UI at ``management_url`` (a few seconds slower to start).
         Raises: UserError where the machine has no server.
         """
@@ -81,7 +83,7 @@ class Node:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="fluffle-rabbitmq-"))
         self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
-        self.port, self._dist_port, self._epmd_port, self._ui_port = _free_ports(4)
+        self.port, self._dist_port, self._epmd_port, self._ui_port = free_ports(4)
         lines = dict(
             line.split(" = ", 1) for line in CONF.read_text().splitlines() if " = " in line
         )
@@ -91,8 +93,8 @@ class Node:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         conf = "".join(f"{key} = {value}\n" for key, value in lines.items())
         (self.folder / "rabbitmq.conf").write_text(conf)
-        plugins = "[rabbitmq_management].\n" if management else "[].\n"
-        (self.folder / "enabled_plugins").write_text(plugins)
+        enabled = [*plugins, *(["rabbitmq_management"] if management else [])]
+        (self.folder / "enabled_plugins").write_text(f"[{','.join(enabled)}].\n")
         (self.folder / "rabbitmq-env.conf").write_text("")
 
     @property
@@ -200,8 +202,8 @@ class Node:
         return True
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports below those that the kernel gives to outgoing connections."""
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine, below those that the kernel gives to outgoing connections."""
     ports: list[int] = []
     while len(ports) < count:
         port = random.SystemRandom().randrange(20_000, 32_000)

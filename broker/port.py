@@ -10,14 +10,13 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import pika
 
+from broker.address import parameters_of
 from broker.connection import Link
 from broker.errors import Closed
 from broker.topology import Topology
-from schemas.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,8 @@ class Settings:
     on_status: Callable[[str], None]
 
     def parameters(self, connection_name: str) -> pika.URLParameters:
-        """For one connection. Raises: UserError where the URL is none."""
-        try:
-            if urlsplit(self.url).scheme not in ("amqp", "amqps"):
-                raise ValueError
-            parameters = pika.URLParameters(self.url)
-        except Exception:  # whatever pika meets in it; the URL itself may hold a password
-            raise UserError(
-                "the broker's URL is not like amqp://user:password@host:5672/vhost"
-            ) from None
+        """For one connection. Raises: UserError where the URL is none, or a certificate."""
+        parameters = parameters_of(self.url)
         if parameters.heartbeat is None:
             parameters.heartbeat = self.heartbeat_s
         if parameters.blocked_connection_timeout is None:

@@ -11,9 +11,9 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionBlockedTimeout
 
-from broker.connection import describe, refusal_of, root_cause
 from broker.errors import BrokerUnreachable
 from broker.port import Settings
+from broker.refusals import describe, refusal_of, root_cause
 from broker.topology import Topology
 
 #: Longer than any answer takes, shorter than a person waits.

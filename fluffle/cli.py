@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from fluffle.data import data_app
+from fluffle.secure import secure
 from schemas.errors import UserError
 
 app = typer.Typer(
@@ -55,6 +56,7 @@ Parent = Annotated[int, typer.Option(hidden=True, help="Leave when this process 
 
 
 @app.command()
+@secure
 def run(
     file: File,
     broker: Annotated[
@@ -126,6 +128,7 @@ def run(
 
 
 @app.command()
+@secure
 def aggregator(
     file: File,
     broker: BrokerUrl,
@@ -156,6 +159,7 @@ def aggregator(
 
 
 @app.command()
+@secure
 def worker(
     broker: BrokerUrl,
     slots: Slots = 1,
@@ -207,6 +211,7 @@ def worker(
 
 
 @app.command()
+@secure
 def evaluator(
     broker: BrokerUrl,
     name: Annotated[str, typer.Option(help="Default: host and process id.")] = "",
@@ -231,6 +236,7 @@ def evaluator(
 
 
 @app.command()
+@secure
 def verify(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     replay: Annotated[
@@ -279,6 +285,7 @@ def report(
 
 
 @app.command()
+@secure
 def doctor(
     broker: Annotated[
         str, typer.Option("--broker", envvar="FLUFFLE_BROKER", help="Look at this one as well.")
