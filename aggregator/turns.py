@@ -96,7 +96,7 @@ class Turns:
         for assignment in dropped:
             self.close(assignment.assignment_id)
         if self._experiment.aggregation.deterministic:
-            self._again += dropped
+            self._again += [a for a in dropped if a.kind == "train"]
         return dropped
 
     def next_deadline(self) -> float:

@@ -501,6 +501,22 @@ def test_a_deterministic_cohort_gives_a_dropout_the_very_same_turn_again() -> No
     assert {a.assignment_id for a in again} == turns.keys() - {first.update_id, late.update_id}
 
 
+def test_a_deterministic_cohort_asks_nobody_for_weights_that_are_there() -> None:
+    # Given a deterministic run whose first turn, which asks for weights, was lost once
+    driver = Driver(
+        initial=False,
+        participation={"mode": "cohort", "assignment_deadline_s": 5},
+        aggregation={"deterministic": True, "on_deadline": "extend", "deadline_s": 100},
+    )
+    driver.open.clear()
+    (asked,) = driver.assigned(driver.wait(5))
+    # When the weights come
+    effects = driver.give(driver.update(asked, sends="initial", examples=0))
+    # Then all that is issued from now on is trained
+    only(MakeVersion, effects)
+    assert {a.kind for a in driver.assigned(effects)} == {"train"}
+
+
 # ---- checkpoints and resuming
 
 

@@ -58,12 +58,11 @@ class Conductor:
         self.folder = folder
         self.out = folder / "out"
         self.members: dict[str, Member] = {}
-        self.history: list[str] = []
-        self._seed = seed
         self.node = node
         self._began = time.monotonic()
         self._undo: list[tuple[float, str, Callable[[], object]]] = []
         self._may_kill_broker_at = 0.0
+        self.note(f"seed {seed}, in {folder}")
 
     # ---- members
 
@@ -144,13 +143,11 @@ class Conductor:
         return version(self.out)
 
     def note(self, text: str) -> None:
-        """One line of history."""
-        at = time.monotonic() - self._began
-        self.history.append(f"{at:7.1f} s  v{self.version:<4d} {text}")
-
-    def report(self) -> str:
-        """The history, for a person to read and run again."""
-        return "\n".join([f"seed {self._seed}, {self.folder}", *self.history])
+        """One line of history: said at once, and kept in the folder."""
+        line = f"{time.monotonic() - self._began:7.1f} s  v{self.version:<4d} {text}"
+        print(line, flush=True)
+        with (self.folder / "history.txt").open("a") as file:
+            file.write(line + "\n")
 
     # ---- inside
 

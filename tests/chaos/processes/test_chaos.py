@@ -90,11 +90,10 @@ def federation(seed: int, experiment: str) -> Iterator[Conductor]:
             )
         yield conductor
     except BaseException:
-        print(conductor.report())
+        conductor.note("it failed: the folder is kept")
         raise
     finally:
         conductor.close()
-    print(conductor.report())
     shutil.rmtree(folder)
 
 
