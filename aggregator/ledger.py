@@ -22,6 +22,7 @@ from aggregator.archive import Archive, Place
 from aggregator.arithmetic import arithmetic
 from aggregator.effects import Fold, MakeVersion, SaveBuffer
 from aggregator.reading import LEDGER, LedgerReader
+from aggregator.same_run import difference_of
 from aggregator.store import Store, cannot_write, make_folder
 from aggregator.strategies.base import model_of
 from aggregator.tables import TABLES
@@ -33,18 +34,6 @@ from schemas import (
     UserError,
     encode,
     tensors_sha256,
-)
-
-#: Keys that may differ when a run is resumed: they say when to stop, not what is learned; who may
-#: come; and what it costs.
-_MAY_CHANGE = (
-    "participation.residents",
-    "experiment.versions",
-    "experiment.target_accuracy",
-    "experiment.max_minutes",
-    "evaluation.every_updates",
-    "cost.price_per_worker_hour",
-    "cost.currency",
 )
 
 #: Transactions take milliseconds; whoever has locked the ledger for this long has stopped.
@@ -98,7 +87,7 @@ class Ledger(LedgerReader):
         stored = self._stored_experiment()
         document = experiment.model_dump(mode="json")
         if stored is not None:
-            difference = _difference(stored, document)
+            difference = difference_of(stored, document)
             if difference:
                 raise UserError(
                     f"{self.folder} holds a run of another experiment ({difference} differs): "
@@ -332,18 +321,3 @@ class Ledger(LedgerReader):
             if isinstance(error, sqlite3.OperationalError):
                 raise cannot_write(self.folder, error) from error
             raise
-
-
-def _difference(stored: dict[str, Any], given: dict[str, Any]) -> str | None:
-    """The first key in which two experiments differ that must not."""
-    for table in given:
-        before, now = stored.get(table) or {}, given[table] or {}
-        if isinstance(before, list) or isinstance(now, list):  # [[update]]: steps in order
-            if before != now:
-                return table
-            continue
-        for key in {**before, **now}:
-            name = f"{table}.{key}"
-            if name not in _MAY_CHANGE and before.get(key) != now.get(key):
-                return name
-    return None

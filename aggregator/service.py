@@ -9,17 +9,15 @@ publish. A crash between any two of these costs a redelivery and nothing else.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from aggregator.admission import REASONS, reason_against_user
+from aggregator.admission import REASONS
 from aggregator.complaints import Complaints
 from aggregator.coordinator import Coordinator
 from aggregator.effects import (
@@ -38,6 +36,8 @@ from aggregator.effects import (
     Reject,
     SaveBuffer,
 )
+from aggregator.hands import Hands
+from aggregator.intake import Unusable, message_of
 from aggregator.ledger import Ledger, StaleLeader
 from aggregator.room import room_for_updates
 from aggregator.strategies import State, make_strategy, model_of
@@ -68,14 +68,6 @@ ORDINARY = ("late", "too_stale")
 SUSPICIOUS = 3
 #: How often the loop looks up from waiting for messages.
 _LOOK_UP_S = 0.5
-
-
-@dataclass
-class _Held:
-    """An update that is folded but not recorded: its deliveries (bodies gone), its size."""
-
-    size: int
-    deliveries: list[Delivery] = field(default_factory=list)
 
 
 class AggregatorService:
@@ -112,7 +104,7 @@ class AggregatorService:
         self._on_timing = on_timing
         self._complaints = Complaints(on_status, clock)
         self._stop = threading.Event()
-        self._held: dict[str, _Held] = {}
+        self._hands = Hands()
         #: When the coordinator wants to be called, by the service's clock.
         self.call_at = 0.0
         #: How the run ended; None while it goes on.
@@ -250,23 +242,11 @@ class AggregatorService:
             self._on_event(envelope)
             return
         self._consume(1 if delivery.delivery_count >= SUSPICIOUS else self._normal_prefetch)
-        if envelope.too_large or envelope.size > self._largest:
-            self._reject(delivery, "too_large")
-            return
         try:
-            message = envelope.message()
-        except DecodeError as error:
-            self._reject(delivery, "undecodable", str(error))
+            message = message_of(envelope, self.experiment, self._largest)
+        except Unusable as error:
+            self._reject(delivery, error.reason, error.detail)
             return
-        if not isinstance(message, FromWorker) or message.type != envelope.type:
-            self._reject(delivery, "wrong_type")
-            return
-        if self.experiment.identity == "broker":
-            residents = self.experiment.residents
-            reason = reason_against_user(message, envelope.user_id, residents)
-            if reason is not None:
-                self._reject(delivery, reason)
-                return
         seen_in = self._seen_in(message)
         if seen_in == "buffer" and delivery.delivery_count == 0:
             # The same update in another message: held, it would only fill our hands.
@@ -295,7 +275,7 @@ class AggregatorService:
             return None  # a record closes the turn, so there is none: no need to ask the ledger
         if not open_turn:
             self._answered = max(self._answered, message.turn)
-        if message.update_id in self._held:
+        if message.update_id in self._hands:
             return "buffer"
         return "ledger" if self._ledger.seen(message.update_id) else None
 
@@ -333,10 +313,10 @@ class AggregatorService:
                     self._check_room(effect.state)
                 keep = self.experiment.aggregation.keep_versions
                 with self._timed("commit"):
-                    ledger.make_version(effect, self._sizes(), elapsed_s, keep)
+                    ledger.make_version(effect, self._hands.sizes(), elapsed_s, keep)
                 self._settle()
             case SaveBuffer():
-                ledger.save_buffer(effect, self._sizes(), elapsed_s)
+                ledger.save_buffer(effect, self._hands.sizes(), elapsed_s)
                 self._settle()
             case Publish(model):
                 with self._timed("publish"):
@@ -344,7 +324,7 @@ class AggregatorService:
             case Assign(assignments, expires_s):
                 self._port.assign([Envelope.of(a) for a in assignments], expires_s)
             case Finish(status, detail, unused):
-                ledger.finish(status, detail, unused, self._sizes(), elapsed_s)
+                ledger.finish(status, detail, unused, self._hands.sizes(), elapsed_s)
                 self._settle()
                 self.outcome = status
 
@@ -355,20 +335,12 @@ class AggregatorService:
         self._on_timing(stage, time.perf_counter() - started)
 
     def _hold(self, update_id: str, delivery: Delivery) -> None:
-        envelope = delivery.envelope
-        if update_id not in self._held and self._ledger.keeps_updates:
-            self._ledger.keep_update(update_id, envelope.body)
-        held = self._held.setdefault(update_id, _Held(envelope.size))
-        # Once folded the body has done its work; memory must not grow with the buffer.
-        bare = dataclasses.replace(envelope, content=b"")
-        held.deliveries.append(dataclasses.replace(delivery, envelope=bare))
-
-    def _sizes(self) -> dict[str, int]:
-        return {update_id: held.size for update_id, held in self._held.items()}
+        if self._ledger.keeps_updates and update_id not in self._hands:
+            self._ledger.keep_update(update_id, delivery.envelope.body)
+        self._hands.take(update_id, delivery)
 
     def _settle(self) -> None:
-        self._port.ack([d for held in self._held.values() for d in held.deliveries])
-        self._held.clear()
+        self._port.ack(self._hands.release())
 
     def _reject(self, delivery: Delivery, reason: str, detail: str = "") -> None:
         envelope = delivery.envelope

@@ -46,7 +46,7 @@ def dedupes_outside_the_transaction(patch: pytest.MonkeyPatch) -> None:
             object.__setattr__(made, "folds", ())
         make_version(self, made, sizes, elapsed_s, *rest)
         with self._transaction():
-            self._add_folds(late, sizes)
+            self._add_folds(late, sizes, {})
             self._db.execute(
                 "UPDATE updates SET disposition = 'counted', version = ?"
                 " WHERE disposition = 'buffered'",
@@ -80,7 +80,7 @@ def acks_what_the_open_buffer_holds(patch: pytest.MonkeyPatch) -> None:
     seen_in = AggregatorService._seen_in
 
     def planted(self: AggregatorService, message: Any) -> Any:
-        if isinstance(message, ClientUpdate) and message.update_id in self._held:
+        if isinstance(message, ClientUpdate) and message.update_id in self._hands:
             return "ledger"
         return seen_in(self, message)
 

@@ -1,0 +1,31 @@
+"""Whether an experiment may resume a run that was started with another file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Keys that may differ: they say when to stop, not what is learned; who may come; what it costs.
+MAY_CHANGE = (
+    "participation.residents",
+    "experiment.versions",
+    "experiment.target_accuracy",
+    "experiment.max_minutes",
+    "evaluation.every_updates",
+    "cost.price_per_worker_hour",
+    "cost.currency",
+)
+
+
+def difference_of(stored: dict[str, Any], given: dict[str, Any]) -> str | None:
+    """The first key in which two experiments differ that must not."""
+    for table in given:
+        before, now = stored.get(table) or {}, given[table] or {}
+        if isinstance(before, list) or isinstance(now, list):  # [[update]]: steps in order
+            if before != now:
+                return table
+            continue
+        for key in {**before, **now}:
+            name = f"{table}.{key}"
+            if name not in MAY_CHANGE and before.get(key) != now.get(key):
+                return name
+    return None
