@@ -42,6 +42,7 @@ from aggregator.ledger import Ledger, StaleLeader
 from aggregator.room import room_for_updates
 from aggregator.strategies import State, make_strategy, model_of
 from aggregator.strategies.base import update_spec
+from aggregator.strategies.own import keep_code
 from broker import AggregatorPort, Delivery, Envelope, LeadershipLost
 from schemas import (
     ClientUpdate,
@@ -56,6 +57,7 @@ from schemas import (
 )
 from schemas.codec import MAX_MESSAGE_BYTES, one_line
 from schemas.messages import FromWorker
+from schemas.user_code import is_own
 
 #: Updates that may be in our hands at once, by number and by bytes.
 MAX_PREFETCH = 64
@@ -81,12 +83,14 @@ class AggregatorService:
         *,
         run_id: str,
         initial: Tensors | None = None,
+        code: Path | None = None,
         clock_name: str = "real",
         clock: Callable[[], float] = time.monotonic,
         on_status: Callable[[str], None] = lambda text: None,
         on_timing: Callable[[str, float], None] = lambda stage, seconds: None,
     ) -> None:
         """
+        code: the folder of a strategy from a file, by default the present one.
         clock: seconds, from any beginning.
         clock_name: "real", or "virtual" for a run that starts over rather than resumes: it leaves
             out what only the loss of power would miss.
@@ -97,6 +101,7 @@ class AggregatorService:
         self.coordinator: Coordinator | None = None
         self._port = port
         self._run_id = run_id
+        self._code = code or Path()
         self._initial = initial
         self._clock_name = clock_name
         self._clock = clock
@@ -213,7 +218,11 @@ class AggregatorService:
         ((self._answered,),) = ledger.query("SELECT COALESCE(MAX(turn), -1) FROM updates")
         ledger.reopen()
         self._port.purge_assignments()
-        self.coordinator = Coordinator(experiment, make_strategy(experiment), run, checkpoint)
+        self.coordinator = Coordinator(
+            experiment, make_strategy(experiment, self._code), run, checkpoint
+        )
+        if is_own(experiment.aggregation.strategy):
+            keep_code(experiment.aggregation.strategy, self._code, self.folder)
         self._resume_text(checkpoint)
         if checkpoint.state is not None:
             self._check_room(checkpoint.state)

@@ -1,6 +1,7 @@
-"""The front door: command line, run wiring, reports; and what a task of one's own is made of.
+"""The front door: command line, run wiring, reports; and what tasks and strategies of one's own are
+made of.
 
-``from fluffle import Examples, Task`` imports neither TensorFlow nor the command line.
+``from fluffle import Task, Strategy`` imports neither TensorFlow nor the command line.
 """
 
 from __future__ import annotations
@@ -8,11 +9,40 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aggregator.strategies.base import State, Strategy
+    from aggregator.strategies.tree import (
+        add_to_buffer,
+        buffered,
+        mean_of,
+        next_version,
+        with_model,
+    )
+    from schemas import ClientUpdate, Tensors
     from worker.task import Examples, Task
 
-__all__ = ["Examples", "Task"]
+__all__ = [
+    "ClientUpdate",
+    "Examples",
+    "State",
+    "Strategy",
+    "Task",
+    "Tensors",
+    "add_to_buffer",
+    "buffered",
+    "mean_of",
+    "next_version",
+    "with_model",
+]
 
-_HOMES = {"Examples": "worker.task", "Task": "worker.task"}
+_HOMES = {
+    **dict.fromkeys(("Examples", "Task"), "worker.task"),
+    **dict.fromkeys(("State", "Strategy"), "aggregator.strategies.base"),
+    **dict.fromkeys(
+        ("add_to_buffer", "buffered", "mean_of", "next_version", "with_model"),
+        "aggregator.strategies.tree",
+    ),
+    **dict.fromkeys(("ClientUpdate", "Tensors"), "schemas"),
+}
 
 
 def __getattr__(name: str) -> Any:

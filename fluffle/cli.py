@@ -87,6 +87,7 @@ def run(
     ] = False,
 ) -> None:
     """Run an experiment, or resume it."""
+    from aggregator.strategies import make_strategy
     from fluffle.display import Display, print_summary
     from fluffle.experiment_file import load_experiment
     from fluffle.own_task import check_reachable, use_folder_of
@@ -99,6 +100,7 @@ def run(
     if clock == "virtual" and (broker != "embedded" or workers):
         raise UserError("--clock virtual runs in this process: leave out --broker and --workers")
     check_reachable(experiment, broker, clock)
+    make_strategy(experiment, file.parent)  # before anything starts: it may not load
     name = experiment.experiment.name
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     slots = slots or max(1, (os.cpu_count() or 1) // max(1, workers))
@@ -107,7 +109,7 @@ def run(
         prepare(experiment.task.name, display.fetching)
         check(experiment.task, experiment.partition, experiment.experiment.seed)
         if clock == "virtual":
-            summary = run_virtual(experiment, folder, display, slots=slots)
+            summary = run_virtual(experiment, folder, display, slots=slots, code=file.parent)
         else:
             summary = run_experiment(
                 experiment,
@@ -118,6 +120,7 @@ def run(
                 connect_timeout_s=connect_timeout,
                 workers=workers,
                 slots=slots,
+                code=file.parent,
             )
     _print_summary(summary, json, lambda: print_summary(display.console, summary, str(folder)))
     if summary["status"] == "running":  # stopped before its end
@@ -147,13 +150,15 @@ def aggregator(
     ] = False,
 ) -> None:
     """Lead a run: consume updates, make versions."""
+    from aggregator.strategies import make_strategy
     from fluffle.experiment_file import load_experiment
     from fluffle.services import connect, lead, metrics_at
 
     experiment = load_experiment(file, settings or [], os.environ)
+    make_strategy(experiment, file.parent)  # before anything starts: it may not load
     place = connect(broker, federation, "aggregator", connect_timeout)
     with metrics_at(metrics_address, metrics_port) as registry:
-        summary = lead(experiment, place, out, initial, registry)
+        summary = lead(experiment, place, out, initial, registry, file.parent)
     _print_summary(summary, json, lambda: None)
     _exit(summary)
 

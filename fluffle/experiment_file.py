@@ -58,9 +58,13 @@ def _put(document: dict[str, Any], table: str, key: str, text: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    place = document.setdefault(table, {})
-    if isinstance(place, dict):
-        place[key] = value
+    *tables, key = [table, *key.split(".")]
+    place = document
+    for name in tables:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            return
+    place[key] = value
 
 
 def _explain(error: ErrorDetails) -> str:

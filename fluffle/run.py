@@ -19,6 +19,7 @@ from aggregator.archive import UPDATES
 from aggregator.ledger import Ledger
 from aggregator.service import AggregatorService
 from aggregator.store import make_folder
+from aggregator.strategies.own import CODE
 from aggregator.summary import summarise
 from broker import Broker
 from fluffle.display import Display, snapshot
@@ -44,11 +45,13 @@ def run_experiment(
     connect_timeout_s: float = 30.0,
     workers: int = 0,
     slots: int = 1,
+    code: Path | None = None,
 ) -> dict[str, Any]:
     """Run or resume the experiment in ``folder``; the summary object.
 
     broker: "embedded", "local" (a private RabbitMQ node) or an AMQP URL.
     workers: worker processes; 0 for threads in this process.
+    code: the folder of a strategy from a file.
     Raises: UserError.
     """
     if broker == "embedded" and workers:
@@ -67,7 +70,12 @@ def run_experiment(
         port = place.aggregator()
         stack.callback(port.close)
         service = AggregatorService(
-            experiment, port, folder, run_id=new_run_id(experiment), on_status=display.say
+            experiment,
+            port,
+            folder,
+            run_id=new_run_id(experiment),
+            code=code,
+            on_status=display.say,
         )
         team: Team = (
             Processes(url, workers, slots, evaluates, folder / "logs", folder / STATES)
@@ -82,7 +90,7 @@ def run_experiment(
 
 
 def run_virtual(
-    experiment: Experiment, folder: Path, display: Display, *, slots: int
+    experiment: Experiment, folder: Path, display: Display, *, slots: int, code: Path | None = None
 ) -> dict[str, Any]:
     """Run the experiment under the virtual clock; the summary object, with ``virtual_s``.
 
@@ -98,7 +106,12 @@ def run_virtual(
         forget_unfinished(folder, experiment)
         configure(slots)
         virtual = VirtualRun(
-            experiment, folder, run_id=new_run_id(experiment), slots=slots, on_status=display.say
+            experiment,
+            folder,
+            run_id=new_run_id(experiment),
+            slots=slots,
+            code=code,
+            on_status=display.say,
         )
         started = time.perf_counter()
         _drive(virtual, virtual.service, display)
@@ -127,7 +140,8 @@ def forget_unfinished(folder: Path, experiment: Experiment) -> None:
     if unfinished:
         for path in folder.glob("ledger.sqlite*"):
             path.unlink()
-        shutil.rmtree(folder / UPDATES, ignore_errors=True)
+        for name in (UPDATES, CODE):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def new_run_id(experiment: Experiment) -> str:

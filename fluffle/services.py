@@ -86,8 +86,12 @@ def lead(
     folder: Path,
     initial: Path | None,
     registry: CollectorRegistry,
+    code: Path,
 ) -> dict[str, Any]:
-    """Lead a run until its end, or a signal; the summary object. Raises: UserError."""
+    """Lead a run until its end, or a signal; the summary object. Raises: UserError.
+
+    code: the folder of a strategy from a file.
+    """
     from aggregator.service import AggregatorService
 
     _may_leave_early()
@@ -99,6 +103,7 @@ def lead(
         folder,
         run_id=new_run_id(experiment),
         initial=_read_weights(initial) if initial else None,
+        code=code,
         on_status=say,
         on_timing=metrics.on_timing,
     )

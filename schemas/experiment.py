@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from schemas.steps import Steps, remembers
+from schemas.user_code import is_own
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -173,15 +174,21 @@ ONE_BY_ONE = ("fedasync", "ringmaster")
 
 
 def _known_strategy(name: str) -> str:
-    if name in STRATEGIES:
+    if name in STRATEGIES or is_own(name):
         return name
-    raise ValueError(f"aggregation.strategy = {name!r} is none of {', '.join(STRATEGIES)}")
+    raise ValueError(
+        f"aggregation.strategy = {name!r} is none of {', '.join(STRATEGIES)}, and no file of your "
+        "own, as my_file.py:MyStrategy"
+    )
 
 
 class AggregationTable(Table):
     """When a buffer closes, and what is made of it."""
 
+    #: A name of docs/strategies.md, or FILE.py:Class beside the experiment file.
     strategy: Annotated[str, AfterValidator(_known_strategy)] = "fedbuff"
+    #: What a strategy from a file is made with.
+    parameters: dict[str, bool | int | float | str | list[bool | int | float | str]] | None = None
     #: How many updates close the buffer (K). Default: fedasync and ringmaster 1, cohort its size,
     #: else 3.
     quorum: int | None = Field(None, ge=1)
@@ -350,6 +357,10 @@ class Experiment(Table):
             raise ValueError("ringmaster needs aggregation.delay_threshold (R)")
         if strategy == "norm-bounding" and self.aggregation.norm_bound is None:
             raise ValueError("norm-bounding needs aggregation.norm_bound (M)")
+        if self.aggregation.parameters is not None and not is_own(strategy):
+            raise ValueError(
+                f"[aggregation.parameters] are for a strategy from a file, and {strategy} is none"
+            )
         if self.aggregation.server_optimizer and strategy not in WITH_OPTIMIZER:
             raise ValueError(
                 f"aggregation.server_optimizer goes with {', '.join(WITH_OPTIMIZER)}, and not with "

@@ -93,6 +93,7 @@ class VirtualRun:
         run_id: str,
         slots: int,
         states: ClientStates | None = None,
+        code: Path | None = None,
         on_status: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.clock = Clock()
@@ -103,6 +104,7 @@ class VirtualRun:
             self._aggregator,
             folder,
             run_id=run_id,
+            code=code,
             clock_name="virtual",
             clock=self.clock,
             on_status=on_status,

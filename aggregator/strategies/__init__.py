@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from aggregator.strategies.base import State, Strategy, model_of
 from aggregator.strategies.fedasync import FedAsync
 from aggregator.strategies.fedavg import FedAvg
@@ -12,10 +14,12 @@ from aggregator.strategies.krum import Krum
 from aggregator.strategies.median import Median, TrimmedMean
 from aggregator.strategies.norm_bounding import NormBounding
 from aggregator.strategies.optimizers import optimizer_of
+from aggregator.strategies.own import own_strategy
 from aggregator.strategies.ringmaster import Ringmaster
 from aggregator.strategies.scaffold import Scaffold
 from aggregator.strategies.staleness import staleness_of
 from schemas import Experiment, UserError
+from schemas.user_code import is_own
 
 __all__ = [
     "FedAsync",
@@ -44,9 +48,13 @@ _FEDOPT = {
 }
 
 
-def make_strategy(experiment: Experiment) -> Strategy:
-    """The strategy that an experiment's ``aggregation`` table asks for. Raises: UserError."""
-    strategy = _strategy_of(experiment)
+def make_strategy(experiment: Experiment, code: Path | None = None) -> Strategy:
+    """The strategy that an experiment's ``aggregation`` table asks for.
+
+    code: the folder of a strategy from a file; by default the present one.
+    Raises: UserError for one that cannot be loaded, or does not go with the rest.
+    """
+    strategy = _strategy_of(experiment, code or Path())
     if experiment.update and strategy.sends == "weights":
         raise UserError(
             f"[[update]] works on deltas, and {experiment.aggregation.strategy} wants weights: "
@@ -55,8 +63,10 @@ def make_strategy(experiment: Experiment) -> Strategy:
     return strategy
 
 
-def _strategy_of(experiment: Experiment) -> Strategy:
+def _strategy_of(experiment: Experiment, code: Path) -> Strategy:
     table = experiment.aggregation
+    if is_own(table.strategy):
+        return own_strategy(table.strategy, code, table.parameters or {})
     s = staleness_of(table)
     if table.strategy in _FEDOPT:
         return FedOpt(optimizer_of(table, _FEDOPT[table.strategy]), table.weighting, s)

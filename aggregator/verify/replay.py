@@ -22,6 +22,7 @@ from aggregator.room import human_bytes
 from aggregator.selection import client_order
 from aggregator.strategies import State, Strategy, make_strategy, model_of
 from aggregator.strategies.base import update_spec
+from aggregator.strategies.own import CODE
 from schemas import ClientUpdate, DecodeError, Experiment, Tensors, UserError, decode
 from schemas.tensors import Array, spec, tensors_sha256
 
@@ -77,7 +78,7 @@ def replay(ledger: LedgerReader) -> Replayed:
     if made_on != [arithmetic()]:
         done.elsewhere = " and ".join(made_on)
     try:
-        _replay(ledger, experiment, make_strategy(experiment), done)
+        _replay(ledger, experiment, make_strategy(experiment, ledger.folder / CODE), done)
     except Wrong as wrong:
         done.problem = str(wrong)
     return done
