@@ -36,7 +36,7 @@ def load_class(path: Path, name: str) -> type:
 
     Raises: UserError where there is no such file or class, or the file cannot be executed.
     """
-    found = getattr(_module(path), name, None)
+    found = getattr(load_module(path), name, None)
     if not isinstance(found, type):
         raise UserError(f"{path} has no class {name}")
     return found
@@ -48,12 +48,13 @@ def explain(error: BaseException, path: Path) -> str:
     lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
     if isinstance(error, SyntaxError):
         lines.append(error.lineno)
-    where = f"{path.name}, line {lines[-1]}: " if lines else f"{path.name}: "
+    where = f"{path.name}, line {lines[-1]}: " if lines else ""
     return f"{where}{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 @cache
-def _module(path: Path) -> ModuleType:
+def load_module(path: Path) -> ModuleType:
+    """The module that the file at ``path`` is, executed once. Raises: UserError."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     name = f"fluffle_own_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
@@ -68,5 +69,5 @@ def _module(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise UserError(f"cannot load {explain(error, path)}") from error
+        raise UserError(f"{path} cannot be loaded: {explain(error, path)}") from error
     return module

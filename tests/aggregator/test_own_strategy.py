@@ -67,9 +67,12 @@ ACCEPT = "        return add_to_buffer(state, weight, update.tensors)"
         (GOOD.replace("def step", "def close"), "HalfLife in own.py lacks step"),
         (GOOD.replace('"delta"', '"deltas"'), "lacks sends = 'delta' or 'weights'"),
         (GOOD.replace("HalfLife", "QuarterLife"), "own.py has no class HalfLife"),
-        ("import fluffles", "cannot load own.py, line 1: ModuleNotFoundError: No module named"),
-        ("x = 1\ndef f(:", "cannot load own.py, line 2: SyntaxError"),
-        (GOOD.replace("rate: float", "speed: float"), "own.py: TypeError: "),
+        (
+            "import fluffles",
+            "own.py cannot be loaded: own.py, line 1: ModuleNotFoundError: No module named",
+        ),
+        ("x = 1\ndef f(:", "own.py cannot be loaded: own.py, line 2: SyntaxError"),
+        (GOOD.replace("rate: float", "speed: float"), "[aggregation.parameters]: TypeError: "),
     ],
 )
 def test_a_file_that_holds_no_strategy_is_said_in_one_line(

@@ -80,7 +80,7 @@ def test_one_that_does_not_load_is_said_before_anything_starts(
     one = start(command, own, "--out", tmp_path / "out", *more)
     assert one.wait() == 2, one.output
     (line,) = one.output.strip().splitlines()
-    assert line.startswith("fluffle: cannot load halflife.py, line 1: ModuleNotFoundError")
+    assert "cannot be loaded: halflife.py, line 1: ModuleNotFoundError" in line
     assert not (tmp_path / "out").exists()
 
 

@@ -101,7 +101,7 @@ def test_a_plan_may_not_name_a_file_elsewhere(
     [
         ("my_task.py", "is not like my_task.py:MyTask"),
         ("my_task:Mine", "is not like my_task.py:MyTask"),
-        ("none.py:Mine", "there is no task file .*none.py"),
+        ("none.py:Mine", "there is no file .*none.py"),
         ("my_task.py:Yours", "has no class Yours that is a fluffle.Task"),
         ("my_task.py:np", "has no class np that is a fluffle.Task"),
         ("my_task.py:Unfinished", "Unfinished in .* lacks dataset, test"),

@@ -5,23 +5,17 @@ An experiment names it ``FILE.py:Class``. The file is looked for in the folder `
 over the network, so what it names has to lie in that folder. ``--task PATH/FILE.py:Class`` is a
 person's own word: it is used whatever the plan names.
 
-The file becomes a module of a private name, so that a ``worker.py`` of the user's is not ours. Its
-folder comes last on the module path: the file may import its neighbours, which shadow nothing.
+How the file is loaded is in ``schemas.user_code``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import inspect
 import os
-import sys
-import traceback
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 
-from schemas import UserError
+from schemas import UserError, user_code
+from schemas.user_code import load_module
 from worker.task import Task
 
 #: The folder in which a task that an experiment names is looked for.
@@ -54,7 +48,7 @@ def load(place: str) -> type[Task]:
     if not colon or not file.endswith(".py"):
         raise UserError(f"the task {place} is not like my_task.py:MyTask")
     path = Path(file).resolve()
-    found = getattr(_module(path), name, None)
+    found = getattr(load_module(path), name, None)
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"{path} has no class {name} that is a fluffle.Task")
     if inspect.isabstract(found):
@@ -65,34 +59,4 @@ def load(place: str) -> type[Task]:
 
 def explain(error: Exception, task: type[Task]) -> str:
     """What a task raised, and where in its file: one line."""
-    return _explain(error, Path(inspect.getfile(task)))
-
-
-@cache
-def _module(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UserError(f"there is no task file {path}")
-    name = f"fluffle_task_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise UserError(f"{path} cannot be loaded: {_explain(error, path)}") from error
-    return module
-
-
-def _explain(error: Exception, path: Path) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
-    if isinstance(error, SyntaxError):
-        lines.append(error.lineno)
-    where = f"{path.name}, line {lines[-1]}: " if lines else ""
-    what = " ".join(str(error).split())[:500]
-    return f"{where}{type(error).__name__}: {what}"
+    return user_code.explain(error, Path(inspect.getfile(task)))
