@@ -60,7 +60,7 @@ def test_values_are_read_as_toml_and_else_as_strings(tmp_path: Path) -> None:
             "aggregation.quorum = 'three': Input should be a",
         ),
         ("[training]\nepochs = 0", "training.epochs = 0: Input should be greater than"),
-        ("[aggregation]\nstrategy = 'best'", "aggregation.strategy = 'best': Input should be 'fed"),
+        ("[aggregation]\nstrategy = 'best'", "aggregation.strategy = 'best' is none of fed"),
         ("[aggregation]\nquorum = 11", "quorum = 11 can never be reached: at most 10 clients"),
         (
             "[participation]\nconcurrency = 2\n[aggregation]\nquorum = 3",
