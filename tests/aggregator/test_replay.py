@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +202,45 @@ def test_the_disk_it_takes_is_said_beforehand(tmp_path: Path) -> None:
     federation.answer(1)
     assert "keeping updates takes up to 2" in federation.said[-1]
     assert "18 of 1.2" in federation.said[-1]
+
+
+DISK_FULL = """
+import resource, signal, sys
+from pathlib import Path
+from schemas import UserError
+from tests.aggregator.scripted import Federation
+
+federation = Federation(Path(sys.argv[1]), aggregation={"hold_s": 1.0, "deadline_s": 99.0})
+federation.answer(1)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limit = (Path(sys.argv[1]) / "updates/updates-e1-000001.msgpack").stat().st_size + 5000
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    federation.finish()
+except UserError as error:
+    federation.die()
+    print(error)
+    sys.exit(2)
+"""
+
+
+def test_a_disk_that_is_full_in_the_middle_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    # Given a run whose disk takes a few more updates
+    done = subprocess.run(
+        [sys.executable, "-c", DISK_FULL, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Nothing is lost: make room" in done.stdout
+    assert done.stdout.count("\n") == 1
+    # Then what is recorded is whole, and the run goes on where there is room
+    before = replayed(tmp_path)
+    assert before.problem is None
+    Federation(tmp_path, aggregation={"hold_s": 1.0, "deadline_s": 99.0}).finish()
+    assert replayed(tmp_path).versions == 6 > before.versions
 
 
 def test_a_disk_without_the_room_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

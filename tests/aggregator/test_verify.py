@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -292,6 +295,30 @@ def test_a_folder_that_is_none_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(UserError, match="is no ledger"):
         LedgerReader(tmp_path)
+
+
+def test_a_run_on_a_read_only_disk_is_verified_by_anybody(tmp_path: Path) -> None:
+    # Given a finished run in a folder that its reader may not write to
+    with TemporaryDirectory() as place:
+        folder = finished(Path(place) / "run")
+        for left in folder.glob("ledger.sqlite-*"):
+            left.unlink()
+        Path(place).chmod(0o755)
+        folder.chmod(0o555)
+        # When somebody else verifies it
+        reader = os.fork()
+        if not reader:
+            with suppress(PermissionError):
+                os.setuid(65534)
+            code = 9
+            with suppress(Exception):
+                code = verify_run(folder, replay=True, broker="", federation="fluffle")
+            os._exit(code)
+        _, status = os.waitpid(reader, 0)
+        folder.chmod(0o755)
+        # Then all is well, and the folder as it was
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert not list(folder.glob("ledger.sqlite-*"))
 
 
 def test_weights_that_a_live_aggregator_has_replaced_are_not_missing(tmp_path: Path) -> None:
