@@ -80,7 +80,8 @@ class Node:
         """
         self._scripts = find_server()
         self._temporary = folder is None
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="fluffle-rabbitmq-"))
+        # Absolute: the server's own folder is another.
+        self.folder = (folder or Path(tempfile.mkdtemp(prefix="fluffle-rabbitmq-"))).resolve()
         self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self.port, self._dist_port, self._epmd_port, self._ui_port = free_ports(4)

@@ -12,6 +12,7 @@ from schemas import Assignment, Evaluation, GlobalModel, Message, Plan
 from schemas.messages import order
 from worker.models import read_model
 from worker.per_plan import PerPlan, make_trainer
+from worker.tasks import load_task, trying
 from worker.turn import failed_update, initial_update
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class EvaluatorService:
 
     def _evaluate(self, model: GlobalModel) -> None:
         started = time.perf_counter()
-        metrics, examples = self._trainers.of(model.plan).evaluate(model.tensors)
+        trainer, task = self._trainers.of(model.plan), load_task(model.plan)
+        metrics, examples = trying(task, lambda: trainer.evaluate(model.tensors))
         evaluation = Evaluation(
             run=model.run,
             version=model.version,

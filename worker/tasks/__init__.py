@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from schemas import Plan, UserError
 from schemas.experiment import PartitionTable, TaskTable
@@ -24,7 +25,7 @@ from worker.tasks.images import (
 from worker.tasks.sequences import ShakespeareGru, WearablesCnn
 from worker.tasks.synthetic import SyntheticLr
 
-__all__ = ["TASKS", "MnistCnn", "check", "load_task", "open_data", "prepare", "use"]
+__all__ = ["TASKS", "MnistCnn", "check", "load_task", "open_data", "prepare", "trying", "use"]
 
 TASKS: dict[str, type[Task]] = {
     "mnist-mlp": MnistMlp,
@@ -38,6 +39,8 @@ TASKS: dict[str, type[Task]] = {
     "shakespeare-gru": ShakespeareGru,
     "wearables-cnn": WearablesCnn,
 }
+
+T = TypeVar("T")
 
 _LOCK = threading.Lock()
 #: What this process was told: ``--task``, whatever a plan names, and ``--data``.
@@ -68,7 +71,10 @@ def check(table: TaskTable, partition: PartitionTable, seed: int) -> None:
     with _LOCK:
         task = _load(table, partition, seed)
     if table.clients:
-        _trying(task, lambda: task.client_indices("0"))
+        trying(task, lambda: task.client_indices("0"))
+    if own.is_own(table.name):
+        trying(task, task.model)
+        trying(task, task.test)
 
 
 def open_data(plan: Plan) -> Task:
@@ -82,8 +88,8 @@ def open_data(plan: Plan) -> Task:
             "own, with a task file (--task FILE.py:Class)"
         )
     task = load_task(plan)
-    _trying(task, task.dataset)
-    _trying(task, task.test)
+    trying(task, task.dataset)
+    trying(task, task.test)
     return task
 
 
@@ -113,10 +119,10 @@ def _task_class(name: str) -> type[Task]:
     return TASKS[name]
 
 
-def _trying(task: Task, action: Callable[[], object]) -> None:
-    """What the code of a user's own raises is theirs to mend."""
+def trying(task: Task, action: Callable[[], T]) -> T:
+    """What the code of a user's own raises is theirs to mend. Raises: UserError in its place."""
     try:
-        action()
+        return action()
     except UserError:
         raise
     except Exception as error:

@@ -1,0 +1,338 @@
+"""A resident client's service, against the aggregator's, on the embedded broker."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aggregator.ledger import Ledger
+from aggregator.service import AggregatorService
+from broker import Closed, Envelope
+from broker.embedded import EmbeddedBroker, EmbeddedWorkerPort
+from schemas import (
+    ClientFailed,
+    ClientUpdate,
+    Event,
+    Experiment,
+    GlobalModel,
+    Message,
+    Plan,
+    Run,
+    UserError,
+)
+from schemas.messages import resident_update_id
+from worker import tasks
+from worker.resident import ResidentService
+
+pytestmark = pytest.mark.tensorflow
+
+TASK = """
+import numpy as np
+from fluffle import Examples, Task
+
+
+class Site(Task):
+    def model(self):
+        import keras
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+
+    def dataset(self):
+        return self.read("train")
+
+    def test(self):
+        return self.read("test")
+
+    def read(self, name):
+        with np.load(self.data_dir) as arrays:
+            return Examples(arrays[name], arrays[name + "_y"])
+
+    def preprocess(self, x):
+        if (self.data_dir.parent / "broken").exists():
+            raise ValueError("patient 4711 has a bad row")
+        return x
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Path]:
+    """A site's folder: 60 examples, 20 of them held out."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 4)).astype(np.float32)
+    y = x[:, :3].argmax(axis=1).astype(np.uint8)
+    arrays = {"train": x[:40], "train_y": y[:40], "test": x[40:], "test_y": y[40:]}
+    np.savez(folder / "data.npz", **arrays)
+    (folder / "site_task.py").write_text(TASK)
+    tasks.use(f"{folder / 'site_task.py'}:Site", folder / "data.npz")
+    yield folder
+    tasks.use(None, None)
+
+
+def experiment(**tables: Any) -> Experiment:
+    participation = {"residents": ["lab-3", "clinic-2"], "identity": "none"}
+    return Experiment.model_validate(
+        {
+            "task": {"name": "site_task.py:Site", "clients": 0},
+            "training": {"optimizer": "sgd", "learning_rate": 0.5, "epochs": 2},
+            "evaluation": {"every_updates": 0},
+            **tables,
+            "participation": {**participation, **tables.get("participation", {})},
+        }
+    )
+
+
+WEIGHTS = {"trainable/0": np.zeros((4, 3), np.float32), "trainable/1": np.zeros(3, np.float32)}
+
+
+@dataclass
+class Scripted:
+    """A broker with one site on it, and a leader that publishes what a test says."""
+
+    broker: EmbeddedBroker = field(default_factory=EmbeddedBroker)
+    said: list[str] = field(default_factory=list)
+    sent: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.leader = self.broker.aggregator()
+        self.leader.lead(1)
+        self.leader.consume(10)
+        self.port = self.broker.worker("lab-3", 0)
+
+    def start(self, stay: bool = False) -> None:
+        self.heard: list[int] = []
+        self.service = ResidentService(
+            *(self.port, "lab-3"),
+            stay=stay,
+            on_status=self.said.append,
+            on_model=lambda model, size: self.heard.append(model.version),
+            on_turn=self.sent.append,
+        )
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.service.run()
+        except BaseException as error:
+            self.error = error
+
+    def publish(self, version: int, attempt: int = 0, epoch: int = 1, **changes: Any) -> None:
+        run = Run(run_id=changes.pop("run_id", "run"), run_started=1, epoch=epoch)
+        plan = Plan.of(changes.pop("experiment", experiment()), "delta")
+        fields = {"tensors": WEIGHTS, **changes}
+        model = GlobalModel(run=run, version=version, attempt=attempt, plan=plan, **fields)
+        self.leader.publish_model(Envelope.of(model))
+
+    def hears(self, version: int) -> None:
+        """Until the site has looked at this version."""
+        while version not in self.heard:
+            self.thread.join(0.01)
+
+    def take(self) -> Any:
+        """The next message that is no event."""
+        while True:
+            delivery = self.leader.receive(60)
+            assert delivery is not None, self.said
+            if delivery.is_event:
+                continue
+            self.leader.ack([delivery])
+            return delivery.envelope.message()
+
+    def nothing(self) -> bool:
+        """Nothing more comes, until the site has left."""
+        self.service.stop()
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+        while (delivery := self.leader.receive(0.01)) is not None:
+            if not delivery.is_event:
+                return False
+        return True
+
+
+def test_a_site_and_an_aggregator_without_a_single_turn(site: Path, tmp_path: Path) -> None:
+    # Given a run of residents alone, and one of them
+    broker, said = EmbeddedBroker(), []
+    tables = experiment(experiment={"versions": 4}, aggregation={"quorum": 1})
+    resident = ResidentService(broker.worker("lab-3", 0), "lab-3", on_status=said.append)
+    thread = threading.Thread(target=resident.run)
+    thread.start()
+    # When it is led to its end
+    lead = AggregatorService(
+        tables, broker.aggregator(), tmp_path / "out", run_id="run", initial=WEIGHTS
+    )
+    assert lead.run() == "finished"
+    thread.join(60)
+    assert not thread.is_alive()
+    # Then each version is of one update of its 40 examples, and it says what it gave and got
+    ledger = Ledger(tmp_path / "out")
+    rows = ledger.query("SELECT client, examples, base_version FROM updates ORDER BY version")
+    assert rows == [("lab-3", 40, version) for version in range(4)]
+    versions = [line for line in said if line.startswith("version ")]
+    assert len(versions) == 4
+    assert all("accuracy on 20 held-out ones: global" in line for line in versions)
+    summary = next(line for line in said if line.startswith("contributed"))
+    assert "4 updates from 160 examples" in summary
+    assert "accuracy here: global" in summary
+    bytes_down, bytes_up = ledger.query("SELECT SUM(bytes_down), SUM(bytes_up) FROM updates")[0]
+    assert bytes_down > 4 * 60
+    assert f"{bytes_up / 1000:.1f} kB up" in summary
+
+
+def test_it_trains_once_for_each_version_and_attempt(site: Path) -> None:
+    place = Scripted()
+    place.start()
+    ids = []
+    for version, attempt, epoch in [(0, 0, 1), (0, 1, 1), (1, 0, 1), (2, 1, 2)]:
+        place.publish(version, attempt, epoch)
+        update = place.take()
+        assert isinstance(update, ClientUpdate)
+        ids.append(update.update_id)
+        assert (update.client, update.base_version, update.turn) == ("lab-3", version, attempt + 1)
+        assert update.run.epoch == epoch
+    assert ids == [
+        resident_update_id("run", "lab-3", version, attempt)
+        for version, attempt in [(0, 0), (0, 1), (1, 0), (2, 1)]
+    ]
+    # Nothing for an attempt behind it under another leader, and nothing where there are no weights
+    place.publish(2, 0, epoch=3)
+    place.publish(2, 1, epoch=4)
+    place.publish(3, 0, epoch=4, tensors={})
+    assert place.nothing()
+    assert [type(message) for message in place.sent] == [ClientUpdate] * 4
+
+
+def test_a_restarted_site_sends_the_very_same_update_which_counts_once(site: Path) -> None:
+    updates = []
+    for _ in range(2):
+        place = Scripted()
+        place.start()
+        place.publish(7, 2)
+        updates.append(place.take())
+        assert place.nothing()
+    first, second = updates
+    assert first.update_id == second.update_id
+    for name, array in first.tensors.items():
+        assert array.tobytes() == second.tensors[name].tobytes()
+
+
+def test_two_versions_are_trained_in_other_orders_of_examples(site: Path) -> None:
+    place = Scripted()
+    place.start()
+    place.publish(0)
+    first = place.take()
+    place.publish(1)
+    second = place.take()
+    assert first.tensors["trainable/0"].tobytes() != second.tensors["trainable/0"].tobytes()
+    assert place.nothing()
+
+
+def test_what_fails_at_a_site_is_said_there_in_full_and_sent_as_its_kind_alone(site: Path) -> None:
+    # Given a site whose data break the training
+    (site / "broken").touch()
+    place = Scripted()
+    place.start()
+    # When a model comes
+    place.publish(0)
+    failure = place.take()
+    # Then the aggregator learns that it failed, and nothing about patients
+    assert isinstance(failure, ClientFailed)
+    assert failure.reason == "ValueError at the site, whose log says more"
+    place.thread.join(60)
+    assert isinstance(place.error, UserError)
+    assert "patient 4711" in str(place.error)
+    assert "site_task.py, line 23" in str(place.error)
+
+
+def test_a_site_that_stays_goes_on_after_a_failure(site: Path) -> None:
+    (site / "broken").touch()
+    place = Scripted()
+    place.start(stay=True)
+    place.publish(0)
+    assert isinstance(place.take(), ClientFailed)
+    (site / "broken").unlink()
+    place.publish(1)
+    assert isinstance(place.take(), ClientUpdate)
+    assert place.nothing()
+    assert "1 trainings failed" in place.said[-1]
+
+
+@pytest.mark.parametrize(
+    ("tables", "user", "says"),
+    [
+        ({"participation": {"residents": ["clinic-2"]}}, "lab-3", "does not admit lab-3"),
+        ({"participation": {"residents": None}, "task": {}}, "lab-3", "does not admit lab-3"),
+        ({"participation": {"identity": "broker"}}, "guest", "we are user 'guest'"),
+    ],
+)
+def test_a_site_that_is_not_let_in_leaves_and_one_that_stays_waits(
+    site: Path, tables: dict[str, Any], user: str, says: str
+) -> None:
+    place = Scripted()
+    place.port.user = user
+    place.start()
+    place.publish(0, experiment=experiment(**tables))
+    place.thread.join(60)
+    assert isinstance(place.error, UserError)
+    assert says in str(place.error)
+    # One that stays is let in by the next run
+    place = Scripted()
+    place.port.user = user
+    place.start(stay=True)
+    for version in range(2):
+        place.publish(version, experiment=experiment(**tables))
+        place.hears(version)
+    place.publish(0, epoch=2, run_id="other")
+    assert isinstance(place.take(), ClientUpdate)
+    assert place.nothing()
+    assert len([line for line in place.said if says in line]) == 1
+
+
+def test_a_run_that_ended_before_it_came_is_not_its_run(site: Path) -> None:
+    place = Scripted()
+    place.publish(9, final=True, run_id="before")
+    place.start()
+    place.publish(0, epoch=2)
+    assert isinstance(place.take(), ClientUpdate)
+    place.publish(1, epoch=2, final=True)
+    place.thread.join(60)
+    assert not place.thread.is_alive()
+    assert place.error is None
+    events = []
+    while (delivery := place.leader.receive(0.01)) is not None:
+        events.append(delivery.envelope.message())
+    assert [event.kind for event in events if isinstance(event, Event)][-1] == "left"
+
+
+class Unconfirmed(EmbeddedWorkerPort):
+    """A port whose broker is away: nothing is confirmed until it is closed."""
+
+    def submit(self, envelope: Envelope) -> None:
+        with self._broker.changed:
+            self._broker.changed.wait_for(lambda: self._closed)
+        raise Closed
+
+
+def test_a_site_told_to_stop_does_not_wait_for_a_broker_for_ever(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.resident.LEAVE_S", 0.1)
+    place = Scripted()
+    place.port = Unconfirmed(place.broker, "lab-3", 0)
+    place.start()
+    place.publish(0)
+    while not place.service._submitting:
+        place.thread.join(0.01)
+    place.service.stop()
+    place.thread.join(60)
+    assert not place.thread.is_alive()
+    assert place.error is None
+    assert any("stopped before the broker had confirmed" in line for line in place.said)
+    assert "0 updates" in place.said[-1]
