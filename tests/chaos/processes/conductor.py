@@ -9,6 +9,7 @@ over), so that a slow machine sees as many faults hit a living run as a fast one
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ RECOVERY_S = 15.0
 YOUNG_S = 10.0
 #: Queues of a killed broker are waited for no longer.
 QUEUES_BACK_S = 60.0
+#: Workers leave a run that is over within this, unless it was over before they came.
+LEAVES_S = 20.0
 #: Anything else that has to happen, on a machine with other things to do.
 PATIENCE_S = 240.0
 
@@ -119,7 +122,7 @@ class Conductor:
             assert time.monotonic() < deadline, f"version {wanted} was not made"
 
     def finish(self, after: int) -> int:
-        """Let the run end ``after`` more versions; its last version. Workers leave by themselves.
+        """Let the run end ``after`` more versions; its last version. Nobody is left.
 
         The aggregator is told by being started again: when to stop is not part of what is learned.
         """
@@ -132,6 +135,8 @@ class Conductor:
         self.note(f"the run may end with version {last}")
         for member in self.members.values():
             assert member.started is not None
+            if member is not aggregator and not self._leaves(member.started):
+                member.started.kill(signal.SIGTERM)
             code = member.started.wait()
             assert code == 0, f"{member.name} left with code {code}:\n{member.output[-2000:]}"
             member.started = None
@@ -150,6 +155,14 @@ class Conductor:
             file.write(line + "\n")
 
     # ---- inside
+
+    def _leaves(self, started: Started) -> bool:
+        """Whether it leaves by itself: one that has just come waits for the next run."""
+        try:
+            started.process.wait(LEAVES_S)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _inject(self, number: int, fault: Fault) -> None:
         self.note(f"{number}: {fault}")
