@@ -7,7 +7,6 @@ nothing is newer than 3.10.
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -150,18 +149,6 @@ class Topology:
         arguments = {"x-queue-type": "classic", "x-max-length": 1, "x-overflow": "drop-head"}
         name = f"{self.federation}.worker.{worker_id}.{secrets.token_hex(4)}"
         return Queue(name, _frozen(arguments), self.global_model, exclusive=True)
-
-    def resident_rights(self, client: str) -> tuple[str, str, str]:
-        """Least rights of a resident client's user: configure, write and read, as RabbitMQ's own
-        regular expressions. None on ``assignments``: to read a queue is to be able to purge it.
-        """
-        name, mine = re.escape(self.federation), re.escape(client)
-        mailbox = rf"worker\.{mine}\..*"
-        return (
-            rf"^{name}\.{mailbox}$",
-            rf"^{name}\.({mailbox}|submit)$",
-            rf"^{name}\.({mailbox}|latest-model|global-model)$",
-        )
 
     @property
     def shared(self) -> tuple[Queue, ...]:

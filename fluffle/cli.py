@@ -12,6 +12,7 @@ import typer
 
 from fluffle.data import data_app
 from fluffle.secure import secure
+from fluffle.users import broker_app
 from schemas.errors import UserError
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(broker_app, name="broker")
 
 File = Annotated[Path, typer.Argument(help="The experiment file (TOML).")]
 Settings = Annotated[

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ import pytest
 
 from broker import wire
 from broker.node import Node
+from broker.rights import of_resident
 from broker.topology import EVENTS, UPDATES, Topology
 from schemas import ClientFailed, ClientUpdate, Event, decode
 from schemas.tensors import spec
@@ -46,7 +48,7 @@ class Federation:
     def add_user(self, client: str, rights: tuple[str, str, str] | None = None) -> None:
         # A name of the test's own, as RabbitMQ's users belong to all federations.
         self._passwords[client] = secrets.token_hex(8)
-        with_rights = rights or self.topology.resident_rights(client)
+        with_rights = rights or astuple(of_resident(self.topology, client))
         self.node.ctl("add_user", client, self._passwords[client])
         self.node.ctl("set_permissions", "-p", "/", client, *with_rights)
 

@@ -1,0 +1,281 @@
+"""What ``fluffle broker users`` makes, run against a server: who may do what, tried."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
+from typer.testing import CliRunner
+
+from broker.node import Node
+from broker.rabbitmq import RabbitMQBroker
+from broker.rights import of_aggregator, of_evaluator, of_pool_worker
+from broker.topology import EVENTS, UPDATES, Topology
+from broker.transport import Envelope
+from fluffle.cli import app
+from tests.broker.conftest import PATIENCE_S
+
+pytestmark = pytest.mark.rabbitmq
+
+REFUSED, LOCKED, FORGED, NOT_IMPLEMENTED = 403, 405, 406, 540
+SITES = ("hospital-7", "hospital-8")
+NAMES = Topology("fluffle")
+MINE = "fluffle.worker.hospital-7.evil"
+
+Channel = pika.adapters.blocking_connection.BlockingChannel
+Action = Callable[[Channel], object]
+
+
+class Federation:
+    """A server with the users that the command makes, and an aggregator that leads."""
+
+    def __init__(self, node: Node, passwords: Path) -> None:
+        self.node = node
+        self.passwords = passwords
+        self.leader = RabbitMQBroker(self.url("aggregator")).aggregator()
+        assert self.leader.lead(PATIENCE_S)
+
+    def url(self, user: str) -> str:
+        word = (self.passwords / user).read_text().strip()
+        return f"amqp://{user}:{word}@127.0.0.1:{self.node.port}/%2F"
+
+    def connect(self, user: str) -> pika.BlockingConnection:
+        return pika.BlockingConnection(pika.URLParameters(self.url(user)))
+
+    def attempt(self, user: str, action: Action) -> int | None:
+        """The code that the broker refuses this with; None where it lets it happen."""
+        connection = self.connect(user)
+        try:
+            action(connection.channel())
+        except (ChannelClosedByBroker, ConnectionClosedByBroker) as error:
+            return int(error.reply_code)
+        finally:
+            if connection.is_open:
+                connection.close()
+        return None
+
+    def queues(self, what: str = "name") -> list[str]:
+        return self.node.ctl("list_queues", "--no-table-headers", what).splitlines()
+
+
+def lines(passwords: Path, *arguments: str) -> str:
+    """What the command prints."""
+    done = CliRunner().invoke(app, ["broker", "users", str(passwords), *arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    passwords = tmp_path_factory.mktemp("users") / "passwords"
+    with Node() as node:
+        script = lines(passwords, *(part for site in SITES for part in ("--site", site)))
+        # As on the broker's machine: piped into sh, where rabbitmqctl is on the PATH
+        here = node._environment()
+        here["PATH"] = f"{node._scripts}:{here['PATH']}"
+        subprocess.run(["sh", "-e"], input=script, env=here, check=True, text=True)
+        made = Federation(node, passwords)
+        made.leader.publish_model(model(1))
+        yield made
+        made.leader.close()
+
+
+def model(version: int) -> Envelope:
+    order = {"run_started": 1, "epoch": 1, "version": version, "attempt": 0}
+    return Envelope(b"model", "global-model", "m", order)
+
+
+def publish(exchange: str, key: str = "", user: str = "hospital-7") -> Action:
+    """A publish that waits for the broker's answer."""
+
+    def act(channel: Channel) -> None:
+        channel.confirm_delivery()
+        channel.basic_publish(exchange, key, b"evil", pika.BasicProperties(user_id=user))
+
+    return act
+
+
+def declare(**arguments: Any) -> Action:
+    """A queue of one's own that hands what it drops on to somebody else."""
+    return lambda channel: channel.queue_declare(MINE, exclusive=True, arguments=arguments)
+
+
+def bind_mine(exchange: str, key: str) -> Action:
+    def act(channel: Channel) -> None:
+        channel.queue_declare(MINE, exclusive=True)
+        channel.queue_bind(MINE, exchange, key)
+
+    return act
+
+
+def exchange_of_mine(**arguments: Any) -> Action:
+    return lambda c: c.exchange_declare(MINE, "fanout", auto_delete=True, arguments=arguments)
+
+
+FORBIDDEN: dict[str, Action] = {
+    "publish a model": publish(NAMES.global_model),
+    "hand out turns": publish(NAMES.assign, "assignments"),
+    "reject what others sent": publish(NAMES.dead_letter, "rejected"),
+    "write to a queue past its exchange": publish("", NAMES.updates.name),
+    "write to a mailbox past its exchange": publish("", "fluffle.worker.hospital-8.1"),
+    "use RabbitMQ's own exchanges": publish("amq.topic", "updates"),
+    "take a turn": lambda c: c.basic_get(NAMES.assignments.name),
+    "purge the turns": lambda c: c.queue_purge(NAMES.assignments.name),
+    "delete the turns": lambda c: c.queue_delete(NAMES.assignments.name),
+    "read updates": lambda c: c.basic_get(NAMES.updates.name),
+    "purge updates": lambda c: c.queue_purge(NAMES.updates.name),
+    "delete updates": lambda c: c.queue_delete(NAMES.updates.name),
+    "read events": lambda c: c.basic_get(NAMES.events.name),
+    "read what was rejected": lambda c: c.basic_get(NAMES.rejected.name),
+    "delete what was rejected": lambda c: c.queue_delete(NAMES.rejected.name),
+    "delete the store of models": lambda c: c.queue_delete(NAMES.latest_model.name),
+    "delete the fanout exchange": lambda c: c.exchange_delete(NAMES.global_model),
+    "delete where updates go": lambda c: c.exchange_delete(NAMES.submit),
+    "listen to updates": bind_mine(NAMES.submit, "updates"),
+    "listen to turns": bind_mine(NAMES.assign, "assignments"),
+    "listen to the rejected": bind_mine(NAMES.dead_letter, "rejected"),
+    "send models where updates go": lambda c: c.queue_bind(NAMES.updates.name, NAMES.global_model),
+    "unbind updates": lambda c: c.queue_unbind(NAMES.updates.name, NAMES.submit, UPDATES),
+    "let dead letters write for it": declare(**{"x-dead-letter-exchange": ""}),
+    "let dead letters publish models": declare(**{"x-dead-letter-exchange": NAMES.global_model}),
+    "let an alternate exchange write for it": exchange_of_mine(
+        **{"alternate-exchange": NAMES.global_model}
+    ),
+    "feed models from an exchange of its own": lambda c: c.exchange_bind(
+        NAMES.global_model, NAMES.submit
+    ),
+    "take the lead": lambda c: c.queue_declare(NAMES.aggregator.name, exclusive=True),
+    "make a mailbox for another": lambda c: c.queue_declare("fluffle.worker.hospital-8.1"),
+    "make a mailbox for who is named like it": lambda c: c.queue_declare(f"{MINE[:-5]}1.evil"),
+    "make a queue of any other name": lambda c: c.queue_declare("mine"),
+    "make an exchange of any other name": lambda c: c.exchange_declare("mine"),
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_a_resident_site_may_not(federation: Federation, what: str) -> None:
+    assert federation.attempt("hospital-7", FORBIDDEN[what]) == REFUSED
+
+
+def test_a_site_speaks_as_itself_and_as_nobody_else(federation: Federation) -> None:
+    for key in (UPDATES, EVENTS):
+        for name, answer in (("hospital-7", None), ("hospital-8", FORGED), ("aggregator", FORGED)):
+            said = publish(NAMES.submit, key, user=name)
+            assert federation.attempt("hospital-7", said) == answer
+
+
+def test_a_site_does_not_touch_the_mailbox_of_another(federation: Federation) -> None:
+    # Given a site with its mailbox
+    port = RabbitMQBroker(federation.url("hospital-8")).worker("hospital-8", 0)
+    with closing(port):
+        assert port.wait_model(None, PATIENCE_S) is not None
+        (mailbox,) = (q for q in federation.queues() if ".worker.hospital-8." in q)
+        # When another site goes for it in every way
+        for action in (
+            lambda c: c.basic_get(mailbox),
+            lambda c: c.basic_consume(mailbox, print),
+            lambda c: c.queue_purge(mailbox),
+            lambda c: c.queue_delete(mailbox),
+            lambda c: c.queue_bind(mailbox, NAMES.global_model),
+            lambda c: c.queue_unbind(mailbox, NAMES.global_model),
+            publish("", mailbox),
+        ):
+            assert federation.attempt("hospital-7", action) in (REFUSED, LOCKED)
+        # Then it is as it was
+        assert mailbox in federation.queues()
+
+
+def test_the_store_of_models_can_be_read_but_not_emptied(federation: Federation) -> None:
+    purge = federation.attempt("hospital-7", lambda c: c.queue_purge(NAMES.latest_model.name))
+    assert purge == NOT_IMPLEMENTED  # nobody empties a stream
+
+
+def test_queues_that_a_site_leaves_behind_hold_one_model_each(federation: Federation) -> None:
+    # Given a site that declares a queue that stays, and lets it have every model
+    def hoard(channel: Channel) -> None:
+        channel.queue_declare(MINE, durable=True)
+        channel.queue_bind(MINE, NAMES.global_model)
+
+    assert federation.attempt("hospital-7", hoard) is None
+    # When models are published
+    for version in range(2, 7):
+        federation.leader.publish_model(model(version))
+    # Then the broker's operator has said how many it keeps
+    assert f"{MINE}\t1" in federation.node.ctl("list_queues", "name", "messages")
+    federation.attempt("hospital-7", lambda c: c.queue_delete(MINE))
+
+
+def test_a_site_has_no_more_connections_than_it_needs(federation: Federation) -> None:
+    held = []
+    with suppress(pika.exceptions.AMQPError):
+        while len(held) < 9:
+            held.append(federation.connect("hospital-7"))
+    for connection in held:
+        connection.close()
+    assert len(held) == 4
+
+
+def test_everybody_can_do_their_work(federation: Federation) -> None:
+    # Given a worker of the pool, a site and an evaluator with the users that the command makes
+    for user, name, slots in (("worker", "worker-1", 1), ("hospital-8", "hospital-8", 0),
+                              ("evaluator", "evaluator-1", 0)):  # fmt: skip
+        port = RabbitMQBroker(federation.url(user)).worker(name, slots)
+        with closing(port):
+            # Then each gets the model, and is heard
+            assert port.wait_model(None, PATIENCE_S) is not None
+            port.submit(Envelope(b"hello", "client-update", name))
+            if slots:
+                assert port.receive_assignment(0.2) is None
+
+
+def test_passwords_are_drawn_once_for_ones_own_eyes_and_never_printed(tmp_path: Path) -> None:
+    folder = tmp_path / "passwords"
+    script = lines(folder, "--site", "hospital-7")
+    words = {path.name: path.read_text().strip() for path in folder.iterdir()}
+    assert set(words) == {"aggregator", "evaluator", "worker", "hospital-7"}
+    assert len({*words.values()}) == 4
+    assert not any(word in script for word in words.values())
+    for path in (folder, *folder.iterdir()):
+        assert not stat.S_IMODE(os.stat(path).st_mode) & 0o077
+    assert lines(folder, "--site", "hospital-7") == script
+    assert {path.name: path.read_text().strip() for path in folder.iterdir()} == words
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "worker", "a b", "x" * 65, "../x"])
+def test_a_site_needs_a_name_that_rights_can_be_written_for(tmp_path: Path, name: str) -> None:
+    done = CliRunner().invoke(app, ["broker", "users", str(tmp_path), "--site", name])
+    assert "is no name for a site" in str(done.exception)
+
+
+def test_compose_gives_the_same_rights() -> None:
+    # Given the users in compose.yaml
+    text = (Path(__file__).parents[2] / "compose.yaml").read_text()
+    definitions = text[text.index('      {\n        "vhosts"') :].replace("$$", "$")
+    found = {one["user"]: one for one in json.loads(definitions)["permissions"]}
+    # Then each role may do what the command would let it do, and no more
+    for role, rights in (
+        ("aggregator", of_aggregator(NAMES)),
+        ("evaluator", of_evaluator(NAMES)),
+        ("worker", of_pool_worker(NAMES)),
+    ):
+        for what in ("configure", "write", "read"):
+            theirs, ours = re.compile(found[role][what]), re.compile(getattr(rights, what))
+            for name in all_names():
+                assert bool(theirs.match(name)) == bool(ours.match(name)), (role, what, name)
+
+
+def all_names() -> list[str]:
+    """Names that are ours, and some that are nearly."""
+    ours = [*NAMES.exchanges, *(queue.name for queue in NAMES.shared), NAMES.aggregator.name]
+    ours += [f"fluffle.worker.{name}" for name in ("worker-1.ab", "evaluator-1.ab", "worker1.ab")]
+    return [*ours, *(f"x{name}" for name in ours), *(f"{name}x" for name in ours), "", "amq.topic"]
