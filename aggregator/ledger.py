@@ -20,7 +20,8 @@ from pydantic import ValidationError
 
 from aggregator.archive import Archive, Place
 from aggregator.arithmetic import arithmetic
-from aggregator.effects import Fold, MakeVersion, SaveBuffer
+from aggregator.cache import PREFIX, CacheFiles
+from aggregator.effects import Checkpoint, Fold, MakeVersion, SaveBuffer
 from aggregator.reading import LEDGER, LedgerReader
 from aggregator.same_run import difference_of
 from aggregator.store import Store, cannot_write, make_folder
@@ -62,6 +63,7 @@ class Ledger(LedgerReader):
         self.store = Store(folder, durable)
         self._durable = durable
         self._archive: Archive | None = None
+        self._cache = CacheFiles(self.store)
         try:
             self._db = sqlite3.connect(folder / LEDGER, isolation_level=None, timeout=_LOCKED_S)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -126,6 +128,12 @@ class Ledger(LedgerReader):
 
     # ---- records: each is one transaction, durable when the method returns
 
+    def load(self) -> Checkpoint:
+        """Where the run stands."""
+        checkpoint = super().load()
+        self._cache.remember(checkpoint.state or {})
+        return checkpoint
+
     @property
     def keeps_updates(self) -> bool:
         """Whether the run keeps its updates."""
@@ -140,8 +148,9 @@ class Ledger(LedgerReader):
         self, made: MakeVersion, sizes: Mapping[str, int], elapsed_s: float, keep: int
     ) -> None:
         """A version and everything that it was made of. Raises: StaleLeader, UserError."""
-        kept = {k: a for k, a in made.state.items() if not k.startswith("buffer/")}
+        kept = {k: a for k, a in made.state.items() if not k.startswith(("buffer/", PREFIX))}
         file = self.store.write("model", made.version, self.epoch, kept)
+        entries = self._cache.write_new(made.state, made.version, self.epoch)
         places = self._archived()
         with self._transaction():
             self._add_folds(made.folds, sizes, places)
@@ -159,6 +168,7 @@ class Ledger(LedgerReader):
                     *(tensors_sha256(model_of(made.state)), file, time.time(), elapsed_s),
                 ),
             )
+            self._db.executemany("INSERT OR REPLACE INTO cache VALUES (?, ?)", entries.items())
             self._set(turn=made.turn, elapsed_s=elapsed_s, buffer_file="")
         self.store.keep(self._kept_files(keep), self.epoch)
 
@@ -272,7 +282,8 @@ class Ledger(LedgerReader):
         if self._archive is not None:
             rows += self.query("SELECT file FROM versions WHERE version = 0")
         buffer_file = self.meta.get("buffer_file")
-        return {name for (name,) in rows} | ({buffer_file} if buffer_file else set())
+        names = {name for (name,) in rows} | set(self.cache_files())
+        return names | ({buffer_file} if buffer_file else set())
 
     def _stored_experiment(self) -> dict[str, Any] | None:
         """The run's experiment with every key that there is by now; None before a run."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aggregator.cache import read_entries
 from aggregator.effects import Checkpoint, Fold
 from aggregator.store import Store
 from schemas import ClientUpdate, UserError, decode
@@ -84,6 +85,12 @@ class LedgerReader:
         ((updates, size),) = self.query("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM kept")
         return updates, size
 
+    def cache_files(self) -> list[str]:
+        """The files of what the strategy keeps for each client."""
+        if not self.count("sqlite_master WHERE name = 'cache'"):  # a ledger from before
+            return []
+        return [name for (name,) in self.query("SELECT file FROM cache ORDER BY entry")]
+
     def load(self) -> Checkpoint:
         """Where the run stands."""
         meta = self.meta
@@ -96,7 +103,7 @@ class LedgerReader:
         if row is None:
             return checkpoint
         checkpoint.version, file = row
-        checkpoint.state = self.store.read(file)
+        checkpoint.state = self.store.read(file) | read_entries(self.store, self.cache_files())
         if meta.get("buffer_file"):
             checkpoint.state |= self.store.read(meta["buffer_file"])
         checkpoint.updates = self.count("updates WHERE disposition = 'counted' AND version > 0")

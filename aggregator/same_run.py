@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-#: Keys that may differ: they say when to stop, not what is learned; who may come; what it costs.
+#: Keys that may differ: they say when to stop, not what is learned; who may come; what it costs or
+#: may take.
 MAY_CHANGE = (
     "participation.residents",
     "experiment.versions",
     "experiment.target_accuracy",
     "experiment.max_minutes",
     "evaluation.every_updates",
+    "aggregation.max_cache_mb",
     "cost.price_per_worker_hour",
     "cost.currency",
 )

@@ -3,7 +3,8 @@
 Dispositions of an update: ``buffered`` (in the open buffer, by a partial checkpoint), ``counted``
 (in a version), ``unused`` (the run ended before its buffer closed). Rejections are kept by the
 hash of the message, since a rejected message may carry anybody's id. ``position`` is an update's
-place in its buffer, in the order of arrival. ``kept`` says where an archived update lies.
+place in its buffer, in the order of arrival. ``kept`` says where an archived update lies,
+``cache`` the file of each entry that a strategy keeps for a client, as of the last version.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ CREATE INDEX IF NOT EXISTS updates_by_version ON updates (version);
 CREATE TABLE IF NOT EXISTS kept (
     update_id TEXT PRIMARY KEY, segment TEXT NOT NULL, start INTEGER NOT NULL,
     bytes INTEGER NOT NULL, sha256 TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS cache (entry TEXT PRIMARY KEY, file TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS waiting (update_id TEXT PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS rejections (
     message_sha256 TEXT PRIMARY KEY, message_id TEXT NOT NULL, reason TEXT NOT NULL,

@@ -163,12 +163,14 @@ class ParticipationTable(Table):
 #: Every strategy by its name; docs/strategies.md has their equations.
 STRATEGIES = (
     *("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"),
-    *("fedbuff", "fedasync", "ringmaster"),
+    *("fedbuff", "fedasync", "ringmaster", "ca2fl"),
     *("median", "trimmed-mean", "krum", "multi-krum", "norm-bounding"),
     *("scaffold", "fednova"),
 )
 #: They hand what they aggregate to a server optimizer of one's choice.
-WITH_OPTIMIZER = ("fedbuff", "median", "trimmed-mean", "krum", "multi-krum", "norm-bounding")
+WITH_OPTIMIZER = (
+    *("fedbuff", "ca2fl", "median", "trimmed-mean", "krum", "multi-krum", "norm-bounding"),
+)
 #: They make a version of every update.
 ONE_BY_ONE = ("fedasync", "ringmaster")
 
@@ -220,6 +222,8 @@ class AggregationTable(Table):
     mixing: Fraction = 0.6
     #: ringmaster: updates this stale or staler are ignored (R).
     delay_threshold: int | None = Field(None, ge=1)
+    #: ca2fl: refuse to start where all clients' last deltas would take more. Default: 1000.
+    max_cache_mb: Positive | None = None
     #: trimmed-mean: the share of updates left out at each end, in every coordinate. Default: 0.2.
     trim: Annotated[float, Field(ge=0, lt=0.5)] | None = None
     #: krum, multi-krum: how many updates of a buffer may be bad (f). Default: at most, (K - 3) / 2.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from aggregator.strategies.base import State, Strategy, model_of
+from aggregator.strategies.ca2fl import Ca2fl
 from aggregator.strategies.fedasync import FedAsync
 from aggregator.strategies.fedavg import FedAvg
 from aggregator.strategies.fedbuff import FedBuff
@@ -22,6 +23,7 @@ from schemas import Experiment, UserError
 from schemas.user_code import is_own
 
 __all__ = [
+    "Ca2fl",
     "FedAsync",
     "FedAvg",
     "FedBuff",
@@ -85,6 +87,9 @@ def _strategy_of(experiment: Experiment, code: Path) -> Strategy:
     optimizer = optimizer_of(table)
     if table.strategy == "ringmaster":
         return Ringmaster(optimizer, s)
+    if table.strategy == "ca2fl":
+        clients = experiment.task.clients + len(experiment.residents)
+        return Ca2fl(optimizer, clients, round(1e6 * (table.max_cache_mb or 1000)), s)
     if table.strategy == "median":
         return Median(optimizer, s=s)
     if table.strategy == "trimmed-mean":

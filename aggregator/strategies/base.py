@@ -4,6 +4,8 @@ The state's keys tell what an array is for:
 
 - ``model/<group>/<i>``: the global model, in the dtypes of the Keras model;
 - ``server/…``: what a server optimizer keeps between versions;
+- ``cache/<entry>/…``: what is kept for one client each; replaced, never changed in place, so that
+  the ledger writes only what is new;
 - ``buffer/…``: float64 sums over the updates folded since the last version. A state without
   ``buffer/`` keys has an empty buffer.
 

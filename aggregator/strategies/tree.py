@@ -10,6 +10,7 @@ from aggregator.strategies.base import State, model_of
 from aggregator.strategies.fold import Sum, add_scaled, blocks, cast_like, writable
 from aggregator.strategies.optimizers import ServerOptimizer
 from schemas import Tensors
+from schemas.tensors import Array
 
 _SUM = "buffer/sum/"
 
@@ -43,14 +44,19 @@ def add_to_buffer(
     ``buffer/weight``, the sum of the values' weights, and ``buffer/updates``, how many.
     """
     value_weight = weight if value_weight is None else value_weight
-    for key, model in model_of(state).items():
-        stored = state.get(_SUM + key)
-        total = np.zeros(model.shape) if stored is None else writable(stored)
-        add_scaled(total, value_weight if is_value(key) else weight, tensors[key])
-        state[_SUM + key] = total
+    for key in model_of(state):
+        add_to_sum(state, key, value_weight if is_value(key) else weight, tensors[key])
     count(state, "weight", value_weight)
     count(state, "updates", 1)
     return state
+
+
+def add_to_sum(state: State, key: str, weight: float, values: Array) -> None:
+    """Fold ``weight`` times the values into the buffer's sum of one tensor, in place."""
+    stored = state.get(_SUM + key)
+    total = np.zeros(values.shape) if stored is None else writable(stored)
+    add_scaled(total, weight, values)
+    state[_SUM + key] = total
 
 
 def mix_into_buffer(state: State, alpha: float, tensors: Tensors) -> State:

@@ -20,7 +20,12 @@ from aggregator.verify.checks import (
     versions_say_what_they_are_made_of,
     waiting_updates_are_buffered,
 )
-from aggregator.verify.files import kept_updates_are_there, open_buffer_is_there, weights_are_there
+from aggregator.verify.files import (
+    cache_is_there,
+    kept_updates_are_there,
+    open_buffer_is_there,
+    weights_are_there,
+)
 from aggregator.verify.replay import Replayed, replay
 from schemas import Experiment
 
@@ -42,6 +47,7 @@ CHECKS: tuple[Check, ...] = (
     evaluations_are_of_versions,
     weights_are_there,
     open_buffer_is_there,
+    cache_is_there,
     kept_updates_are_there,
 )
 

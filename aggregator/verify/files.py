@@ -38,6 +38,13 @@ def open_buffer_is_there(ledger: LedgerReader, experiment: Experiment) -> Iterat
         yield f"the open buffer is missing or damaged: {name}"
 
 
+def cache_is_there(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """What the strategy keeps for each client."""
+    for name in ledger.cache_files():
+        if not ledger.store.intact(name) and not ledger.has_moved_on():
+            yield f"what is kept for a client is missing or damaged: {name}"
+
+
 def kept_updates_are_there(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
     """Every recorded update was kept, none lies over another, and the files are long enough."""
     if not experiment.aggregation.keep_updates:

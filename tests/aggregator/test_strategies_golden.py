@@ -73,7 +73,7 @@ def test_every_version_is_the_one_that_the_paper_has(name: str) -> None:
             update = ClientUpdate(
                 run=RUN,
                 update_id=f"u{turn}",
-                client="c",
+                client=told.get("client", "c"),
                 turn=turn,
                 base_version=told["base_version"],
                 worker="w",

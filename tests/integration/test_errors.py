@@ -40,6 +40,18 @@ def test_a_mistake_in_the_experiment_is_said_before_anything_starts(
     assert not (out / "ledger.sqlite").exists()
 
 
+def test_a_cache_that_would_outgrow_its_bound_ends_a_run_before_it_begins(
+    start: Start, experiment: Path, tmp_path: Path
+) -> None:
+    settings = ["aggregation.strategy=ca2fl", "aggregation.max_cache_mb=4", "task.name=mnist-mlp"]
+    arguments = [text for setting in settings for text in ("--set", setting)]
+    one = start("run", experiment, "--out", tmp_path / "out", "--clock", "virtual", *arguments)
+    said = (
+        "ca2fl keeps the last delta of each of 10 clients: 4.07 MB, over aggregation.max_cache_mb"
+    )
+    assert said in refused(one)
+
+
 def test_an_experiment_that_is_not_there(start: Start, tmp_path: Path) -> None:
     assert "there is no experiment file" in refused(start("run", tmp_path / "none.toml"))
 

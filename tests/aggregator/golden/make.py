@@ -278,6 +278,32 @@ def fednova(table, model, buffer, memory):
     return following
 
 
+def ca2fl(table, model, buffer, memory):
+    """v <- h + (1/K) sum_i s(tau_i) (Delta_i - h_i);  x <- x + eta v;  then h_i <- Delta_i, and h
+    is the mean of all N of them (Wang et al., Algorithm 2)
+    """
+    weights = [s(table, u["staleness"]) for u in buffer]
+    before = {client: dict(cached) for client, cached in memory.items()}
+    following = {}
+    for key, x in model.items():
+        if key.startswith("non_trainable/"):
+            following[key] = mean_values(table, buffer, weights, key)
+            continue
+        zeros = [0.0] * len(x)
+        for u in buffer:
+            memory.setdefault(u["client"], {})[key] = u["sent"][key]
+        v = []
+        for j in range(len(x)):
+            mean_of_cached = math.fsum(cached[key][j] for cached in before.values()) / CLIENTS
+            corrections = [
+                w * (u["sent"][key][j] - before.get(u["client"], {}).get(key, zeros)[j])
+                for w, u in zip(weights, buffer, strict=True)
+            ]
+            v.append(mean_of_cached + math.fsum(corrections) / len(buffer))
+        following[key] = server_optimizer(table, "sgd", key, x, v, memory)
+    return following
+
+
 def fedasync(table, model, buffer, memory):
     """x <- (1 - alpha_t) x + alpha_t x_new (Xie et al., Algorithm 1)"""
     (update,) = buffer
@@ -301,6 +327,7 @@ RULES = {
     "fedbuff": fedbuff,
     "fedasync": fedasync,
     "ringmaster": ringmaster,
+    "ca2fl": ca2fl,
     "median": median,
     "trimmed-mean": trimmed_mean,
     "krum": krum,
@@ -357,6 +384,8 @@ def story(name, table, arrivals, bad=()):
                     noise = [rng.gauss(0, 0.5) for _ in range(math.prod(shape))]
                     sent[key] = rounded(noise, dtype)
             update = {"base_version": base_version, "examples": rng.randrange(1, 9000)}
+            if table["strategy"] == "ca2fl":  # with 5 clients of 10, one twice in a buffer at times
+                update["client"] = str(rng.randrange(5))
             events.append({"update": {**update, "tensors": sent}})
             if staleness >= table.get("delay_threshold", math.inf):
                 continue
@@ -417,6 +446,9 @@ def main():
         story(f"fedbuff-{name}", table, BUFFERS)
     table = {"strategy": "ringmaster", "delay_threshold": 3, "server_learning_rate": 0.5}
     story("ringmaster", table, THRESHOLD)
+    for name, parameters in {"ca2fl": fresh, "ca2fl-stale": half}.items():
+        table = {"strategy": "ca2fl", "server_learning_rate": 0.6, **parameters}
+        story(name, table, BUFFERS)
     for name, parameters in {
         "median": fresh,
         "median-adam": {"server_optimizer": "adam", **half, **optimizers["adam"]},
