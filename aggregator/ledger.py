@@ -22,6 +22,7 @@ from aggregator.archive import Archive, Place
 from aggregator.arithmetic import arithmetic
 from aggregator.cache import PREFIX, CacheFiles
 from aggregator.effects import Checkpoint, Fold, MakeVersion, SaveBuffer
+from aggregator.privacy import new_key
 from aggregator.reading import LEDGER, LedgerReader
 from aggregator.same_run import difference_of
 from aggregator.store import Store, cannot_write, make_folder
@@ -106,6 +107,8 @@ class Ledger(LedgerReader):
                 self._set(clock=clock)
                 self._set(run_id=run_id, run_started=run_started, epoch=0, status="running")
                 self._set(created_at=time.time())
+                if experiment.privacy is not None:
+                    self._set(noise_key=new_key(experiment, clock))
         finished = self.meta["status"] == "finished"
         return not finished or stored != document
 

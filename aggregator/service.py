@@ -39,8 +39,9 @@ from aggregator.effects import (
 from aggregator.hands import Hands
 from aggregator.intake import Unusable, message_of
 from aggregator.ledger import Ledger, StaleLeader
+from aggregator.privacy import require_accounting
 from aggregator.room import room_for_updates
-from aggregator.strategies import State, make_strategy, model_of
+from aggregator.strategies import State, make_strategy, model_of, protected
 from aggregator.strategies.base import update_spec
 from aggregator.strategies.own import keep_code
 from broker import AggregatorPort, Delivery, Envelope, LeadershipLost
@@ -206,6 +207,8 @@ class AggregatorService:
     def _start(self) -> None:
         ledger, experiment = self._ledger, self.experiment
         started = int(time.time() * 1000)
+        if experiment.privacy is not None:
+            require_accounting()  # before anything is trained
         if not ledger.open_run(experiment, self._run_id, started, self._clock_name):
             self.outcome = ledger.meta["status"]
             return
@@ -218,9 +221,9 @@ class AggregatorService:
         ((self._answered,),) = ledger.query("SELECT COALESCE(MAX(turn), -1) FROM updates")
         ledger.reopen()
         self._port.purge_assignments()
-        self.coordinator = Coordinator(
-            experiment, make_strategy(experiment, self._code), run, checkpoint
-        )
+        strategy = make_strategy(experiment, self._code)
+        strategy = protected(strategy, experiment, ledger.meta.get("noise_key"))
+        self.coordinator = Coordinator(experiment, strategy, run, checkpoint)
         if is_own(experiment.aggregation.strategy):
             keep_code(experiment.aggregation.strategy, self._code, self.folder)
         self._resume_text(checkpoint)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from aggregator.privacy import epsilons
 from aggregator.reading import LedgerReader
+from schemas import UserError
 
 
 def summarise(ledger: LedgerReader) -> dict[str, Any]:
@@ -51,7 +53,17 @@ def summarise(ledger: LedgerReader) -> dict[str, Any]:
         "bytes_down": down or 0,
         "kept_updates": kept,
         "kept_bytes": kept_bytes,
+        "epsilon": _epsilon(ledger),
     }
+
+
+def _epsilon(ledger: LedgerReader) -> float | None:
+    """What the run has revealed of any one client; None where that is not counted."""
+    try:
+        spent = epsilons(ledger)
+    except UserError:  # looked at on a machine without the accounting library
+        return None
+    return round(spent[-1][1], 4) if spent else None
 
 
 def _span(ledger: LedgerReader) -> tuple[float, float, str | None]:

@@ -150,6 +150,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
         *([("virtual time", _duration(summary["virtual_s"]))] if summary["virtual_s"] else []),
         ("training", f"{_percent(summary['train_fraction'])} of the slots' time"),
         ("memory", f"{summary['peak_rss_mb']:.0f} MB at its peak"),
+        *([("privacy", f"epsilon {summary['epsilon']:.3g}")] if summary.get("epsilon") else []),
         *([("kept", _kept(summary))] if summary.get("kept_updates") else []),
         ("run folder", folder),
         ("report", f"fluffle report {folder}"),

@@ -173,6 +173,10 @@ WITH_OPTIMIZER = (
 )
 #: They make a version of every update.
 ONE_BY_ONE = ("fedasync", "ringmaster")
+#: Strategies that weigh updates by examples unless told otherwise.
+BY_EXAMPLES = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
+#: Strategies whose sums no update moves by more than its length.
+PRIVATE = ("fedbuff", "ringmaster", *BY_EXAMPLES)
 
 
 def _known_strategy(name: str) -> str:
@@ -263,6 +267,17 @@ class CostTable(Table):
     currency: str = Field("USD", min_length=1, max_length=8)
 
 
+class PrivacyTable(Table):
+    """Central differential privacy for clients; see docs/privacy.md."""
+
+    #: Deltas longer than this (L2, over all trainable weights) are shortened to it (C).
+    clip_norm: Positive
+    #: The standard deviation of the noise on the sum of a buffer, in units of ``clip_norm`` (z).
+    noise_multiplier: Positive
+    #: The delta for which epsilon is reported: well below one in the number of clients.
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+
 class Experiment(Table):
     """A whole experiment file."""
 
@@ -277,6 +292,7 @@ class Experiment(Table):
     cost: CostTable | None = None
     #: What is done to an update before it leaves its client; see schemas/steps.py.
     update: Steps | None = None
+    privacy: PrivacyTable | None = None
 
     @property
     def concurrency(self) -> int:
@@ -391,9 +407,21 @@ class Experiment(Table):
             raise ValueError("aggregation.deterministic needs aggregation.on_deadline = 'extend'")
         if self.participation.pause_s[0] > self.participation.pause_s[1]:
             raise ValueError("participation.pause_s is [low, high]")
+        if self.privacy is not None:
+            self._check_privacy()
         if self.training.nesterov and not self.training.momentum:
             raise ValueError("training.nesterov needs training.momentum")
         return self
+
+    def _check_privacy(self) -> None:
+        strategy = self.aggregation.strategy
+        if strategy not in PRIVATE:
+            raise ValueError(
+                f"privacy goes with {', '.join(PRIVATE)}, whose sums no update moves by more than "
+                f"its length; not with {strategy}"
+            )
+        if strategy in BY_EXAMPLES and self.aggregation.weighting != "uniform":
+            raise ValueError("privacy needs aggregation.weighting = 'uniform'")
 
     def _check_residents(self, cohort: bool) -> None:
         for name in self.residents:

@@ -16,6 +16,7 @@ from aggregator.strategies.median import Median, TrimmedMean
 from aggregator.strategies.norm_bounding import NormBounding
 from aggregator.strategies.optimizers import optimizer_of
 from aggregator.strategies.own import own_strategy
+from aggregator.strategies.private import Private
 from aggregator.strategies.ringmaster import Ringmaster
 from aggregator.strategies.scaffold import Scaffold
 from aggregator.strategies.staleness import staleness_of
@@ -32,6 +33,7 @@ __all__ = [
     "Krum",
     "Median",
     "NormBounding",
+    "Private",
     "Ringmaster",
     "Scaffold",
     "State",
@@ -39,6 +41,7 @@ __all__ = [
     "TrimmedMean",
     "make_strategy",
     "model_of",
+    "protected",
 ]
 
 #: FedOpt under the names of its papers.
@@ -51,7 +54,7 @@ _FEDOPT = {
 
 
 def make_strategy(experiment: Experiment, code: Path | None = None) -> Strategy:
-    """The strategy that an experiment's ``aggregation`` table asks for.
+    """The strategy that an experiment's ``aggregation`` table asks for; ``[privacy]`` comes on top.
 
     code: the folder of a strategy from a file; by default the present one.
     Raises: UserError for one that cannot be loaded, or does not go with the rest.
@@ -65,6 +68,18 @@ def make_strategy(experiment: Experiment, code: Path | None = None) -> Strategy:
     return strategy
 
 
+def protected(strategy: Strategy, experiment: Experiment, noise_key: str | None) -> Strategy:
+    """The strategy with the experiment's ``[privacy]``, if it has one.
+
+    noise_key: the run's secret, in hexadecimal digits.
+    """
+    table = experiment.privacy
+    if table is None:
+        return strategy
+    assert noise_key is not None, "noise needs a secret"
+    return Private(strategy, table.clip_norm, table.noise_multiplier, int(noise_key, 16))
+
+
 def _strategy_of(experiment: Experiment, code: Path) -> Strategy:
     table = experiment.aggregation
     if is_own(table.strategy):
@@ -72,7 +87,7 @@ def _strategy_of(experiment: Experiment, code: Path) -> Strategy:
     s = staleness_of(table)
     if table.strategy in _FEDOPT:
         return FedOpt(optimizer_of(table, _FEDOPT[table.strategy]), table.weighting, s)
-    if table.strategy == "fedavg" and experiment.update:
+    if table.strategy == "fedavg" and (experiment.update or experiment.privacy):
         # The mean of w + delta_k is w + the mean of delta_k.
         return FedOpt(optimizer_of(table, "sgd"), table.weighting, s)
     if table.strategy == "fedavg":

@@ -20,7 +20,7 @@ from aggregator.arithmetic import arithmetic
 from aggregator.reading import LedgerReader
 from aggregator.room import human_bytes
 from aggregator.selection import client_order
-from aggregator.strategies import State, Strategy, make_strategy, model_of
+from aggregator.strategies import State, Strategy, make_strategy, model_of, protected
 from aggregator.strategies.base import update_spec
 from aggregator.strategies.own import CODE
 from schemas import ClientUpdate, DecodeError, Experiment, Tensors, UserError, decode
@@ -78,7 +78,9 @@ def replay(ledger: LedgerReader) -> Replayed:
     if made_on != [arithmetic()]:
         done.elsewhere = " and ".join(made_on)
     try:
-        _replay(ledger, experiment, make_strategy(experiment, ledger.folder / CODE), done)
+        strategy = make_strategy(experiment, ledger.folder / CODE)
+        strategy = protected(strategy, experiment, ledger.meta.get("noise_key"))
+        _replay(ledger, experiment, strategy, done)
     except Wrong as wrong:
         done.problem = str(wrong)
     return done

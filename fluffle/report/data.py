@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregator.ledger import Ledger
+from aggregator.privacy import epsilons
 from schemas import Experiment, UserError
 
 Floats = NDArray[np.float64]
@@ -86,6 +87,8 @@ class Run:
     #: How many, by reason.
     rejected: dict[str, int]
     failures: dict[str, int]
+    #: What was revealed of any one client until then; shape (versions,), empty without [privacy].
+    epsilon: Floats
     #: None where the folder has no events: only the virtual clock writes them.
     turns: Turns | None
 
@@ -114,6 +117,7 @@ def read_run(folder: Path, label: str) -> Run:
         if "experiment" not in meta or ledger.latest_version() < 0:
             raise UserError(f"{folder} has nothing to report yet: no version has been made")
         elapsed_s = float(meta.get("elapsed_s", 0))
+        spent = epsilons(ledger)
         return Run(
             folder=folder,
             label=label,
@@ -136,6 +140,7 @@ def read_run(folder: Path, label: str) -> Run:
                     _REASON,
                 )
             ),
+            epsilon=np.array([0.0, *(value for _, value in spent)] if spent else [], float),
             turns=_turns(folder / "events.jsonl", elapsed_s),
         )
     finally:

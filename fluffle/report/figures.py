@@ -102,6 +102,26 @@ def staleness(runs: list[Run]) -> Figure:
     return figure
 
 
+def privacy(runs: list[Run]) -> Figure:
+    """Epsilon by the updates counted until then."""
+    told = [(index, run) for index, run in enumerate(runs) if len(run.epsilon)]
+    if not told:
+        raise Empty  # few runs have it: not worth a word
+    figure = Figure(figsize=(WIDTH * 0.72, 2.6), layout="constrained")
+    axes = figure.subplots()
+    for index, run in told:
+        axes.step(run.versions.updates, run.epsilon, where="post", label=run.label, **line(index))
+    axes.set_xlabel("updates counted")
+    deltas = {run.experiment.privacy.delta for _, run in told if run.experiment.privacy}
+    axes.set_ylabel("epsilon" + (f" (delta = {deltas.pop():g})" if len(deltas) == 1 else ""))
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter(PLAIN)
+    if len(runs) > 1:
+        legend(axes, [run.label for _, run in told], list(axes.lines))
+    return figure
+
+
 def losses(runs: list[Run]) -> Figure:
     """Turns that brought nothing: dropouts, rejected messages by reason, failures by reason."""
     tables = [_lost(run) for run in runs]
@@ -256,6 +276,13 @@ PICTURES = (
         "The first turns of clients from the fastest to the slowest. Thin lines are versions, "
         "where there is room for them.",
         timeline,
+    ),
+    Picture(
+        "privacy",
+        "Privacy",
+        "What the versions so far reveal of the client who took part most, whatever its data: "
+        "(epsilon, delta)-differential privacy against whoever sees models and not updates.",
+        privacy,
     ),
     Picture(
         "losses",

@@ -61,7 +61,7 @@ def _draw(runs: list[Run], out: Path) -> tuple[list[dict[str, str]], list[str]]:
             with mpl.rc_context(RC):
                 figure = picture.draw(runs)
         except Empty as why:
-            left_out.append(f"{picture.title}: {why}.")
+            left_out += [f"{picture.title}: {why}."] if str(why) else []
             for path in (out / f"{picture.name}.svg", out / f"{picture.name}.pdf"):
                 path.unlink(missing_ok=True)  # an earlier report's
             continue

@@ -29,6 +29,7 @@ def facts(runs: list[Run]) -> dict[str, list[str]]:
         "dropouts": lambda run: f"{run.dropouts:,}",
         "rejected": lambda run: f"{sum(run.rejected.values()):,}",
         "failures": lambda run: f"{sum(run.failures.values()):,}",
+        "privacy": _privacy,
         "worker-hours": lambda run: digits(_all(run).worker_hours),
         "cost": lambda run: _money(run, _all(run).cost),
     }
@@ -80,6 +81,13 @@ def _strategy(run: Run) -> str:
         else f"{experiment.concurrency:,} in flight"
     )
     return f"{experiment.aggregation.strategy}, K = {experiment.quorum:,}, {who}"
+
+
+def _privacy(run: Run) -> str:
+    table = run.experiment.privacy
+    if table is None or not len(run.epsilon):
+        return "–"
+    return f"epsilon {digits(run.epsilon[-1])}, delta {table.delta:g}"
 
 
 def _all(run: Run) -> Spent:
