@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -18,6 +16,7 @@ from broker.rabbitmq import RabbitMQBroker
 from broker.topology import Topology
 from broker.transport import AggregatorPort, Broker, Envelope, WorkerPort
 from broker.wire import envelope
+from tests.proxy import Proxy
 
 #: Longer than anything here takes, short enough to fail before pytest's own timeout.
 PATIENCE_S = 20.0
@@ -92,61 +91,6 @@ def place(request: pytest.FixtureRequest, federation: str) -> Place:
 @pytest.fixture
 def rabbit(rabbitmq: Node, federation: str) -> RabbitMQPlace:
     return RabbitMQPlace(rabbitmq, federation)
-
-
-class Proxy:
-    """A network that fails on demand, between a port and a broker."""
-
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._frozen: set[socket.socket] = set()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"amqp://guest:guest@127.0.0.1:{self._listener.getsockname()[1]}/%2F"
-
-    def deafen(self) -> None:
-        """From now on nothing that the broker says on these connections arrives."""
-        self._frozen |= {broker_side for _, broker_side in self._pairs}
-
-    def part(self) -> None:
-        """These connections end for the port; the broker hears nothing of it."""
-        for port_side, broker_side in self._pairs:
-            self._frozen |= {port_side, broker_side}
-            port_side.shutdown(socket.SHUT_RDWR)
-        self._pairs = []
-
-    def cut(self) -> None:
-        """These connections end for both."""
-        for pair in self._pairs:
-            for side in pair:
-                with contextlib.suppress(OSError):
-                    side.shutdown(socket.SHUT_RDWR)
-        self._pairs = []
-
-    def close(self) -> None:
-        self._listener.close()
-        self.cut()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                port_side, _ = self._listener.accept()
-                broker_side = socket.create_connection(("127.0.0.1", self._target))
-                self._pairs.append((port_side, broker_side))
-                for pair in ((port_side, broker_side), (broker_side, port_side)):
-                    threading.Thread(target=self._copy, args=pair, daemon=True).start()
-
-    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if source not in self._frozen:
-                    sink.sendall(data)
-            if source not in self._frozen:
-                sink.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture

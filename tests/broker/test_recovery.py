@@ -80,7 +80,7 @@ def test_what_was_not_confirmed_is_published_again(rabbit, proxy, ports, update,
         until(lambda: rabbit.ready("updates") == 2)
         assert not waiting.done()
         # And its connection breaks
-        proxy.cut()
+        proxy.reset()
         # Then it submits it again, and then it is confirmed
         waiting.result(PATIENCE_S)
     leader.consume(10)
@@ -120,7 +120,7 @@ def test_a_leader_that_was_replaced_hears_of_it(rabbit, proxy, ports):
         usurping = pool.submit(usurp)
         try:
             # When the leader's network breaks, and the other is quicker
-            proxy.cut()
+            proxy.reset()
             usurping.result(PATIENCE_S)
             # Then the leader does not lead any more
             with pytest.raises(LeadershipLost):

@@ -20,8 +20,8 @@ import pika
 from broker.node import Node
 from broker.topology import Topology
 from tests.chaos.processes.faults import AGGREGATOR, BROKER, Fault
-from tests.chaos.processes.proxy import Proxy
 from tests.integration.processes import Started, version
+from tests.proxy import Proxy
 
 #: The next fault does not wait longer for a new version.
 RECOVERY_S = 15.0
@@ -72,8 +72,7 @@ class Conductor:
     def add(self, name: str, *arguments: object) -> Member:
         """Start ``fluffle <arguments> --broker <through a proxy>``."""
         proxy = Proxy(self.node.port)
-        url = f"amqp://guest:guest@127.0.0.1:{proxy.port}/%2F?heartbeat={HEARTBEAT_S}"
-        where = ["--broker", url, "--connect-timeout", "300"]
+        where = ["--broker", f"{proxy.url}?heartbeat={HEARTBEAT_S}", "--connect-timeout", "300"]
         member = Member(name, [*map(str, arguments), *where], proxy)
         self.members[name] = member
         self.start(member)

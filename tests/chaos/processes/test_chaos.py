@@ -123,7 +123,7 @@ def versions_of(out: Path) -> list[tuple[int, str]]:
     ("experiment", "count"),
     [
         (COMMON + COHORT, FAULTS),
-        (COMMON + CONCURRENT, FAULTS // 2),
+        (COMMON + CONCURRENT, FAULTS // 4),
         pytest.param(COMMON + SCAFFOLD, FAULTS, marks=only_nightly),
     ],
     ids=["cohort", "concurrent", "scaffold"],

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.processes.proxy import Proxy
+from tests.proxy import Proxy
 
 #: Nothing that should come takes this long.
 PATIENCE_S = 20.0
@@ -76,6 +76,25 @@ def test_half_open_connections_swallow_everything_and_new_ones_work(proxy: Proxy
         old.settimeout(A_WHILE_S)
         with pytest.raises(TimeoutError):
             old.recv(1)
+        with connected(proxy) as new:
+            assert echo(new, b"new") == b"new"
+
+
+def test_deaf_connections_hear_nothing(proxy: Proxy) -> None:
+    with connected(proxy) as one:
+        assert echo(one, b"x") == b"x"
+        proxy.deafen()
+        one.sendall(b"heard")
+        one.settimeout(A_WHILE_S)
+        with pytest.raises(TimeoutError):
+            one.recv(1)
+
+
+def test_parted_connections_end_here_and_new_ones_work(proxy: Proxy) -> None:
+    with connected(proxy) as old:
+        assert echo(old, b"x") == b"x"
+        proxy.part()
+        assert old.recv(1) == b""
         with connected(proxy) as new:
             assert echo(new, b"new") == b"new"
 

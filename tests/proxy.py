@@ -1,4 +1,4 @@
-"""A network that fails on demand: a TCP proxy on loopback between one process and the broker."""
+"""A network that fails on demand: a TCP proxy on loopback between our side and the broker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _CHUNK = 65536
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -16,11 +16,12 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 @dataclass(eq=False)
 class _Pair:
-    """One connection: our socket towards the process, and the one towards the broker."""
+    """One connection: the socket towards our side, and the one towards the broker."""
 
-    inner: asyncio.StreamWriter
-    outer: asyncio.StreamWriter
-    swallows: bool = False
+    ours: asyncio.StreamWriter
+    theirs: asyncio.StreamWriter
+    #: What is sent towards these arrives no more, nor does the end.
+    deaf: set[asyncio.StreamWriter] = field(default_factory=set)
 
 
 class Proxy:
@@ -38,6 +39,11 @@ class Proxy:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    @property
+    def url(self) -> str:
+        """The broker, by way of this."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
+
     def delay(self, seconds: float) -> None:
         """Every piece of up to 64 KB takes this long, one after the other; 0 heals."""
         self._call(lambda: setattr(self, "_latency_s", seconds))
@@ -52,21 +58,29 @@ class Proxy:
         As where a router forgets them: each side finds out by its heartbeats. New ones work.
         """
 
-        def swallow() -> None:
-            for pair in self._pairs:
-                pair.swallows = True
+        self._each(lambda pair: pair.deaf.update((pair.ours, pair.theirs)))
 
-        self._call(swallow)
+    def deafen(self) -> None:
+        """From now on nothing that the broker says on the present connections arrives."""
+        self._each(lambda pair: pair.deaf.add(pair.ours))
+
+    def part(self) -> None:
+        """The present connections end for our side; the broker hears nothing of it."""
+
+        def part(pair: _Pair) -> None:
+            pair.deaf.update((pair.ours, pair.theirs))
+            pair.ours.close()
+
+        self._each(part)
 
     def reset(self) -> None:
         """The present connections end for both sides with a TCP reset."""
 
-        def reset() -> None:
-            for pair in self._pairs:
-                _reset(pair.inner)
-                _reset(pair.outer)
+        def reset(pair: _Pair) -> None:
+            _reset(pair.ours)
+            _reset(pair.theirs)
 
-        self._call(reset)
+        self._each(reset)
 
     def close(self) -> None:
         """No more of it."""
@@ -76,7 +90,10 @@ class Proxy:
         self._listener.close()
         self._loop.close()
 
-    def _call(self, callback: Callable[[], None]) -> None:
+    def _each(self, do: Callable[[_Pair], object]) -> None:
+        self._call(lambda: [do(pair) for pair in list(self._pairs)])
+
+    def _call(self, callback: Callable[[], object]) -> None:
         """Do it in the loop, and return when it is done."""
         done = threading.Event()
 
@@ -103,18 +120,18 @@ class Proxy:
             _reset(writer)
             return
         try:
-            outer_reader, outer = await asyncio.open_connection("127.0.0.1", self._target)
+            their_reader, theirs = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:  # the broker is away
             _reset(writer)
             return
-        pair = _Pair(writer, outer)
+        pair = _Pair(writer, theirs)
         self._pairs.add(pair)
         await asyncio.gather(
-            self._copy(pair, reader, outer), self._copy(pair, outer_reader, writer)
+            self._copy(pair, reader, theirs), self._copy(pair, their_reader, writer)
         )
         self._pairs.discard(pair)
         writer.close()
-        outer.close()
+        theirs.close()
 
     async def _copy(
         self, pair: _Pair, source: asyncio.StreamReader, sink: asyncio.StreamWriter
@@ -123,10 +140,10 @@ class Proxy:
             while data := await source.read(_CHUNK):
                 if self._latency_s:
                     await asyncio.sleep(self._latency_s)
-                if not pair.swallows:
+                if sink not in pair.deaf:
                     sink.write(data)
                     await sink.drain()
-        if not pair.swallows:
+        if sink not in pair.deaf:
             sink.close()
 
 
