@@ -70,7 +70,12 @@ def explore(seeds: Sequence[int]) -> Findings:
 def undisturbed_differs(world: World, seed: int) -> list[str]:
     """A deterministic cohort gives the same bytes through any fault."""
     undisturbed = World(seed, ())
-    if undisturbed.run() or undisturbed.watch.versions == world.watch.versions:
+    undisturbed.run()
+    ours, theirs = world.watch.versions, undisturbed.watch.versions
+    if world.setting.experiment.experiment.target_accuracy is not None:  # how far it goes differs
+        least = min(len(ours), len(theirs))
+        ours, theirs = ours[:least], theirs[:least]
+    if ours == theirs:
         return []
     return ["a deterministic cohort gave other bytes than without faults"]
 
@@ -131,6 +136,8 @@ def main() -> int:
     total = Findings()
     for findings in explore_all(arguments.first, arguments.count, arguments.processes):
         total.add(findings)
+        for seed, violations in findings.broken.items():
+            print(f"\rmake chaos SEED={seed}: {violations[0]}", file=sys.stderr)
         rate = total.schedules / (time.monotonic() - started)
         print(
             f"\r{total.schedules} schedules, {len(total.broken)} broken, {rate:.0f}/s",
@@ -151,8 +158,6 @@ def summary(total: Findings, seconds: float) -> str:
         f"{total.compared} deterministic cohorts compared with their undisturbed runs",
         f"{len(total.broken)} schedules broke an invariant",
     ]
-    for seed, violations in sorted(total.broken.items())[:10]:
-        lines.append(f"  make chaos SEED={seed}: {violations[0]}")
     if total.broken:
         lines.append(explain(min(total.broken)))
     return "\n".join(lines)

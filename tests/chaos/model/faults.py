@@ -46,11 +46,15 @@ KINDS: Mapping[str, str] = {
     "lost-ack": "ack",
     # Down for ``seconds``: transient things are gone, persistent ones stay.
     "broker-restart": "step",
-    # One waiting message: again, last instead of first, not before ``seconds`` have passed, come
-    # back so often that the next time is once too many, or often enough to be suspicious.
+    # A worker, or the evaluator, never gets to see the model that is published.
+    "lost-model": "publish",
+    # One waiting message: again, last instead of first, not before ``seconds`` have passed, or
+    # come back so often that it is suspicious.
     "duplicate": "step",
     "reorder": "step",
     "delay": "step",
+    "suspect": "step",
+    # What the aggregator has in hand comes back to the broker once too often: dead-lettered.
     "poison": "step",
     # The aggregator's clock goes ``seconds`` ahead.
     "clock-jump": "step",
@@ -59,11 +63,13 @@ KINDS: Mapping[str, str] = {
 #: About how many of each a schedule without faults has.
 _USUAL: Mapping[str, int] = {
     "aggregator": 220, "worker": 160, "disk": 70, "confirm": 40, "ack": 25, "step": 230,
+    "publish": 6,
 }  # fmt: skip
 #: How likely each kind is against the others.
 _WEIGHTS: Mapping[str, int] = {
     "crash-aggregator": 6, "crash-worker": 4, "freeze-aggregator": 4, "disk-full": 2,
     "lost-confirm": 3, "duplicate": 2, "delay": 2,
+    "cut-aggregator": 2, "poison": 2,
 }  # fmt: skip
 MOST = 8
 

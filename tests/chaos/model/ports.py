@@ -30,8 +30,8 @@ class FaultyAggregatorPort:
 
     def lead(self, timeout_s: float) -> bool:
         until = self._world.scheduler.now + timeout_s
+        self._reach("lead")
         while True:
-            self._reach("lead")
             if self.inner.lead(0.0):
                 self._has_led = True
                 self._done("led")
@@ -39,6 +39,7 @@ class FaultyAggregatorPort:
             if self._world.scheduler.now >= until:
                 return False
             self._world.scheduler.wait(until)
+            self._find_broker()
 
     def latest_model(self, timeout_s: float = 2.0) -> Envelope | None:
         self._reach("latest_model")
@@ -48,7 +49,8 @@ class FaultyAggregatorPort:
         self._reach("publish_model")
         envelope = self._world.wire(envelope)
         self._world.watch.published(envelope)
-        self._confirmed(lambda: self.inner.publish_model(envelope))
+        with self._world.publishing():
+            self._confirmed(lambda: self.inner.publish_model(envelope))
         self._done("published_model")
 
     def assign(self, envelopes: Sequence[Envelope], expires_s: float) -> None:
@@ -67,21 +69,22 @@ class FaultyAggregatorPort:
 
     def receive(self, timeout_s: float) -> Delivery | None:
         until = self._world.scheduler.now + timeout_s
+        self._reach("receive")
         while True:
-            self._reach("receive")
             delivery = self.inner.receive(0.0)
             if delivery is not None:
                 self._done(f"received {delivery.envelope.message_id} ({delivery.delivery_count})")
             if delivery is not None or self._world.scheduler.now >= until:
                 return delivery
             self._world.scheduler.wait(until)
+            self._find_broker()
 
     def ack(self, deliveries: Iterable[Delivery]) -> None:
         deliveries = list(deliveries)
         self._reach("ack")
         for delivery in deliveries:
             self._world.watch.acked(delivery)
-        if self._world.strikes("ack") == "lost-ack":
+        if self._world.strikes("ack"):
             self._world.disconnect(self.inner)
         else:
             self.inner.ack(deliveries)
@@ -109,15 +112,19 @@ class FaultyAggregatorPort:
         self._world.scheduler.stir()
 
     def _reach(self, what: str) -> None:
-        """Before an effect: the broker is there, and the lead ours again if it is anybody's."""
+        """Before an effect."""
         self._world.point(what)
+        self._find_broker()
+
+    def _find_broker(self) -> None:
+        """The broker is there, and the lead ours again if it is nobody's."""
         self._world.wait_for_broker()
         if self._has_led and self._world.broker.leader is None:
             self._world.broker.leader = self.inner
 
     def _confirmed(self, publish: Callable[[], None]) -> None:
         publish()
-        if self._world.strikes("confirm") == "lost-confirm":
+        if self._world.strikes("confirm"):
             publish()
 
     def _done(self, what: str) -> None:
@@ -140,8 +147,8 @@ class FaultyWorkerPort:
 
     def wait_model(self, newer_than: Order | None, timeout_s: float) -> Envelope | None:
         until = self._world.scheduler.now + timeout_s
+        self._world.point("wait_model")
         while True:
-            self._world.point("wait_model")
             envelope = self.inner.wait_model(newer_than, 0.0)
             if envelope is not None or self._world.scheduler.now >= until:
                 return envelope
@@ -149,14 +156,15 @@ class FaultyWorkerPort:
 
     def receive_assignment(self, timeout_s: float) -> Delivery | None:
         until = self._world.scheduler.now + timeout_s
+        self._reach("receive_assignment")
         while True:
-            self._reach("receive_assignment")
             delivery = self.inner.receive_assignment(0.0)
             if delivery is not None:
                 self._world.point(f"took {delivery.envelope.message_id}")
             if delivery is not None or self._world.scheduler.now >= until:
                 return delivery
             self._world.scheduler.wait(until)
+            self._find_broker()
 
     def ack(self, delivery: Delivery) -> None:
         self._reach("ack")
@@ -171,7 +179,7 @@ class FaultyWorkerPort:
         self.inner.submit(envelope)
         self._world.sent(envelope)
         self._world.point(f"submitted {envelope.message_id}, not confirmed")
-        if self._world.strikes("confirm") == "lost-confirm":
+        if self._world.strikes("confirm"):
             self._reach("submit again")
             self.inner.submit(envelope)
             self._world.sent(envelope)
@@ -188,4 +196,7 @@ class FaultyWorkerPort:
 
     def _reach(self, what: str) -> None:
         self._world.point(what)
+        self._find_broker()
+
+    def _find_broker(self) -> None:
         self._world.wait_for_broker()

@@ -45,7 +45,7 @@ class Task(greenlet):  # type: ignore[misc]  # greenlet has no type for itself
         """Whether it can go on."""
         if now < self.frozen_until:
             return False
-        return now >= self.wake or (self.seen is not None and self.seen != stirred)
+        return now >= self.wake or self.seen not in (None, stirred)
 
 
 def current() -> Task | None:
@@ -118,7 +118,8 @@ class Scheduler:
         while True:
             while self._timers and self._timers[0][0] <= self.now:
                 heapq.heappop(self._timers)[2]()
-            ready = [task for task in self.tasks if task.ready(self.now, self._stirred)]
+            now, stirred = self.now, self._stirred
+            ready = [task for task in self.tasks if task.ready(now, stirred)]
             if ready:
                 break
             if not self._advance():

@@ -23,6 +23,8 @@ class Setting:
     train_s: float
     #: Messages travel as bytes.
     as_bytes: bool
+    #: Somebody starts the run again where it was aborted, or failed.
+    resumes: bool
 
 
 def draw(seed: int) -> Setting:
@@ -34,7 +36,7 @@ def draw(seed: int) -> Setting:
     participation: dict[str, Any] = {"assignment_deadline_s": pick((3.0, 10.0, 100.0))}
     aggregation: dict[str, Any] = {
         "strategy": pick(("fedbuff", "fedbuff", "fedavg", "fedasync", "fedadam", "median")),
-        "deadline_s": pick((1.0, 4.0, 15.0)),
+        "deadline_s": pick((1.0, 3.0, 10.0)),
         "hold_s": pick((0.3, 2.0, 60.0)),
         "keep_versions": pick((1, 3)),
         "staleness": pick(("constant", "polynomial", "hinge")),
@@ -81,6 +83,7 @@ def draw(seed: int) -> Setting:
         workers=tuple(random.randint(1, 2) for _ in range(random.randint(1, 3))),
         max_prefetch=pick((2, 3, 4, 64)),
         failing=pick((0, 0, 0, 7)),
-        train_s=pick((0.2, 1.0, 3.0)),
+        train_s=pick((0.2, 1.0, 4.0, 8.0)),
         as_bytes=pick((False, True)),
+        resumes=pick((False, True)),
     )

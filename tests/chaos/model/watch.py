@@ -158,23 +158,22 @@ class Watch:
     def _accounting(self, ledger: Ledger) -> Iterator[str]:
         """Every message that came into the broker has exactly one disposition."""
         waiting, dead = self._in_broker()
-        rows = {
-            (update_id, base, worker, slot_s)
-            for update_id, base, worker, slot_s in ledger.query(
-                "SELECT update_id, base_version, worker, slot_s FROM updates"
-            )
-        }
-        known = set(rows)
+        rejected = dict(ledger.query("SELECT message_sha256, reason FROM rejections"))
+        folded = set(ledger.query("SELECT update_id, base_version, worker, slot_s FROM updates"))
+        known = set(folded)
         for body, envelope in {sent.body: sent for sent in self._world.messages}.items():
             message = envelope.message()
-            somewhere = body in waiting or body in dead
-            if not self._recorded(envelope) and not somewhere:
+            reason = rejected.get(hashlib.sha256(body).hexdigest())
+            if reason not in (None, "late", "too_stale"):
+                yield f"{message.message_id} is rejected ({reason}), and nothing is wrong with it"
+            somewhere = body in waiting or body in dead or reason is not None
+            if not somewhere and not self._recorded(envelope):
                 yield f"{message.message_id} of {message.run} is nowhere"
             if isinstance(message, ClientUpdate):
                 key = (message.update_id, message.base_version, message.worker, message.slot_s)
                 known.discard(key)
-                if key in rows and self._rejected(envelope):
-                    yield f"{message.message_id} is both counted and rejected"
+                if key in folded and reason is not None:
+                    yield f"{message.message_id} is both counted and rejected ({reason})"
         for update_id, *_ in known:
             yield f"{update_id} is in the ledger, and nobody sent it like that"
 

@@ -14,7 +14,8 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -98,13 +99,15 @@ class World:
         self._processes: list[Process] = []
         self._random = Random(f"details {seed}")
         self._trace = trace
-        self._counts: Counter[str] = Counter()
+        self._counts = dict.fromkeys(KINDS.values(), 0)
         self._due: dict[tuple[str, int], list[Fault]] = {}
         for fault in self.faults:
             self._due.setdefault((KINDS[fault.kind], fault.n), []).append(fault)
         self._broker_up_at = 0.0
         self._disk_free_at = 0.0
         self._asked = 0
+        #: Whether a person starts a run again that was aborted, or failed: once.
+        self._resumes = self.setting.resumes
         base = TMPFS if TMPFS.is_dir() else None
         self.folder = Path(tempfile.mkdtemp(prefix="fluffle-model-", dir=base))
         self.watch = Watch(self)
@@ -217,8 +220,10 @@ class World:
         try:
             outcome = process.service.run()
             self.note(f"ends: {outcome}")
-            if outcome != "stopped":
+            if outcome == "finished" or (outcome != "stopped" and not self._resumes):
                 self.outcome = outcome
+            elif outcome != "stopped":
+                self._resumes = False
         except UserError as error:
             self.note(f"ends: {error}")
         except Exception as error:
@@ -295,7 +300,8 @@ class World:
         process: Process = task.owner
         if not process.alive:
             raise Crash
-        self.note(name)
+        if self._trace:
+            self.note(name)
         self._asked = 0
         for fault in self._at(process.role):
             if fault.kind.startswith("crash"):
@@ -307,12 +313,26 @@ class World:
         if switch:
             self.scheduler.pause()
 
-    def strikes(self, trigger: str) -> str | None:
-        """The kind of fault that strikes here, if one does."""
+    def strikes(self, trigger: str) -> Fault | None:
+        """The fault that strikes here, if one does."""
         for fault in self._at(trigger):
             self.note(f"FAULT {fault}")
-            return fault.kind
+            return fault
         return None
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Perhaps one of the workers is not reached by what is published meanwhile."""
+        fault, workers = self.strikes("publish"), self.broker.workers
+        absent = None
+        if fault is not None and workers:
+            absent = sorted(workers, key=lambda port: port.worker_id)[fault.pick % len(workers)]
+            workers.discard(absent)
+        try:
+            yield
+        finally:
+            if absent is not None and not absent._closed:
+                workers.add(absent)
 
     def disk_is_full(self) -> bool:
         """Asked before everything that writes."""
@@ -339,9 +359,11 @@ class World:
                 self.broker.assignments.give_back(port)
         self.scheduler.stir()
 
-    def _at(self, trigger: str) -> list[Fault]:
-        self._counts[trigger] += 1
-        struck = self._due.get((trigger, self._counts[trigger]), [])
+    def _at(self, trigger: str) -> Sequence[Fault]:
+        self._counts[trigger] = count = self._counts[trigger] + 1
+        struck = self._due.get((trigger, count))
+        if struck is None:
+            return ()
         self.struck.update(fault.kind for fault in struck)
         return struck
 
@@ -372,6 +394,8 @@ class World:
                     if self.messages:
                         envelope = self.messages[fault.pick % len(self.messages)]
                         self.broker.updates.put(envelope)
+                case "poison":
+                    self._poison()
                 case _:
                     self._disturb_queue(fault)
             self.scheduler.stir()
@@ -383,14 +407,22 @@ class World:
             self.disconnect(process.port.inner)
         self.broker.events.clear()
 
+    def _poison(self) -> None:
+        """Whatever is in hand has come back too often: as after a crash for each time."""
+        for holder, held in list(self.broker.updates._held.items()):
+            for entry in held.values():
+                entry.delivery_count = DELIVERY_LIMIT
+            assert isinstance(holder, EmbeddedAggregatorPort)
+            self.disconnect(holder)
+
     def _disturb_queue(self, fault: Fault) -> None:
         queue = self.broker.assignments if fault.pick % 3 == 0 else self.broker.updates
         if not queue._ready:
             return
         queue._ready.rotate(-(fault.pick % len(queue._ready)))
         entry = queue._ready[0]
-        if fault.kind == "poison":
-            entry.delivery_count = DELIVERY_LIMIT if fault.pick % 2 else SUSPICIOUS
+        if fault.kind == "suspect":
+            entry.delivery_count = SUSPICIOUS
         elif fault.kind == "delay":
             queue._ready.popleft()
             queue.ready_bytes -= entry.envelope.size
