@@ -110,6 +110,8 @@ class AggregatorService:
         self._on_timing = on_timing
         self._complaints = Complaints(on_status, clock)
         self._stop = threading.Event()
+        #: It had to wait for the lead.
+        self._stood_by = False
         self._hands = Hands()
         #: When the coordinator wants to be called, by the service's clock.
         self.call_at = 0.0
@@ -189,13 +191,12 @@ class AggregatorService:
     # ---- start
 
     def _lead(self) -> bool:
-        said = False
         while not self._stop.is_set():
             if self._port.lead(timeout_s=1.0):
                 return True
-            if not said:
+            if not self._stood_by:
                 self._say("another aggregator leads here; waiting to take over")
-                said = True
+                self._stood_by = True
         return False
 
     def _wait_for_ledger(self) -> None:
@@ -210,6 +211,10 @@ class AggregatorService:
         if experiment.privacy is not None:
             require_accounting()  # before anything is trained
         if not ledger.open_run(experiment, self._run_id, started, self._clock_name):
+            self.outcome = ledger.meta["status"]
+            return
+        if self._stood_by and ledger.meta["status"] in ("aborted", "failed"):
+            # It ended while we waited: for it to go on is for a person to say, by a new start.
             self.outcome = ledger.meta["status"]
             return
         run_id = ledger.meta["run_id"]
@@ -261,10 +266,10 @@ class AggregatorService:
             return
         seen_in = self._seen_in(message)
         if seen_in == "buffer" and delivery.delivery_count == 0:
-            # The same update in another message: held, it would only fill our hands.
-            self._ledger.record_duplicate()
-            self._port.ack([delivery])
-            return
+            # The same update in another message: held, it would only fill our hands; acked before
+            # the first is recorded, it may be the last (the first can be dead-lettered meanwhile).
+            self.pause()
+            seen_in = "ledger"
         with self._timed("fold"):
             effects = self.coordinator.on_update(message, seen_in, self._clock())
         self._execute(effects, delivery)

@@ -406,3 +406,62 @@ def test_a_failure_in_another_clients_name_closes_no_turn(tmp_path: Path) -> Non
     summary = check(tmp_path)
     assert summary["failures"] == 0
     assert summary["updates_rejected"]["forged"] >= 30
+
+
+def test_a_standby_does_not_go_on_with_a_run_that_was_aborted(tmp_path: Path) -> None:
+    # Given a run that is to be aborted at its deadline, and an aggregator that stands by
+    broker = EmbeddedBroker()
+    tables = experiment(
+        aggregation={"on_deadline": "abort", "deadline_s": 1.0, "quorum": 6, "min_updates": 6}
+    )
+
+    def initial_only(update: ClientUpdate) -> ClientUpdate | None:
+        return update if update.sends == "initial" else None
+
+    ends: list[str] = []
+
+    def lead() -> None:
+        port = broker.aggregator()
+        try:
+            ends.append(AggregatorService(tables, port, tmp_path, run_id="run").run())
+        finally:
+            port.close()
+
+    threads = [threading.Thread(target=lead) for _ in range(2)]
+    with clients(broker, initial_only):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    # Then it says the same, and has begun nothing
+    assert ends == ["aborted", "aborted"]
+    ledger = Ledger(tmp_path)
+    assert (ledger.meta["status"], ledger.meta["epoch"]) == ("aborted", "1")
+    # And a person who starts it again has it go on
+    with clients(broker):
+        assert service(broker, tmp_path, tables).run() == "finished"
+
+
+def test_the_same_update_in_another_message_is_acked_only_once_it_is_recorded(
+    tmp_path: Path,
+) -> None:
+    # Given one update of an open buffer that comes in two messages
+    def twice(update: ClientUpdate) -> list[ClientUpdate] | None:
+        if update.sends == "initial":
+            return [update]
+        return [update, update] if update.turn == 1 else None
+
+    broker = EmbeddedBroker()
+    port = broker.aggregator()
+    assert port.lead(0.0)
+    one = AggregatorService(experiment(), port, tmp_path, run_id="run")
+    one.begin()
+    with clients(broker, twice) as team:
+        while len(team.sent) < 2 or broker.depths()["updates"]:
+            one.pump(0.05)
+    # Then both are acked, and the update is recorded: the first message may be gone by now
+    assert broker.depths()["unacked"] == 0
+    one.close()
+    ledger = Ledger(tmp_path)
+    assert ledger.count("updates WHERE disposition = 'buffered'") == 1
+    assert ledger.meta["duplicates"] == "1"

@@ -77,13 +77,14 @@ def draw(seed: int) -> Setting:
     }
     if random.random() < 0.1:
         tables["experiment"]["target_accuracy"] = 0.5
+    aggregators = pick((1, 1, 2))
     return Setting(
         Experiment.model_validate(tables),
-        aggregators=pick((1, 1, 2)),
+        aggregators=aggregators,
         workers=tuple(random.randint(1, 2) for _ in range(random.randint(1, 3))),
         max_prefetch=pick((2, 3, 4, 64)),
         failing=pick((0, 0, 0, 7)),
         train_s=pick((0.2, 1.0, 4.0, 8.0)),
         as_bytes=pick((False, True)),
-        resumes=pick((False, True)),
+        resumes=aggregators == 1 and pick((False, True)),
     )

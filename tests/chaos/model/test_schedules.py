@@ -31,16 +31,13 @@ def test_every_kind_of_fault_strikes(findings: Findings) -> None:
 
 
 def test_processes_crash_between_any_two_effects_and_inside_the_ledger(findings: Findings) -> None:
-    ledger = {"begin", "commit", "committed"}
-    store = {"write", "torn", "written", "keep"}
-    wanted = {
-        *(f"aggregator: ledger.{point}" for point in ledger),
-        *(f"aggregator: store.{point}" for point in store),
-        *(f"aggregator: {point}" for point in ("ack", "acked", "assign", "assigned", "received")),
-        *(f"aggregator: {point}" for point in ("publish_model", "published_model")),
-        *(f"worker: {point}" for point in ("took", "training", "submit", "submitted", "confirmed")),
-    }
-    assert wanted <= set(findings.crashes)
+    wanted = (
+        *("aggregator: ledger.begin", "aggregator: ledger.commit", "aggregator: ledger.committed"),
+        *("aggregator: store.", "aggregator: ack", "aggregator: assign", "aggregator: publish"),
+        *("worker: submit", "worker: confirmed", "worker: ack"),
+    )
+    for point in wanted:
+        assert any(crash.startswith(point) for crash in findings.crashes), findings.crashes
 
 
 def test_runs_end_in_every_way_and_cohorts_are_compared_with_undisturbed_ones(

@@ -77,8 +77,8 @@ class Watch:
             self.violated(f"version {model.version} says {model.updates} updates, not {counted}")
 
     def acked(self, delivery: Delivery) -> None:
-        """The aggregator lets the broker forget a message: recorded, or there is another of it."""
-        if not self._recorded(delivery.envelope) and not self._world.others(delivery):
+        """The aggregator lets the broker forget a message: it has to be recorded."""
+        if not self._recorded(delivery.envelope):
             self.violated(f"{delivery.envelope.message_id} is acked and not recorded")
 
     def turn_acked(self, delivery: Delivery, answered: set[str], newest: Envelope | None) -> None:

@@ -21,7 +21,7 @@ from random import Random
 from typing import Any
 
 from aggregator.service import AggregatorService
-from broker import Closed, Delivery, Envelope
+from broker import Closed, Envelope
 from broker.embedded import EmbeddedAggregatorPort, EmbeddedBroker, EmbeddedWorkerPort
 from broker.topology import DELIVERY_LIMIT
 from schemas import Plan, UserError
@@ -133,7 +133,7 @@ class World:
         if self.setting.experiment.evaluation.every_updates:
             self._start_evaluator()
         try:
-            while self.outcome is None and not self.watch.violations:
+            while self._goes_on() and not self.watch.violations:
                 if self.scheduler.steps > MOST_STEPS:
                     self.watch.violated(f"the run does not end within {MOST_STEPS} steps")
                     return
@@ -147,6 +147,10 @@ class World:
             for process in list(self._processes):
                 process.restart = lambda: None
                 self._end(process)
+
+    def _goes_on(self) -> bool:
+        """The run is not over, or there is a standby who has not noticed yet."""
+        return self.outcome is None or any(p.role == "aggregator" for p in self._processes)
 
     @property
     def comparable(self) -> bool:
@@ -177,15 +181,6 @@ class World:
         queue = self.broker.updates
         held = [entry for entries in queue._held.values() for entry in entries.values()]
         return [*queue._ready, *self.delayed, *held]
-
-    def others(self, delivery: Delivery) -> bool:
-        """Whether the broker has a message with this one's id besides this one."""
-        held = self.broker.updates._held.values()
-        this = next((h[delivery.receipt] for h in held if delivery.receipt in h), None)
-        name = delivery.envelope.message_id
-        return any(
-            entry.envelope.message_id == name and entry is not this for entry in self.in_updates()
-        )
 
     # ---- processes
 
@@ -220,10 +215,12 @@ class World:
         try:
             outcome = process.service.run()
             self.note(f"ends: {outcome}")
-            if outcome == "finished" or (outcome != "stopped" and not self._resumes):
-                self.outcome = outcome
-            elif outcome != "stopped":
+            if outcome in ("aborted", "failed") and self._resumes:
                 self._resumes = False
+            elif outcome != "stopped":
+                if self.outcome not in (None, outcome):
+                    self.watch.violated(f"the run ended as {self.outcome}, and then as {outcome}")
+                self.outcome = outcome
         except UserError as error:
             self.note(f"ends: {error}")
         except Exception as error:
@@ -288,7 +285,8 @@ class World:
         process.alive = False
         if process in self._processes:
             self._processes.remove(process)
-            self.scheduler.at(process.restart_s, process.restart)
+            if self.outcome is None:
+                self.scheduler.at(process.restart_s, process.restart)
 
     # ---- what faults ask
 
