@@ -432,6 +432,11 @@ class Experiment(Table):
                 )
         if len(set(self.residents)) < len(self.residents):
             raise ValueError("participation.residents names a client twice")
+        if self.residents and remembers(self.update or ()):
+            raise ValueError(
+                "participation.residents cannot keep what compression left over: set "
+                "error_feedback = false in [[update]]"
+            )
         if not self.task.clients and not self.residents:
             raise ValueError("task.clients = 0 leaves nobody: name participation.residents")
         if self.residents and self.aggregation.strategy == "scaffold":

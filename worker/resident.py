@@ -21,6 +21,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from broker import Closed, Envelope, WorkerPort
 from schemas import (
     Assignment,
@@ -34,6 +36,7 @@ from schemas import (
 from schemas.messages import order, resident_update_id
 from worker.contribution import Contribution, shown, size_of
 from worker.journal import Journal
+from worker.outgoing import outgoing
 from worker.per_plan import PerPlan, make_trainer
 from worker.task import Task
 from worker.tasks import open_data, own
@@ -234,6 +237,8 @@ class ResidentService:
         received, self._received = self._received, 0
         slot_s = time.perf_counter() - started
         update = make_update(turn, model, trained, self._client, slot_s, received)
+        # No memory: which of its updates was counted last, a resident is never told.
+        update, _ = outgoing(update, model.plan, None, np.random.default_rng())
         line = f"version {model.version}: trained on {trained.examples:,} examples"
         if held_out:
             metric = "accuracy" if "accuracy" in of_global else "loss"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from aggregator.ledger import Ledger
 from aggregator.service import AggregatorService
@@ -184,6 +185,20 @@ def test_a_site_and_an_aggregator_without_a_single_turn(site: Path, tmp_path: Pa
     bytes_down, bytes_up = ledger.query("SELECT SUM(bytes_down), SUM(bytes_up) FROM updates")[0]
     assert bytes_down > 4 * 60
     assert f"{bytes_up / 1000:.1f} kB up" in summary
+
+
+def test_a_site_does_to_its_update_what_the_plan_says_before_it_leaves(site: Path) -> None:
+    place = Scripted()
+    place.start()
+    place.publish(0, experiment=experiment(update=[{"kind": "quantise", "bits": 8}]))
+    update = place.take()
+    assert update.tensors["trainable/0"].dtype == np.uint8
+    assert update.tensors["range/trainable/0"].shape == (2,)
+
+
+def test_a_site_is_not_asked_to_remember_what_compression_left_over() -> None:
+    with pytest.raises(ValidationError, match="error_feedback = false"):
+        experiment(update=[{"kind": "top_k", "share": 0.1}])
 
 
 def test_it_trains_once_for_each_version_and_attempt(site: Path) -> None:
