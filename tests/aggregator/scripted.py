@@ -55,7 +55,10 @@ class Federation:
         )
         strategy = make_strategy(self.experiment)
         self.sends: Literal["delta", "weights"] = strategy.sends
-        self.shapes = {False: update_spec(strategy, MODEL), True: spec(MODEL)}
+        # Privacy covers trainable weights alone.
+        bare = self.experiment.privacy is not None
+        model = {k: a for k, a in MODEL.items() if not bare or k.startswith("trainable/")}
+        self.shapes = {False: update_spec(strategy, model), True: spec(model)}
         self.said: list[str] = []
         self.now = 0.0
         self.broker = EmbeddedBroker(lambda: self.now)

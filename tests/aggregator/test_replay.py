@@ -89,6 +89,22 @@ def test_compressed_updates_are_kept_as_they_came(tmp_path: Path) -> None:
         Federation(tmp_path, update=steps[:1])
 
 
+def test_central_noise_comes_out_again(tmp_path: Path) -> None:
+    # Given a run whose sums are clipped and blurred, by a secret of its own
+    privacy = {"clip_norm": 1.0, "noise_multiplier": 0.5}
+    federation = Federation(tmp_path, privacy=privacy, aggregation={"strategy": "fedbuff"})
+    federation.answer(3)
+    federation.die()
+    federation.start()
+    federation.finish()
+    assert replayed(tmp_path).problem is None
+    # When the secret is another
+    ledger = Ledger(tmp_path)
+    ledger.query("UPDATE meta SET value = 'abc' WHERE key = 'noise_key'")
+    # Then so are the weights
+    assert "version 1 comes out with other weights" in (replay(ledger).problem or "")
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_crashes_in_the_middle_of_buffers_change_nothing(
     tmp_path: Path, deterministic: bool

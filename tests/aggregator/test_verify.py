@@ -236,6 +236,16 @@ def test_a_missing_open_buffer_is_named(tmp_path: Path) -> None:
     assert found.startswith("the open buffer is missing or damaged: buffer-v000000-e1-")
 
 
+def test_a_missing_cache_entry_is_named(tmp_path: Path) -> None:
+    folder = Federation(tmp_path, aggregation={"strategy": "ca2fl"}).finish(3)
+    assert violations(folder) == []
+    ledger = Ledger(folder)
+    name = ledger.cache_files()[0]
+    ledger.close()
+    (folder / "weights" / name).unlink()
+    assert violations(folder) == [f"what is kept for a client is missing or damaged: {name}"]
+
+
 def test_a_truncated_segment_is_named(tmp_path: Path) -> None:
     folder = finished(tmp_path)
     path = folder / UPDATES / "updates-e1-000001.msgpack"
