@@ -22,6 +22,7 @@ REASONS: Mapping[str, str] = {
     "no_examples": "trained on nothing",
     "unknown_version": "trained from a version that does not exist",
     "too_stale": "older than aggregation.max_staleness",
+    "superseded": "went on from a state that its client has gone on from since",
     "late": "not of the current cohort, or the run is over",
     "wrong_shape": "names, dtypes or shapes differ from what the strategy wants",
     "not_finite": "contains NaN, infinity or a value beyond ±1e30",

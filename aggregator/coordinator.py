@@ -101,8 +101,8 @@ class Coordinator:
         self.workers: set[str] = set()
         self.evaluated: Evaluation | None = None
         self._plan = Plan.of(experiment, strategy.sends, asks_of(strategy))
-        folded = checkpoint.folded if self._plan.keeps_state else None
-        self.turns = Turns(experiment, run, checkpoint.turn, self.buffer.clients, folded)
+        states = checkpoint.states if self._plan.keeps_state else None
+        self.turns = Turns(experiment, run, checkpoint.turn, self.buffer.clients, states)
         self._strategy = strategy
         self._steps = experiment.update or ()
         self.hold_updates = hold_updates
@@ -238,6 +238,8 @@ class Coordinator:
             self.phase != "running" or not self.turns.in_time(update, self.version)
         ):
             reason = "late"
+        if reason is None and self.turns.superseded(update):
+            reason = "superseded"
         if reason is None:
             update, reason = restored(update, self._steps, self.buffer.expected)
         if reason is not None:

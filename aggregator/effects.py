@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from aggregator.strategies.base import State
 from schemas import Assignment, ClientFailed, ClientUpdate, Evaluation, GlobalModel
-from schemas.messages import Training
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +154,7 @@ class Checkpoint:
     #: Folds and waiting updates of the open buffer that a partial checkpoint holds.
     buffered: list[Fold] = field(default_factory=list)
     waiting: list[ClientUpdate] = field(default_factory=list)
-    #: Each client's last update that is counted or in the open buffer.
-    folded: dict[str, Training] = field(default_factory=dict)
+    #: Where clients keep state, what each one goes on from.
+    states: dict[str, str] = field(default_factory=dict)
     #: Seconds that the run has taken before this start.
     elapsed_s: float = 0.0

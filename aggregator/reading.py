@@ -13,6 +13,7 @@ from aggregator.cache import read_entries
 from aggregator.effects import Checkpoint, Fold
 from aggregator.store import Store
 from schemas import ClientUpdate, UserError, decode
+from schemas.messages import state_name
 
 LEDGER = "ledger.sqlite"
 
@@ -115,18 +116,22 @@ class LedgerReader:
                 " WHERE disposition = 'buffered' ORDER BY position"
             )
         ]
-        checkpoint.folded = {
-            client: (turn, base_version)
-            for client, turn, base_version in self._db.execute(  # SQLite: of the row with the MAX
-                "SELECT client, MAX(turn), base_version FROM updates"
-                " WHERE turn > 0 AND disposition IN ('counted', 'buffered') GROUP BY client"
-            )
-        }
         for (body,) in self._db.execute("SELECT body FROM waiting ORDER BY rowid"):
             update = decode(body)
             assert isinstance(update, ClientUpdate)
             checkpoint.waiting.append(update)
         return checkpoint
+
+    def client_states(self) -> dict[str, str]:
+        """What each client was left with by its updates that are counted or in the open buffer."""
+        names: dict[str, str] = {}
+        for client, turn, base_version in self._db.execute(
+            "SELECT client, turn, base_version FROM updates"
+            " WHERE turn > 0 AND disposition IN ('counted', 'buffered')"
+            " ORDER BY version IS NULL, version, position"
+        ):
+            names[client] = state_name(names.get(client, ""), turn, base_version)
+        return names
 
     def close(self) -> None:
         """May be called twice."""

@@ -42,7 +42,7 @@ from aggregator.ledger import Ledger, StaleLeader
 from aggregator.privacy import require_accounting
 from aggregator.room import room_for_updates
 from aggregator.strategies import State, make_strategy, model_of, protected
-from aggregator.strategies.base import update_spec
+from aggregator.strategies.base import asks_of, update_spec
 from aggregator.strategies.own import keep_code
 from broker import AggregatorPort, Delivery, Envelope, LeadershipLost
 from schemas import (
@@ -51,6 +51,7 @@ from schemas import (
     Event,
     Experiment,
     GlobalModel,
+    Plan,
     Run,
     Tensors,
     UserError,
@@ -228,6 +229,8 @@ class AggregatorService:
         self._port.purge_assignments()
         strategy = make_strategy(experiment, self._code)
         strategy = protected(strategy, experiment, ledger.meta.get("noise_key"))
+        if Plan.of(experiment, strategy.sends, asks_of(strategy)).keeps_state:
+            checkpoint.states = ledger.client_states()
         self.coordinator = Coordinator(experiment, strategy, run, checkpoint)
         if is_own(experiment.aggregation.strategy):
             keep_code(experiment.aggregation.strategy, self._code, self.folder)

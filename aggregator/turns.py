@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from aggregator.selection import choose, choose_cohort
 from schemas import Assignment, ClientUpdate, Experiment, Plan, Run
-from schemas.messages import INITIALISE, Training, assignment_id
+from schemas.messages import INITIALISE, assignment_id, state_name
 
 
 class Turns:
@@ -25,9 +25,9 @@ class Turns:
         run: Run,
         next_turn: int,
         contributed: Sequence[str],
-        folded: Mapping[str, Training] | None = None,
+        states: Mapping[str, str] | None = None,
     ) -> None:
-        """``folded``: each client's last update that was folded, where clients keep state."""
+        """``states``: where clients keep state, what each one's last folded update left it with."""
         #: The next turn to be issued.
         self.next = self.first = max(next_turn, INITIALISE + 1)
         #: assignment id -> (assignment, when it is overdue); the oldest first.
@@ -39,7 +39,7 @@ class Turns:
         self._again: list[Assignment] = []
         #: cohort: client -> whether it has contributed, for the current version.
         self._cohort = dict.fromkeys(contributed, True)
-        self._folded = None if folded is None else dict(folded)
+        self._states = None if states is None else dict(states)
 
     @property
     def resume_from(self) -> int:
@@ -69,14 +69,18 @@ class Turns:
             return True
         return update.base_version == version and self._cohort.get(update.client) is False
 
+    def superseded(self, update: ClientUpdate) -> bool:
+        """Whether it went on from a state that its client has gone on from since."""
+        return self._states is not None and update.after != self._states.get(update.client, "")
+
     def contributed(self, update: ClientUpdate) -> None:
         """This update was folded."""
         self.close(update.update_id)
         if self._cohort_mode:
             self._cohort[update.client] = True
-        if self._folded is not None:
-            training = (update.turn, update.base_version)
-            self._folded[update.client] = max(self._after(update.client), training)
+        if self._states is not None:
+            name = state_name(update.after or "", update.turn, update.base_version)
+            self._states[update.client] = name
 
     def close(self, update_id: str) -> bool:
         """Close a turn; False if it was not open."""
@@ -147,13 +151,10 @@ class Turns:
             turn=self.next,
             version=version,
             exact_version=self._cohort_mode,
-            after=None if self._folded is None else self._after(client),
+            after=None if self._states is None else self._states.get(client, ""),
         )
         self.next += 1
         return self._add(assignment, now)
-
-    def _after(self, client: str) -> Training:
-        return (self._folded or {}).get(client, (0, 0))
 
     def _add(self, assignment: Assignment, now: float) -> Assignment:
         deadline = now + self._experiment.participation.assignment_deadline_s

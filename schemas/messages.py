@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from operator import index
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -16,8 +17,8 @@ Seconds = Annotated[FiniteFloat, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$")]
 Text = Annotated[str, Field(max_length=2000)]
 Metrics = Annotated[dict[Annotated[str, Field(max_length=64)], FiniteFloat], Field(max_length=64)]
-#: The turn that an update answered and the version that it was trained from: which training it was.
-Training = Annotated[tuple[Count, Count], Field(strict=False)]
+#: Names what a client kept after a training; empty before its first.
+StateName = Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")]
 Payload = Annotated[Tensors, SkipValidation]
 
 #: The turn that asks for version 0: training starts with turn 1.
@@ -102,9 +103,8 @@ class Assignment(Message):
     version: Count
     #: In cohort mode a turn is for ``version`` and no other.
     exact_version: bool = False
-    #: Where clients keep state: the client's last update that has been folded, whose state it goes
-    #: on from; (0, 0) before its first.
-    after: Training | None = None
+    #: Where clients keep state: what this one goes on from.
+    after: StateName | None = None
     #: Only ``initialise`` carries it: there is no model yet to bring it.
     plan: Plan | None = None
 
@@ -161,6 +161,8 @@ class ClientUpdate(_FromClient):
     slot_s: Seconds = 0.0
     #: Bytes of global models that this worker has received since its last update.
     received_bytes: Count = 0
+    #: Where clients keep state: what this one went on from.
+    after: StateName | None = None
     tensors: Payload
 
 
@@ -203,6 +205,14 @@ class Event(Message):
 def assignment_id(run_id: str, turn: int, client: str) -> str:
     """The id of a turn, and of the update that answers it."""
     return f"{run_id}:{turn}:{client}"
+
+
+def state_name(after: str, turn: int, base_version: int) -> str:
+    """What a client keeps after this training, which had gone on from ``after``.
+
+    Given the run and the client, a training is a function of these three, and so is its state.
+    """
+    return hashlib.sha256(f"{after}:{turn}:{base_version}".encode()).hexdigest()[:16]
 
 
 def resident_update_id(run_id: str, client: str, base_version: int, attempt: int) -> str:

@@ -40,9 +40,9 @@ from schemas import (
     Tensors,
     UserError,
 )
-from schemas.messages import order
+from schemas.messages import order, state_name
 from simulation.pool import Job, Pool
-from worker.client_state import NEVER, ClientStates
+from worker.client_state import ClientStates
 from worker.devices import Devices, Fate
 from worker.evaluator import Cadence
 from worker.outgoing import noise_of_turn, outgoing, upload_bytes
@@ -298,7 +298,7 @@ class VirtualRun:
         assert fate is not None
         client, number, state = turn.assignment.client, turn.assignment.turn, None
         if model.plan.keeps_state:
-            after = turn.assignment.after or NEVER
+            after = turn.assignment.after or ""
             state = self._states.load(model.run.run_id, client, after)
         trained = trainer.train(model.tensors, client, number, fate.epochs, state)
         trained = dataclasses.replace(trained, seconds=turn.train_s)
@@ -318,8 +318,9 @@ class VirtualRun:
             update, state = self._pool_for(model.plan).wait(job)
             upload_s, answer = fate.upload_s(payload_bytes(update.tensors)), update
             if model.plan.keeps_state:
-                made_by, after = (update.turn, model.version), turn.assignment.after or NEVER
-                self._states.save(model.run.run_id, update.client, made_by, state, after)
+                after = turn.assignment.after or ""
+                name = state_name(after, update.turn, model.version)
+                self._states.save(model.run.run_id, update.client, name, state, after)
         except Exception as error:
             upload_s = 0.0
             answer = failed_update(turn.assignment, WORKER, model.version, error)

@@ -30,8 +30,8 @@ from schemas import (
     Tensors,
     UserError,
 )
-from schemas.messages import order
-from worker.client_state import NEVER, ClientStates
+from schemas.messages import order, state_name
+from worker.client_state import ClientStates
 from worker.devices import Devices, Fate
 from worker.journal import Journal
 from worker.models import read_model
@@ -186,16 +186,17 @@ class Slot:
             )
             update, memory = outgoing(update, model.plan, state, np.random.default_rng())
             if model.plan.keeps_state:
-                made_by, after = (turn, model.version), assignment.after or NEVER
-                states = self._worker.states
-                states.save(model.run.run_id, client, made_by, trained.state | memory, after)
+                after = assignment.after or ""
+                name = state_name(after, turn, model.version)
+                kept = trained.state | memory
+                self._worker.states.save(model.run.run_id, client, name, kept, after)
         except Exception as error:  # whatever a task raises costs one turn, never the worker
             return self._failed(assignment, model.version, error)
         self._failures = 0
         return update
 
     def _state(self, assignment: Assignment) -> Tensors | None:
-        client, after = assignment.client, assignment.after or NEVER
+        client, after = assignment.client, assignment.after or ""
         state = self._worker.states.load(assignment.run.run_id, client, after)
         if state is None:
             self._worker.say(

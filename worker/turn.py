@@ -76,6 +76,7 @@ def make_update(
         train_s=trained.seconds,
         slot_s=slot_s,
         received_bytes=received_bytes,
+        after=assignment.after,
         tensors={
             **(
                 delta(trained.tensors, model.tensors)

@@ -35,6 +35,7 @@ from schemas import (
     Run,
     Tensors,
 )
+from schemas.messages import state_name
 
 RUN = Run(run_id="run", run_started=1, epoch=1)
 
@@ -644,22 +645,22 @@ def with_control(value: float = 1.0) -> Tensors:
     return {**weights(value), "control/0": np.full((2, 3), value, np.float32)}
 
 
-def test_a_turn_names_the_training_that_was_folded_last_of_its_client() -> None:
+def test_a_turn_names_the_state_that_goes_with_what_was_folded_of_its_client() -> None:
     # Given two clients that keep state: their first turns go on from nothing
     driver = Driver(**SCAFFOLD)
     first, second = driver.turn(), driver.turn()
-    assert (first.after, second.after) == ((0, 0), (0, 0))
+    assert (first.after, second.after) == ("", "")
     # When one update is folded, its client goes on from the state that this training made
-    (third,) = driver.assigned(driver.give(to=first, tensors=with_control()))
-    assert (third.client, third.after) == (first.client, (first.turn, 0))
+    (third,) = driver.assigned(driver.give(to=first, tensors=with_control(), after=""))
+    assert (third.client, third.after) == (first.client, state_name("", first.turn, 0))
     # When the other is rejected, its client goes on from where it was
-    effects = driver.give(to=second, tensors=weights())
+    effects = driver.give(to=second, tensors=weights(), after="")
     assert only(Reject, effects).reason == "wrong_shape"
     (fourth,) = driver.assigned(effects)
-    assert (fourth.client, fourth.after) == (second.client, (0, 0))
+    assert (fourth.client, fourth.after) == (second.client, "")
 
 
-def test_a_late_update_of_an_earlier_turn_is_not_what_a_client_goes_on_from() -> None:
+def test_of_two_turns_that_went_on_from_one_state_only_the_first_to_arrive_counts() -> None:
     # Given a client whose turn is overdue, and whose next one is folded
     driver = Driver(
         **{**SCAFFOLD, "task": {"clients": 1}, "aggregation": {"strategy": "scaffold"}},
@@ -668,19 +669,19 @@ def test_a_late_update_of_an_earlier_turn_is_not_what_a_client_goes_on_from() ->
     )
     late = driver.turn()
     (prompt,) = driver.assigned(driver.wait(6))
-    assert prompt.after == (0, 0)
-    driver.give(to=prompt, tensors=with_control())
-    # When the overdue one comes after all, and is folded too
-    driver.give(to=late, tensors=with_control(), base_version=0)
-    # Then the newer turn's state counts
-    assert list(driver.open.values())[-1].after == (prompt.turn, 0)
+    assert prompt.after == ""
+    driver.give(to=prompt, tensors=with_control(), after="")
+    # When the overdue one comes after all, it changes nothing
+    effects = driver.give(to=late, tensors=with_control(), base_version=0, after="")
+    assert only(Reject, effects).reason == "superseded"
+    assert list(driver.open.values())[-1].after == state_name("", prompt.turn, 0)
 
 
-def test_after_a_restart_turns_name_what_the_ledger_counts_or_holds() -> None:
+def test_after_a_restart_turns_name_what_the_ledger_knows() -> None:
     state = make_strategy(Experiment.model_validate(SCAFFOLD)).init(weights())
-    checkpoint = Checkpoint(version=4, turn=9, state=state, folded={"1": (7, 3)})
+    checkpoint = Checkpoint(version=4, turn=9, state=state, states={"1": "0123456789abcdef"})
     driver = Driver(checkpoint=checkpoint, **SCAFFOLD)
-    assert {t.client: t.after for t in driver.open.values()} == {"0": (0, 0), "1": (7, 3)}
+    assert {t.client: t.after for t in driver.open.values()} == {"0": "", "1": "0123456789abcdef"}
 
 
 def test_where_clients_keep_nothing_turns_name_nothing() -> None:

@@ -18,6 +18,7 @@ from aggregator.store import Store
 from aggregator.summary import summarise
 from aggregator.verify import verify
 from schemas import Experiment, UserError
+from schemas.messages import state_name
 
 
 def state(value: float) -> dict[str, Any]:
@@ -98,18 +99,24 @@ def test_a_stale_leader_commits_nothing(tmp_path: Path) -> None:
     assert verify(new) == []
 
 
-def test_each_clients_newest_training_that_is_counted_or_held_is_known(tmp_path: Path) -> None:
-    # Given clients 1 and 2, counted twice and once, client 3 in the open buffer
+def test_what_each_client_was_left_with_follows_from_what_was_folded(tmp_path: Path) -> None:
+    # Given clients 1 and 2, counted twice and once, and client 3 in the open buffer
     ledger = opened(tmp_path)
     ledger.make_version(made(0), {}, 0.0, keep=3)
-    ledger.make_version(made(1, fold(1), fold(2)), {}, 0.0, keep=3)
-    ledger.make_version(made(2, fold(11, 1), fold(4, 1)), {}, 0.0, keep=3)
+    ledger.make_version(made(1, fold(11), fold(2)), {}, 0.0, keep=3)
+    ledger.make_version(made(2, fold(1, 1), fold(4, 1)), {}, 0.0, keep=3)
     ledger.save_buffer(SaveBuffer(state(0), [fold(3, 2)], [], 5), {}, 0.0)
-    folded = {"1": (11, 1), "2": (2, 0), "3": (3, 2), "4": (4, 1)}
-    assert ledger.load().folded == folded
+    # Then the chain is in the order of the versions, whatever the turns' numbers
+    states = {
+        "1": state_name(state_name("", 11, 0), 1, 1),
+        "2": state_name("", 2, 0),
+        "3": state_name("", 3, 2),
+        "4": state_name("", 4, 1),
+    }
+    assert ledger.client_states() == states
     # When the run ends before that buffer is closed, it has never been
     ledger.finish("finished", "", [], {}, 0.0)
-    assert ledger.load().folded == {k: t for k, t in folded.items() if k != "3"}
+    assert ledger.client_states() == {k: name for k, name in states.items() if k != "3"}
 
 
 def test_only_the_last_versions_keep_their_weights(tmp_path: Path) -> None:

@@ -50,11 +50,11 @@ def test_c_is_the_mean_of_what_clients_keep_through_any_kill(
     verified(start, out)
     # Then the server's control variate is still the mean of all clients'
     ledger, states = Ledger(out), ClientStates(folder, 0)
-    run_id, checkpoint = ledger.meta["run_id"], ledger.load()
+    run_id, checkpoint, names = ledger.meta["run_id"], ledger.load(), ledger.client_states()
     assert checkpoint.state is not None
     own = []
     for client in map(str, range(10)):
-        state = states.load(run_id, client, checkpoint.folded.get(client, (0, 0)))
+        state = states.load(run_id, client, names.get(client, ""))
         assert state is not None
         own.append(group("control", state))
     for i, c in enumerate(group("server/control", checkpoint.state)):
