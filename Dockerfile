@@ -24,7 +24,7 @@ RUN pip install --no-deps /tmp/wheel/*.whl
 
 # Any user may write where data sets are kept: compose.yaml runs as the user who owns ./runs.
 RUN useradd --uid 1000 --create-home fluffle && install --directory --mode 1777 /data
-ENV FLUFFLE_DATA=/data HOME=/tmp
+ENV FLUFFLE_DATA=/data XDG_STATE_HOME=/data/state HOME=/tmp
 USER fluffle
 WORKDIR /fluffle
 ENTRYPOINT ["fluffle"]

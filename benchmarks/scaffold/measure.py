@@ -1,0 +1,158 @@
+"""Rounds to a target against local epochs and similarity: SGD, FedAvg, SCAFFOLD.
+
+The shape of Table 3 of SCAFFOLD (arXiv 1910.06378) on MNIST. README.md says what to expect.
+
+    python benchmarks/scaffold/measure.py --search    # the grid; writes settings.json
+    python benchmarks/scaffold/measure.py             # the table, with those settings
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+TARGET, MOST_ROUNDS = 0.80, 100
+CLIENTS, SAMPLED = 50, 0.2
+#: Of each client; a batch is a fifth of them, so an epoch is five steps.
+EXAMPLES = 60
+SIMILARITIES = (0, 10, 100)
+EPOCHS = (1, 5, 10, 20)
+SEEDS = (1, 2, 3)
+#: The search has a seed of its own.
+SEARCH_SEED = 100
+LEARNING_RATES = (0.03, 0.1, 0.3, 1.0)
+#: SGD does one step of all examples where the others do five or more.
+OF_SGD = (0.1, 0.3, 1.0, 3.0)
+
+
+class Cell(NamedTuple):
+    """One entry of the table."""
+
+    method: str
+    epochs: int
+    similarity: int
+
+    @property
+    def name(self) -> str:
+        """In settings.json."""
+        return f"{self.method}, {self.epochs} epochs, {self.similarity} %"
+
+
+CELLS = [
+    *(Cell("SGD", 1, similarity) for similarity in SIMILARITIES),
+    *itertools.starmap(Cell, itertools.product(("FedAvg", "SCAFFOLD"), EPOCHS, SIMILARITIES)),
+]
+
+
+def document(cell: Cell, learning_rate: float, seed: int) -> dict[str, Any]:
+    """The experiment of a run. SGD: one step along the gradient of all of a client's examples."""
+    whole = cell.method == "SGD"
+    scaffold = cell.method == "SCAFFOLD"
+    return {
+        "experiment": {"versions": MOST_ROUNDS, "seed": seed, "target_accuracy": TARGET},
+        "task": {"name": "mnist-lr", "clients": CLIENTS},
+        "partition": {
+            **{"kind": "similarity", "similarity": float(cell.similarity)},
+            "examples_per_client": EXAMPLES,
+        },
+        "training": {
+            **{"epochs": cell.epochs, "batch_size": EXAMPLES if whole else EXAMPLES // 5},
+            **{"optimizer": "sgd", "learning_rate": learning_rate},
+        },
+        "participation": {"mode": "cohort", "sampling_rate": SAMPLED},
+        "aggregation": (
+            {"strategy": "scaffold"} if scaffold else {"strategy": "fedavg", "weighting": "uniform"}
+        ),
+        "evaluation": {"every_updates": round(SAMPLED * CLIENTS), "examples": 2000},
+    }
+
+
+def rounds_to_target(job: tuple[Cell, float, int]) -> dict[str, Any]:
+    """Run one experiment; after how many rounds it met the target, None where it did not."""
+    from aggregator.ledger import Ledger
+    from schemas import Experiment
+    from simulation.virtual import VirtualRun
+    from worker.runtime import configure
+
+    cell, learning_rate, seed = job
+    configure(1)
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = Experiment.model_validate(document(cell, learning_rate, seed))
+        VirtualRun(experiment, Path(folder), run_id="run", slots=1).run()
+        ledger = Ledger(Path(folder))
+        rows = ledger.query("SELECT version, metrics FROM evaluations ORDER BY version")
+        ledger.close()
+    accuracies = {version: json.loads(metrics)["accuracy"] for version, metrics in rows}
+    met = next((version for version, accuracy in accuracies.items() if accuracy >= TARGET), None)
+    best = max(accuracies.values())
+    return {"cell": cell, "learning_rate": learning_rate, "seed": seed, "rounds": met, "best": best}
+
+
+def measure(jobs: list[tuple[Cell, float, int]]) -> list[dict[str, Any]]:
+    """One process for each core, a job at a time in each."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(os.cpu_count(), maxtasksperchild=40) as pool:
+        return list(pool.imap_unordered(rounds_to_target, jobs))
+
+
+def search() -> dict[str, float]:
+    """The learning rate of each cell: the fewest rounds, then the highest accuracy."""
+    jobs = [
+        (cell, rate, SEARCH_SEED)
+        for cell in CELLS
+        for rate in (OF_SGD if cell.method == "SGD" else LEARNING_RATES)
+    ]
+    rows = measure(jobs)
+    chosen = {}
+    for cell in CELLS:
+        mine = [row for row in rows if row["cell"] == cell]
+        mine.sort(key=lambda row: (row["rounds"] or MOST_ROUNDS + 1, -row["best"]))
+        tried = [f"{r['learning_rate']:g}: {r['rounds']} ({r['best']:.3f})" for r in mine]
+        print(f"{cell.name}: {', '.join(tried)}", flush=True)
+        chosen[cell.name] = mine[0]["learning_rate"]
+    return chosen
+
+
+def spread(rounds: list[int | None]) -> str:
+    """Mean and range over seeds; how many arrived where not all did."""
+    met = [r for r in rounds if r is not None]
+    if not met:
+        return f"{MOST_ROUNDS}+"
+    text = f"{statistics.mean(met):.0f} ({min(met)}-{max(met)})"
+    return text if len(met) == len(rounds) else f"{text}, {len(met)} of {len(rounds)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--search", action="store_true")
+    options = parser.parse_args()
+    started = time.perf_counter()
+    settings = HERE / "settings.json"
+    if options.search:
+        settings.write_text(json.dumps(search(), indent=1) + "\n")
+        return
+    chosen = json.loads(settings.read_text())
+    jobs = [(cell, chosen[cell.name], seed) for cell in CELLS for seed in SEEDS]
+    rows = measure(jobs)
+    print("| | local epochs | 0 % similar | 10 % | 100 % |\n| --- | --- | --- | --- | --- |")
+    for method, epochs in dict.fromkeys((cell.method, cell.epochs) for cell in CELLS):
+        entries = []
+        for similarity in SIMILARITIES:
+            cell = Cell(method, epochs, similarity)
+            rounds = [row["rounds"] for row in rows if row["cell"] == cell]
+            entries.append(f"{spread(rounds)} at {chosen[cell.name]:g}")
+        print(f"| {method} | {'1 step' if method == 'SGD' else epochs} | {' | '.join(entries)} |")
+    print(f"\n{len(jobs)} runs in {(time.perf_counter() - started) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
