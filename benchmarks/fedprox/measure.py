@@ -3,8 +3,7 @@
 The setting of FedProx (Li et al., MLSys 2020, arXiv 1812.06127), sections 5.1 to 5.3, for its four
 synthetic data sets: 30 devices, 10 in a round, 20 local epochs. README.md says what to expect.
 
-    python benchmarks/fedprox/measure.py             # the table and the figure
-    python benchmarks/fedprox/measure.py --search    # every mu of the paper's set, on another seed
+    python benchmarks/fedprox/measure.py
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,15 +33,15 @@ DATASETS: dict[str, dict[str, Any]] = {
 GROUPS = {"(1, 1)": ["(1, 1)"], "all but IID, mean": ["(0, 0)", "(0.5, 0.5)", "(1, 1)"]}
 STRAGGLERS = (0.0, 0.5, 0.9)
 MUS = (0.0, 0.001, 0.01, 0.1, 1.0)
-ROUNDS, EPOCHS = 200, 20
-#: The first ones whose devices have at most 10,000 examples together.
-SEEDS = (1, 2, 4)
-#: The search has a seed of its own.
-SEARCH_SEED, SEARCH_STRAGGLERS = 21, 0.9
 #: Which the paper has for its synthetic data.
 PAPERS_MU = 1.0
-#: Chosen by ``--search``, of those above 0: the highest final accuracy.
-BEST: dict[str, float] = {"IID": 1.0, "(0, 0)": 1.0, "(0.5, 0.5)": 1.0, "(1, 1)": 1.0}
+#: What is compared everywhere. None is FedAvg, which drops the stragglers.
+METHODS = (None, 0.0, PAPERS_MU)
+#: What the claim is about; every mu is tried there.
+HIGHLY_HETEROGENEOUS = 0.9
+ROUNDS, EPOCHS = 100, 20
+#: The first ones whose devices have at most 5,000 training examples together.
+SEEDS = (1, 2, 21)
 #: Curves are kept for every so many rounds.
 EVERY = 5
 #: "Final" is the mean over so many last rounds.
@@ -141,31 +140,25 @@ def stop_of(losses: list[float]) -> int:
     return len(losses) - 1
 
 
-def search() -> Iterator[Job]:
-    """Every mu, on every data set."""
-    for data, mu in itertools.product(DATASETS, MUS):
-        yield Job(data, SEARCH_STRAGGLERS, mu, SEARCH_SEED)
-
-
-def table_jobs(seeds: int) -> Iterator[Job]:
+def all_jobs(seeds: int) -> Iterator[Job]:
     """FedAvg, partial work, and that with the proximal term.
 
     Without stragglers the first two are one.
     """
     for seed, data, stragglers in itertools.product(SEEDS[:seeds], DATASETS, STRAGGLERS):
-        for mu in dict.fromkeys((None, 0.0, PAPERS_MU, BEST[data])):
-            if mu is not None or stragglers:
-                yield Job(data, stragglers, mu, seed)
+        mus = MUS if stragglers == HIGHLY_HETEROGENEOUS else (0.0, PAPERS_MU)
+        for mu in (None, *mus) if stragglers else mus:
+            yield Job(data, stragglers, mu, seed)
 
 
-def measure_all(jobs: list[Job], out: Path, resume: bool) -> list[Row]:
-    """One process for each core. ``out`` has every row as soon as it is known."""
+def measure_all(jobs: list[Job], out: Path, resume: bool, processes: int) -> list[Row]:
+    """Every row; ``out`` has it as soon as it is known."""
     from worker.runtime import configure
 
     rows: list[Row] = json.loads(out.read_text()) if resume and out.exists() else []
     known = {job_of(row) for row in rows}
     context = multiprocessing.get_context("spawn")
-    with context.Pool(os.cpu_count(), configure, (1,), maxtasksperchild=40) as pool:
+    with context.Pool(processes, configure, (1,), maxtasksperchild=40) as pool:
         for row in pool.imap_unordered(measure, [job for job in jobs if job not in known]):
             rows.append(row)
             out.write_text("[\n" + ",\n".join(sorted(map(json.dumps, rows))) + "\n]\n")
@@ -177,58 +170,67 @@ def job_of(row: Row) -> Job:
     return Job(**{field: row[field] for field in Job._fields})
 
 
-def select(rows: list[Row], data: str, stragglers: float, mu: float | None) -> list[Row]:
-    """The runs of one cell of the table, seed by seed."""
-    dropping = mu is None and stragglers > 0
-    wanted = (data, stragglers, None if dropping else mu or 0.0)
-    found = [row for row in rows if (row["data"], row["stragglers"], row["mu"]) == wanted]
-    return sorted(found, key=lambda row: int(row["seed"]))
+def cell(
+    rows: list[Row], data: str, stragglers: float, mus: Sequence[float | None]
+) -> dict[float | None, list[Row]]:
+    """The runs of some methods, seed by seed: those seeds that all of the methods have."""
+    # Without stragglers nobody is dropped: FedAvg is mu = 0.
+    runs = {mu: 0.0 if mu is None and not stragglers else mu for mu in mus}
+    found = {
+        mu: {
+            int(row["seed"]): row
+            for row in rows
+            if (row["data"], row["stragglers"], row["mu"]) == (data, stragglers, run)
+        }
+        for mu, run in runs.items()
+    }
+    seeds = sorted(set.intersection(*(set(of_one) for of_one in found.values())))
+    return {mu: [of_one[seed] for seed in seeds] for mu, of_one in found.items()}
 
 
-def percent(rows: list[Row], key: str = "final") -> str:
-    """Mean and standard deviation over seeds."""
-    values = [100 * row[key] for row in rows]
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if values[1:] else 0:.1f}"
+def percent(rows: list[Row]) -> str:
+    """Final accuracy: mean and standard deviation over seeds."""
+    values = [100 * row["final"] for row in rows]
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
 
 
-def print_table(rows: list[Row]) -> None:
-    """Every data set and share of stragglers; then the mean gains over FedAvg."""
-    print("| data | stragglers | FedAvg (drops) | mu = 0 | mu = 1 | chosen mu |")
-    print("| --- | --- | --- | --- | --- | --- |")
+def print_tables(rows: list[Row]) -> None:
+    """Accuracy of every method; every mu where most are stragglers; mean gains over FedAvg."""
+    print("| data | stragglers | seeds | FedAvg (drops) | mu = 0 | mu = 1 |\n" + "| --- " * 6 + "|")
     for data, stragglers in itertools.product(DATASETS, STRAGGLERS):
-        cells = (percent(select(rows, data, stragglers, mu)) for mu in methods(data))
-        print(f"| {data} | {stragglers:.0%} | {' | '.join(cells)} (mu = {BEST[data]:g}) |")
-    print("\n| gain over FedAvg on | accuracy of | stragglers | mu = 0 | mu = 1 | chosen mu |")
-    print("| --- | --- | --- | --- | --- | --- |")
+        found = cell(rows, data, stragglers, METHODS)
+        cells = " | ".join(map(percent, found.values()))
+        print(f"| {data} | {stragglers:.0%} | {len(found[None])} | {cells} |")
+
+    share = HIGHLY_HETEROGENEOUS
+    heads = " | ".join(f"mu = {mu:g}" for mu in MUS)
+    print(f"\n| {share:.0%} stragglers | seeds | {heads} |\n" + "| --- " * (2 + len(MUS)) + "|")
+    for data in DATASETS:
+        found = cell(rows, data, share, MUS)
+        print(f"| {data} | {len(found[0.0])} | {' | '.join(map(percent, found.values()))} |")
+
+    print("\n| gain over FedAvg on | accuracy of | stragglers | mu = 0 | mu = 1 | best mu |")
+    print("| --- " * 6 + "|")
     rules = {"final": f"the last {LAST} rounds", "stopped": "the paper's rule"}
     for (name, members), (key, rule) in itertools.product(GROUPS.items(), rules.items()):
         for stragglers in STRAGGLERS:
-            gains = [gains_of(rows, data, stragglers, key) for data in members]
-            cells = (f"{statistics.mean(column):+.1f}" for column in zip(*gains, strict=True))
-            print(f"| {name} | {rule} | {stragglers:.0%} | {' | '.join(cells)} |")
+            each = [gains(cell(rows, data, stragglers, METHODS), key) for data in members]
+            means = [f"{statistics.mean(g[mu] for g in each):+.1f}" for mu in (0.0, PAPERS_MU)]
+            means.append("–")
+            if stragglers == share:
+                each = [gains(cell(rows, data, share, (None, *MUS)), key) for data in members]
+                means[-1] = f"{statistics.mean(max(g.values()) for g in each):+.1f}"
+            print(f"| {name} | {rule} | {stragglers:.0%} | {' | '.join(means)} |")
 
 
-def methods(data: str) -> tuple[float | None, ...]:
-    """What the table compares: FedAvg, partial work, the paper's mu, the chosen one."""
-    return None, 0.0, PAPERS_MU, BEST[data]
-
-
-def gains_of(rows: list[Row], data: str, stragglers: float, key: str) -> list[float]:
-    """Percentage points of accuracy over FedAvg, the mean over seeds, of each other method."""
-    fedavg, *others = (select(rows, data, stragglers, mu) for mu in methods(data))
-    return [
-        100 * statistics.mean(a[key] - b[key] for a, b in zip(other, fedavg, strict=True))
-        for other in others
-    ]
-
-
-def print_search(rows: list[Row]) -> None:
-    """Final accuracy of every mu."""
-    print("| data | " + " | ".join(f"mu = {mu:g}" for mu in MUS) + " |")
-    print("| --- " * (1 + len(MUS)) + "|")
-    for data in DATASETS:
-        found = [select(rows, data, SEARCH_STRAGGLERS, mu)[0]["final"] for mu in MUS]
-        print(f"| {data} | " + " | ".join(f"{value:.1%}" for value in found) + " |")
+def gains(runs: dict[float | None, list[Row]], key: str) -> dict[float, float]:
+    """Percentage points over FedAvg of every mu, the mean over seeds."""
+    return {
+        mu: 100 * statistics.mean(a[key] - b[key] for a, b in zip(of_mu, runs[None], strict=True))
+        for mu, of_mu in runs.items()
+        if mu is not None
+    }
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -246,8 +248,9 @@ def draw(rows: list[Row], path: Path) -> None:
     names = ("FedAvg: drops stragglers", "FedProx, mu = 0: partial work", "FedProx, mu = 1")
     for (i, stragglers), (j, data) in itertools.product(enumerate(STRAGGLERS), enumerate(DATASETS)):
         axis = axes[i][j]
-        for name, mu, style in zip(names, (None, 0.0, PAPERS_MU), (":", "--", "-"), strict=True):
-            curves = [row["accuracy"] for row in select(rows, data, stragglers, mu)]
+        found = cell(rows, data, stragglers, METHODS).values()
+        for name, runs, style in zip(names, found, (":", "--", "-"), strict=True):
+            curves = [row["accuracy"] for row in runs]
             rounds = [EVERY * k for k in range(len(curves[0]))]
             by_round = list(zip(*curves, strict=True))
             (line,) = axis.plot(rounds, [*map(statistics.mean, by_round)], style, label=name)
@@ -266,22 +269,21 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--search", action="store_true")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--tables", action="store_true", help="of what --out holds; run nothing")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.json"))
     options = parser.parse_args()
-    name = "search.json" if options.search else "results.json"
-    out: Path = options.out or Path(__file__).with_name(name)
     started = time.perf_counter()
-    jobs = list(search() if options.search else table_jobs(options.seeds))
-    rows = measure_all(jobs, out, options.resume)
-    if options.search:
-        print_search(rows)
+    if options.tables:
+        rows = json.loads(options.out.read_text())
     else:
-        print_table(rows)
-        draw(rows, out.with_suffix(".svg"))
-    print(f"\n{len(jobs)} runs in {(time.perf_counter() - started) / 60:.1f} minutes")
+        jobs = list(all_jobs(options.seeds))
+        rows = measure_all(jobs, options.out, options.resume, options.processes)
+    print_tables(rows)
+    draw(rows, options.out.with_suffix(".svg"))
+    print(f"\n{len(rows)} runs, {(time.perf_counter() - started) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":
