@@ -132,6 +132,10 @@ class DevicesTable(Table):
     latency_s: NonNegative | None = None
     download_bytes_per_s: Positive | None = None
     upload_bytes_per_s: Positive | None = None
+    #: Hostile clients, for experiments on robust strategies: this share trains, and sends its delta
+    #: with the sign flipped, times byzantine_scale (default 1).
+    byzantine: Annotated[float, Field(ge=0, le=1)] | None = None
+    byzantine_scale: Positive | None = None
     #: A CSV with a row for each device: seconds_per_example, latency_s, download_bytes_per_s,
     #: upload_bytes_per_s; clients are dealt the rows at random.
     hardware: str | None = None

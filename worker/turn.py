@@ -16,6 +16,7 @@ from schemas import (
     Tensors,
     UserError,
 )
+from worker.devices.attack import as_sent
 
 if TYPE_CHECKING:
     from worker.trainer import Trained
@@ -63,6 +64,7 @@ def make_update(
         raise UserError(
             f"the training diverged ({trained.metrics}): try a smaller training.learning_rate"
         )
+    local = as_sent(model.plan, assignment.client, trained.tensors, model.tensors)
     return ClientUpdate(
         run=assignment.run,
         update_id=assignment.assignment_id,
@@ -78,11 +80,7 @@ def make_update(
         received_bytes=received_bytes,
         after=assignment.after,
         tensors={
-            **(
-                delta(trained.tensors, model.tensors)
-                if model.plan.sends == "delta"
-                else trained.tensors
-            ),
+            **(delta(local, model.tensors) if model.plan.sends == "delta" else local),
             **trained.extra,
         },
     )

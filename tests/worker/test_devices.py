@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas import Experiment, Plan, UserError
-from worker.devices import Devices
+from schemas import Experiment, Plan, Tensors, UserError
+from worker.devices import Devices, as_sent
 
 N = 4000
 
@@ -156,3 +156,34 @@ def test_a_preset_is_a_start_that_keys_override() -> None:
     assert any(preset.fate("0", turn).lost_at for turn in range(100))
     reliable = devices(preset="article", dropout=0.0)
     assert not any(reliable.fate("0", turn).lost_at for turn in range(100))
+
+
+def test_the_byzantine_share_of_clients_flips_the_sign_of_what_it_learned_and_no_other_does() -> (
+    None
+):
+    # Given ten clients of which three are hostile, and what a training made of a model
+    def sent(client: str, seed: int = 1) -> Tensors:
+        document = {
+            "experiment": {"seed": seed},
+            "task": {"clients": 10},
+            "devices": {"byzantine": 0.3, "byzantine_scale": 2.0},
+        }
+        plan = Plan.of(Experiment.model_validate(document), "weights")
+        base: Tensors = {"trainable/0": np.ones(2, np.float32), "non_trainable/0": np.zeros(1)}
+        local: Tensors = {"trainable/0": np.full(2, 1.5, np.float32), "non_trainable/0": np.ones(1)}
+        return as_sent(plan, client, local, base)
+
+    # Then three send the opposite, twice as far, in the same dtype; batch-norm statistics stay
+    by_client = {c: sent(c) for c in map(str, range(10))}
+    bad = {c for c, tensors in by_client.items() if tensors["trainable/0"][0] != 1.5}
+    assert len(bad) == 3
+    for client in bad:
+        assert by_client[client]["trainable/0"].tolist() == [0.0, 0.0]
+        assert by_client[client]["trainable/0"].dtype == np.float32
+    assert all(tensors["non_trainable/0"] == 1 for tensors in by_client.values())
+
+    # And who they are is the seed's choice; a resident client is never one
+    others = {c for c in map(str, range(10)) if sent(c, seed=2)["trainable/0"][0] != 1.5}
+    assert len(others) == 3
+    assert others != bad
+    assert sent("hospital-7")["trainable/0"][0] == 1.5

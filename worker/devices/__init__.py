@@ -4,6 +4,7 @@ The four axes of FLGo, each optional and a pure function of (seed, client, turn,
 clock adds their times up; a worker under the real clock waits them out. The code is the same.
 """
 
+from worker.devices.attack import as_sent
 from worker.devices.devices import Devices, Fate, LostAt
 
-__all__ = ["Devices", "Fate", "LostAt"]
+__all__ = ["Devices", "Fate", "LostAt", "as_sent"]

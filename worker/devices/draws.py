@@ -13,7 +13,9 @@ Distribution = Literal["constant", "uniform", "exponential", "half_normal", "log
 #: Keeps the draws of different purposes apart.
 _SALTS: Mapping[str, int] = {
     name: 0xD0_00 + i
-    for i, name in enumerate(("delay", "dropout", "epochs", "phase", "slot", "on_off", "hardware"))
+    for i, name in enumerate(
+        ("delay", "dropout", "epochs", "phase", "slot", "on_off", "hardware", "byzantine")
+    )
 }
 
 
