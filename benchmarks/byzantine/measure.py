@@ -52,7 +52,7 @@ def tables(rule: str, partition: str, attack: str, seed: int) -> Tables:
         },
         "participation": {"mode": "cohort"},
         "aggregation": {"quorum": CLIENTS, "deadline_s": 1000.0, **RULES[rule]},
-        "evaluation": {"every_updates": 3 * CLIENTS},
+        "evaluation": {"every_updates": 3 * CLIENTS, "examples": 2000},
         "devices": {"byzantine": share, "byzantine_scale": scale},
     }
 
