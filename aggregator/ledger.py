@@ -301,6 +301,11 @@ class Ledger(LedgerReader):
                 f"one does not understand: choose another --out ({error.errors()[0]['msg']})"
             ) from error
 
+    def check_lead(self) -> None:
+        """Raises: StaleLeader where another has begun an epoch since."""
+        if (begun := self._begun()) != self.epoch:
+            raise StaleLeader(f"epoch {begun} has begun; this was {self.epoch}")
+
     def _begun(self) -> int:
         """The newest epoch, whoever leads it; asked in every transaction, so without the rest."""
         row = self._db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()
@@ -325,8 +330,8 @@ class Ledger(LedgerReader):
     def _transaction(self, check: bool = True) -> Iterator[None]:
         try:
             self._begin_transaction()
-            if check and (begun := self._begun()) != self.epoch:
-                raise StaleLeader(f"epoch {begun} has begun; this was {self.epoch}")
+            if check:
+                self.check_lead()
             yield
             self._db.execute("COMMIT")
         except BaseException as error:

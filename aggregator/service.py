@@ -339,6 +339,8 @@ class AggregatorService:
                 ledger.save_buffer(effect, self._hands.sizes(), elapsed_s)
                 self._settle()
             case Publish(model):
+                # A model that is published again follows no transaction that would notice.
+                ledger.check_lead()
                 with self._timed("publish"):
                     self._publish(model)
             case Assign(assignments, expires_s):

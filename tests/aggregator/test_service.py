@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.ledger import Ledger
+from aggregator.ledger import Ledger, StaleLeader
 from aggregator.service import AggregatorService
 from aggregator.summary import summarise
 from aggregator.verify import verify
@@ -291,6 +291,29 @@ def test_a_leader_that_was_replaced_says_so_and_commits_nothing(tmp_path: Path) 
         thread.join()
     assert "another aggregator took over" in str(caught[0])
     assert verify(usurper) == []
+
+
+def test_a_leader_that_was_replaced_does_not_publish_its_old_model_again(tmp_path: Path) -> None:
+    # Given a leader that publishes its model again, since nobody answers
+    broker, now = EmbeddedBroker(), 0.0
+    tables = experiment(aggregation={"deadline_s": 5.0})
+    port = broker.aggregator()
+    assert port.lead(1.0)
+    leader = AggregatorService(tables, port, tmp_path, run_id="run", clock=lambda: now,
+                               initial={"trainable/0": np.zeros(3, np.float32)})  # fmt: skip
+    leader.begin()
+    now = 5.0
+    assert leader.pump(0.0)
+    published = port.latest_model()
+    assert published is not None
+    assert published.headers["attempt"] == 1
+    # When another has begun an epoch, and it is time to publish again
+    Ledger(tmp_path).lead()
+    now = 10.0
+    # Then it notices before anybody hears of its model
+    with pytest.raises(StaleLeader):
+        leader.pump(0.0)
+    assert port.latest_model() == published
 
 
 def test_a_message_that_keeps_coming_back_is_taken_alone(tmp_path: Path) -> None:
