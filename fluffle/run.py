@@ -78,7 +78,7 @@ def run_experiment(
             on_status=display.say,
         )
         team: Team = (
-            Processes(url, workers, slots, evaluates, folder / "logs", folder / STATES)
+            Processes(url, federation, workers, slots, evaluates, folder / "logs", folder / STATES)
             if workers
             else Threads(place, slots, evaluates, ClientStates(folder / STATES), display.say)
         )

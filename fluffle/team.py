@@ -102,16 +102,23 @@ class Processes:
     """``workers`` worker processes and one evaluator; what they say goes to files in ``logs``."""
 
     def __init__(
-        self, url: str, workers: int, slots: int, evaluates: bool, logs: Path, states: Path
+        self,
+        url: str,
+        federation: str,
+        workers: int,
+        slots: int,
+        evaluates: bool,
+        logs: Path,
+        states: Path,
     ) -> None:
         self._url = url
-        kept = ["--state", str(states.resolve())]
-        self._commands = {
-            f"worker-{i}": ["worker", "--name", f"worker-{i}", "--slots", str(slots), *kept]
-            for i in range(workers)
-        }
+        kept = ["--slots", str(slots), "--state", str(states.resolve())]
+        names = [f"worker-{i}" for i in range(workers)]
+        self._commands = {name: ["worker", "--name", name, *kept] for name in names}
         if evaluates:
             self._commands["evaluator"] = ["evaluator", "--name", "evaluator"]
+        for command in self._commands.values():
+            command += ["--federation", federation]
         self._logs = logs
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 

@@ -68,7 +68,7 @@ def find_broker(url: str, federation: str) -> Finding:
     found = f"RabbitMQ {seen.version} at {seen.where}: user {seen.user} {roles}; {size}; {state}"
     facts = {"url": True, "reachable": True, **asdict(seen)}
     if not (seen.may_train or seen.may_lead):
-        get = f"rabbitmqctl set_permissions {seen.user} …, with the rights in compose.yaml"
+        get = "`fluffle broker users` prints the rabbitmqctl lines that give them"
         return Finding("broker", "lack", found, get, facts)
     small = seen.largest_message is not None and seen.largest_message <= COMMON_LIMIT
     return Finding("broker", "ok", found, f"for larger models: {_LARGER}" if small else "", facts)
