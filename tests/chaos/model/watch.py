@@ -55,11 +55,19 @@ class Watch:
     # ---- at the moment
 
     def committed(self, ledger: Ledger) -> None:
-        """A transaction is durable: its leader has to be the last that began."""
-        if ledger.epoch:
-            (epoch,) = self._row("SELECT value FROM meta WHERE key = 'epoch'") or ("0",)
-            if int(epoch) != ledger.epoch:
-                self.violated(f"the leader of epoch {ledger.epoch} commits in epoch {epoch}")
+        """A transaction is durable: its leader began last, and what is recorded is there."""
+        row = self._row(
+            "SELECT (SELECT value FROM meta WHERE key = 'epoch'),"
+            " (SELECT COUNT(*) FROM updates WHERE disposition = 'buffered'),"
+            " (SELECT COUNT(*) FROM waiting), (SELECT value FROM meta WHERE key = 'buffer_file')"
+        )
+        assert row is not None
+        epoch, buffered, waiting, sums = row
+        if ledger.epoch and str(ledger.epoch) != epoch:
+            self.violated(f"the leader of epoch {ledger.epoch} commits in epoch {epoch}")
+        in_client_order = self._world.setting.experiment.aggregation.deterministic
+        if buffered and (waiting != buffered if in_client_order else not sums):
+            self.violated(f"{buffered} updates are recorded as folded, and what they gave is not")
 
     def published(self, envelope: Envelope) -> None:
         """A version is about to be seen: it has to be durable, and count what it was made of."""

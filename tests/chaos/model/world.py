@@ -218,7 +218,8 @@ class World:
             if outcome in ("aborted", "failed") and self._resumes:
                 self._resumes = False
             elif outcome != "stopped":
-                if self.outcome not in (None, outcome):
+                # Whoever came in the last second cannot know that it waited for an end.
+                if self.outcome not in (None, outcome) and process.service._stood_by:
                     self.watch.violated(f"the run ended as {self.outcome}, and then as {outcome}")
                 self.outcome = outcome
         except UserError as error:
