@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import secrets
 import shutil
 import signal
@@ -19,6 +20,7 @@ import numpy as np
 import pika
 import pytest
 
+from aggregator.store import Store
 from broker import wire
 from broker.node import Node
 from broker.rights import of_resident
@@ -61,11 +63,18 @@ class Federation:
         word = password or self._passwords[client]
         return f"amqp://{client}:{word}@{where.hostname}:{where.port}{where.path}"
 
-    def aggregator(self, *settings: str) -> Started:
+    def aggregator(self, *settings: str, initial: Path | None = None) -> Started:
         return self.start(
             *("aggregator", EXPERIMENTS / "sites.toml", "--broker", self.node.url),
             *("--federation", self.topology.federation, "--out", self.out, "--json"),
             *[part for setting in settings for part in ("--set", setting)],
+            *(("--initial", initial) if initial else ()),
+        )
+
+    def pool(self, data: str) -> Started:
+        return self.start(
+            *("worker", "--broker", self.node.url, "--federation", self.topology.federation),
+            *("--task", self._task(data), "--data", self.folder / data),
         )
 
     def evaluator(self) -> Started:
@@ -88,13 +97,20 @@ class Federation:
         return f"{copy}:WearablesSite"
 
 
+def deal(folder: Path) -> Path:
+    """The sites' folders, as the example makes them."""
+    spec_ = importlib.util.spec_from_file_location("make_sites", EXPERIMENTS / "make_sites.py")
+    assert spec_ is not None
+    assert spec_.loader is not None
+    module = importlib.util.module_from_spec(spec_)
+    spec_.loader.exec_module(module)
+    module.main(folder)
+    return folder
+
+
 @pytest.fixture
 def places(start: Start, rabbitmq: Node, federation: str, tmp_path: Path) -> Iterator[Federation]:
-    folder = tmp_path / "sites"
-    deal = {"__name__": "make_sites"}
-    exec((EXPERIMENTS / "make_sites.py").read_text(), deal)
-    deal["main"](folder)
-    federated = Federation(start, rabbitmq, federation, folder)
+    federated = Federation(start, rabbitmq, federation, deal(tmp_path / "sites"))
     yield federated
     federated.remove_users()
 
@@ -278,3 +294,53 @@ def test_a_site_that_is_refused_says_why(places: Federation, why: str) -> None:
     # Then it ends with one line that says so, and no password in it
     assert says in refused(one)
     assert "s3cret" not in one.output
+
+
+def weights(folder: Path) -> Path:
+    """A weights file for the example's model."""
+    rng = np.random.default_rng(0)
+    shapes = [(8, 6, 16), (16,), (8, 16, 32), (32,), (32, 7), (7,)]
+    arrays = {
+        f"model/trainable/{i}": rng.normal(scale=0.1, size=shape).astype(np.float32)
+        for i, shape in enumerate(shapes)
+    }
+    store = Store(folder)
+    return store.folder / store.write("model", 0, 1, arrays)
+
+
+@pytest.mark.timeout(900)
+def test_a_site_beside_pooled_clients_outlives_the_broker(
+    start: Start, federation: str, tmp_path: Path
+) -> None:
+    # Given a run that begins with weights from a file, with two pooled clients and one site
+    with Node(tmp_path / "node") as node:
+        place = Federation(start, node, federation, deal(tmp_path / "sites"))
+        place.add_user("person-0")
+        lead = place.aggregator(
+            *("task.clients=2", "aggregation.quorum=2", "aggregation.deadline_s=2"),
+            *(
+                "experiment.versions=1000",
+                "experiment.max_minutes=60",
+                "evaluation.every_updates=0",
+            ),
+            initial=weights(tmp_path),
+        )
+        pool, site = place.pool("person-1"), place.site("person-0")
+        until(lambda: contributed(site) and version(place.out) > 3, lead, pool, site)
+        # When the broker goes, and comes back
+        node.stop()
+        until(lambda: "trying again" in site.output, lead, pool, site)
+        node.start()
+        until(lambda: "connected again" in site.output, lead, pool, site)
+        before = site.output.count(": trained on ")
+        until(lambda: site.output.count(": trained on ") > before + 2, lead, pool, site)
+        # Then all go on, and each leaves in order when it is told to
+        for one in (site, pool, lead):
+            one.kill(signal.SIGTERM)
+            assert one.wait() == 0, one.output
+    assert "contributed to run" in site.output
+    verified(start, place.out)
+    with closing(sqlite3.connect(place.out / "ledger.sqlite")) as ledger:
+        counted = dict(ledger.execute("SELECT client, COUNT(*) FROM updates GROUP BY client"))
+    assert set(counted) == {"0", "1", "person-0"}
+    assert counted["person-0"] > 3
