@@ -312,6 +312,11 @@ class Experiment(Table):
         return self.participation.residents or ()
 
     @property
+    def everybody(self) -> int:
+        """How many clients may take part, pooled and resident."""
+        return self.task.clients + len(self.residents)
+
+    @property
     def identity(self) -> Literal["broker", "none"]:
         """Who vouches for the sender of a message."""
         return self.participation.identity or ("broker" if self.residents else "none")

@@ -90,7 +90,7 @@ def participation(runs: list[Run]) -> Figure:
     axes.set_xlabel("clients by speed, in tenths: fastest to slowest")
     axes.set_ylabel("updates per client\n(mean = 1)")
     labels = [
-        f"{run.label}: {count:,} of {run.experiment.task.clients:,} clients counted"
+        f"{run.label}: {count:,} of {run.experiment.everybody:,} clients counted"
         for run, (_, count) in zip(runs, shares, strict=True)
     ]
     legend(axes, labels, list(axes.containers), columns=1)

@@ -18,7 +18,7 @@ def facts(runs: list[Run]) -> dict[str, list[str]]:
     """What the runs are and what they did: a name, then a cell for each run."""
     rows: dict[str, Callable[[Run], str]] = {
         "strategy": _strategy,
-        "task": lambda run: f"{run.experiment.task.name}, {run.experiment.task.clients:,} clients",
+        "task": lambda run: f"{run.experiment.task.name}, {run.experiment.everybody:,} clients",
         "status": lambda run: run.status,
         "accuracy at the end": lambda run: _accuracy(run, -1),
         "best accuracy": lambda run: _best(run),
@@ -80,6 +80,8 @@ def _strategy(run: Run) -> str:
         if experiment.participation.mode == "cohort"
         else f"{experiment.concurrency:,} in flight"
     )
+    if experiment.residents:
+        who = f"{who}, {len(experiment.residents):,} residents"
     return f"{experiment.aggregation.strategy}, K = {experiment.quorum:,}, {who}"
 
 
