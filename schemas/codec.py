@@ -42,7 +42,7 @@ MAX_ENTRIES = 64
 MAX_TENSORS = 20_000
 MAX_RANK = 8
 #: What the length of ``data`` is written in.
-_MAX_DATA_BYTES = 2**32 - 1
+MAX_DATA_BYTES = 2**32 - 1
 _ALIGN = 16
 
 
@@ -124,8 +124,8 @@ def _packed(head: Mapping[str, Any], tensors: Tensors) -> list[bytes | memoryvie
         gap = -size % 8
         parts += [bytes(gap), raw(array)]
         size += gap + array.nbytes
-    if size > _MAX_DATA_BYTES:
-        raise ValueError(f"{size} bytes of tensors are more than {_MAX_DATA_BYTES}")
+    if size > MAX_DATA_BYTES:
+        raise ValueError(f"{size} bytes of tensors are more than {MAX_DATA_BYTES}")
     return [packer.bytes(), b"\xc6", size.to_bytes(4, "big"), *parts]
 
 

@@ -15,13 +15,20 @@ from numpy.typing import NDArray
 
 from aggregator.strategies.base import State, model_of
 from aggregator.strategies.tree import buffered, count, is_value
-from schemas import ClientUpdate
+from schemas import ClientUpdate, UserError
+from schemas.codec import MAX_DATA_BYTES, MAX_TENSORS
 
 
 def keep_update(state: State, update: ClientUpdate, weight: float) -> State:
     """Keep one update, its deltas scaled by ``weight``, in the dtype that it came in."""
     count(state, "updates", 1)
     number = int(buffered(state, "updates")) - 1
+    tensors, size = len(update.tensors) + 1, sum(a.nbytes + 8 for a in update.tensors.values())
+    if (number + 2) * tensors > MAX_TENSORS or (number + 2) * size > MAX_DATA_BYTES:
+        raise UserError(
+            f"this strategy keeps every update of a buffer, and a checkpoint holds no more than "
+            f"{number} of this model: choose a smaller aggregation.quorum, or norm-bounding"
+        )
     digest = hashlib.sha256(update.update_id.encode()).digest()[:8]
     state[f"buffer/{number}/order"] = np.array([update.turn, int.from_bytes(digest)], np.uint64)
     for key in model_of(state):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from aggregator.strategies import Krum, Median, NormBounding, Strategy, TrimmedMean, model_of
 from aggregator.strategies.optimizers import Adaptive, Sgd, adam
 from aggregator.strategies.sorting import Sorter, block_length
-from schemas import ClientUpdate, Experiment, Run, Tensors
+from schemas import ClientUpdate, Experiment, Run, Tensors, UserError
 
 Floats = NDArray[np.float32]
 STEP = Sgd(1.0)
@@ -205,6 +205,17 @@ def test_a_step_needs_no_more_memory_than_the_next_model_and_a_little_scratch(na
 
     # Then 4 MB are the new model, and the rest is blocks that stay in the cache
     assert peak < 4_000_000 + 4 * 2**20
+
+
+def test_a_buffer_that_no_checkpoint_could_hold_ends_the_run_with_one_line() -> None:
+    # Given a model of 5,000 tensors, and files that hold 20,000
+    model: Tensors = {f"trainable/{i}": np.zeros(1, np.float32) for i in range(5000)}
+    state = Median(STEP).init(model)
+    update = update_of(np.zeros(1, np.float32), 0).model_copy(update={"tensors": model})
+    state = Median(STEP).accept(state, update, 0)
+    state = Median(STEP).accept(state, update, 0)
+    with pytest.raises(UserError, match=r"holds no more than 2 of this model: choose a smaller"):
+        Median(STEP).accept(state, update, 0)
 
 
 def test_a_server_optimizer_may_follow_a_rule() -> None:
