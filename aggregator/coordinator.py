@@ -11,7 +11,7 @@ Phases and what moves them::
     RUNNING ──quorum, or the deadline with min_updates──> RUNNING, version + 1
     RUNNING ──deadline otherwise──> RUNNING (extend, republish; with attempt + 1 if nothing at all
                                     has come) or FINISHING (on_deadline = abort)
-    RUNNING ──enough versions, accuracy or minutes; nothing but failures──> FINISHING
+    RUNNING ──enough versions, accuracy, patience or minutes; nothing but failures──> FINISHING
     FINISHING ──final version evaluated, or FINAL_WAIT_S over──> DONE
 
 Turns (one per open assignment)::
@@ -56,6 +56,7 @@ from aggregator.effects import (
     Reject,
     SaveBuffer,
 )
+from aggregator.stopping import Stopping
 from aggregator.strategies.base import Strategy, asks_of, broadcast_of
 from aggregator.turns import Turns
 from schemas import (
@@ -105,6 +106,7 @@ class Coordinator:
         self.turns = Turns(experiment, run, checkpoint.turn, self.buffer.clients, states)
         self._strategy = strategy
         self._steps = experiment.update or ()
+        self._stopping = Stopping(experiment.experiment, checkpoint.evaluations)
         self.hold_updates = hold_updates
         self._elapsed_s = checkpoint.elapsed_s
         self._failures = 0
@@ -301,10 +303,9 @@ class Coordinator:
         yield RecordEvaluation(evaluation)
         if self.evaluated is None or evaluation.version >= self.evaluated.version:
             self.evaluated = evaluation
-        target = self.experiment.experiment.target_accuracy
-        accuracy = evaluation.metrics.get("accuracy", 0.0)
-        if self.phase == "running" and target is not None and accuracy >= target:
-            yield from self._finish("finished", f"accuracy {accuracy:.4f} reached", now)
+        reason = self._stopping.reason(evaluation.version, evaluation.metrics)
+        if self.phase == "running" and reason is not None:
+            yield from self._finish("finished", reason, now)
         elif self.phase == "finishing" and evaluation.version == self.version:
             yield from self._done()
 

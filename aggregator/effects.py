@@ -158,3 +158,5 @@ class Checkpoint:
     states: dict[str, str] = field(default_factory=dict)
     #: Seconds that the run has taken before this start.
     elapsed_s: float = 0.0
+    #: Versions that have been evaluated, in order, with their metrics.
+    evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)

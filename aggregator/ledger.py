@@ -25,6 +25,7 @@ from aggregator.effects import Checkpoint, Fold, MakeVersion, SaveBuffer
 from aggregator.privacy import new_key
 from aggregator.reading import LEDGER, LedgerReader
 from aggregator.same_run import difference_of
+from aggregator.stopping import score_of
 from aggregator.store import Store, cannot_write, make_folder
 from aggregator.strategies.base import model_of
 from aggregator.tables import TABLES
@@ -40,6 +41,9 @@ from schemas import (
 
 #: Transactions take milliseconds; whoever has locked the ledger for this long has stopped.
 _LOCKED_S = 10.0
+#: While a version is evaluated newer ones are made: so many files wait for the answer, of so many
+#: versions at most.
+MAY_BE_BEST, _LOOK_BACK = 8, 1000
 
 
 class StaleLeader(Exception):
@@ -64,6 +68,7 @@ class Ledger(LedgerReader):
         self.store = Store(folder, durable)
         self._durable = durable
         self._archive: Archive | None = None
+        self._every_updates = 0
         self._cache = CacheFiles(self.store)
         try:
             self._db = sqlite3.connect(folder / LEDGER, isolation_level=None, timeout=_LOCKED_S)
@@ -126,7 +131,9 @@ class Ledger(LedgerReader):
                 self._set(arithmetic=json.dumps([*known, arithmetic()]))
             if newer_than is not None and newer_than >= int(self.meta["run_started"]):
                 self._set(run_started=newer_than + 1)
-        if Experiment.model_validate_json(self.meta["experiment"]).aggregation.keep_updates:
+        experiment = Experiment.model_validate_json(self.meta["experiment"])
+        self._every_updates = experiment.evaluation.every_updates
+        if experiment.aggregation.keep_updates:
             self._archive = Archive(self.folder, self.epoch, self._durable)
 
     # ---- records: each is one transaction, durable when the method returns
@@ -222,6 +229,7 @@ class Ledger(LedgerReader):
                     *(evaluation.examples, evaluation.seconds, elapsed_s),
                 ),
             )
+            self._remember_best(evaluation)
 
     def record_duplicate(self) -> None:
         """A message whose update had been counted before."""
@@ -279,9 +287,36 @@ class Ledger(LedgerReader):
                 [(f.update_id, *places[f.update_id]) for f in folds],
             )
 
+    def _remember_best(self, evaluation: Evaluation) -> None:
+        """Note the version if it is the best whose weights are still there."""
+        score, best = score_of(evaluation.metrics), self.meta.get("best")
+        if score is None or (best is not None and score <= json.loads(best)[2]):
+            return
+        rows = self.query("SELECT file FROM versions WHERE version = ?", evaluation.version)
+        if rows and (self.store.folder / rows[0][0]).exists():
+            self._set(best=json.dumps([evaluation.version, rows[0][0], score]))
+
+    def _being_evaluated(self) -> list[tuple[str]]:
+        """The first versions since the last evaluation that the evaluator may have taken.
+
+        Its answer comes when newer versions have been made, and may say that one is the best.
+        """
+        last = self.query("SELECT MAX(version) FROM evaluations")[0][0]
+        if last is None or not self._every_updates:
+            return []
+        return self.query(
+            "SELECT file FROM (SELECT version, file, SUM(updates) OVER (ORDER BY version) AS since"
+            " FROM (SELECT * FROM versions WHERE version > ? ORDER BY version LIMIT ?))"
+            " WHERE since >= ? ORDER BY version LIMIT ?",
+            *(last, _LOOK_BACK, self._every_updates, MAY_BE_BEST),
+        )
+
     def _kept_files(self, keep: int) -> set[str]:
-        """Those of the last versions, the open buffer's, and where a replay starts."""
+        """Those of the last versions, the best, the open buffer's, and where a replay starts."""
         rows = self.query("SELECT file FROM versions ORDER BY version DESC LIMIT ?", keep)
+        rows += self._being_evaluated()
+        if (best := self.best()) is not None:
+            rows.append((best[1],))
         if self._archive is not None:
             rows += self.query("SELECT file FROM versions WHERE version = 0")
         buffer_file = self.meta.get("buffer_file")

@@ -86,6 +86,24 @@ class LedgerReader:
         ((updates, size),) = self.query("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM kept")
         return updates, size
 
+    def evaluations(self) -> list[tuple[int, str, int, float]]:
+        """Version, metrics (JSON), examples, and when: of each version what came first."""
+        return self.query(
+            "SELECT version, metrics, examples, MIN(elapsed_s) FROM evaluations"
+            " GROUP BY version ORDER BY version"
+        )
+
+    def best(self) -> tuple[int, str] | None:
+        """The best evaluated version and its weights file, which is kept; None where there is none.
+
+        Versions whose file was gone when their evaluation came do not count.
+        """
+        known = self.meta.get("best")
+        if known is None:
+            return None
+        version, file, _ = json.loads(known)
+        return version, file
+
     def cache_files(self) -> list[str]:
         """The files of what the strategy keeps for each client."""
         if not self.count("sqlite_master WHERE name = 'cache'"):  # a ledger from before
@@ -96,7 +114,9 @@ class LedgerReader:
         """Where the run stands."""
         meta = self.meta
         checkpoint = Checkpoint(
-            turn=int(meta.get("turn", 0)), elapsed_s=float(meta.get("elapsed_s", 0))
+            turn=int(meta.get("turn", 0)),
+            elapsed_s=float(meta.get("elapsed_s", 0)),
+            evaluations=[(v, json.loads(metrics)) for v, metrics, _, _ in self.evaluations()],
         )
         row = self._db.execute(
             "SELECT version, file FROM versions ORDER BY version DESC LIMIT 1"

@@ -32,7 +32,9 @@ def room_for_updates(
         f"keeping updates takes up to {human_bytes(updates * size)}: {updates} of "
         f"{human_bytes(size)} each; {human_bytes(free)} are free in {folder}"
     )
-    ends_sooner = stop.target_accuracy is not None or stop.max_minutes is not None
+    ends_sooner = any(
+        limit is not None for limit in (stop.target_accuracy, stop.patience, stop.max_minutes)
+    )
     if updates * size > free and not ends_sooner:
         raise UserError(
             f"{line}. Make room, choose another --out or fewer experiment.versions, or set "

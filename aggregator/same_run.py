@@ -10,6 +10,8 @@ MAY_CHANGE = (
     "participation.residents",
     "experiment.versions",
     "experiment.target_accuracy",
+    "experiment.patience",
+    "experiment.min_delta",
     "experiment.max_minutes",
     "evaluation.every_updates",
     "aggregation.max_cache_mb",

@@ -40,6 +40,11 @@ class ExperimentTable(Table):
     versions: int = Field(100, ge=1, le=2**53)
     #: Stop when an evaluation reaches this accuracy.
     target_accuracy: Fraction | None = None
+    #: Stop when this many evaluations in a row are no better than the best before them, by
+    #: accuracy, or by loss where the task has no accuracy.
+    patience: int | None = Field(None, ge=1)
+    #: Better is what is ahead of the best by more than this.
+    min_delta: NonNegative = 0.0
     #: Stop after this time.
     max_minutes: Positive | None = None
 

@@ -14,12 +14,14 @@ from schemas import Experiment, UserError, tensors_sha256
 
 
 def weights_are_there(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
-    """Those of the last versions are there and whole, and those that the ledger recorded."""
+    """The last versions' and the best one's are there and whole, and those that were recorded."""
     columns = "SELECT version, file, weights_sha256 FROM versions"
     keep = experiment.aggregation.keep_versions
     rows = ledger.query(f"{columns} ORDER BY version DESC LIMIT ?", keep)
     if experiment.aggregation.keep_updates and rows and rows[-1][0] > 0:
         rows += ledger.query(f"{columns} WHERE version = 0")
+    if (best := ledger.best()) is not None:
+        rows += ledger.query(f"{columns} WHERE version = ? AND version < ?", best[0], rows[-1][0])
     for version, name, sha256 in rows:
         try:
             state = ledger.store.read(name)

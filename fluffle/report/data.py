@@ -158,10 +158,8 @@ def _versions(ledger: Ledger) -> Versions:
 
 
 def _evaluations(ledger: Ledger) -> Evaluations:
-    rows = ledger.query(
-        "SELECT version, metrics, MIN(elapsed_s) FROM evaluations GROUP BY version ORDER BY version"
-    )
-    metrics = [json.loads(text) for _, text, _ in rows]
+    rows = ledger.evaluations()
+    metrics = [json.loads(text) for _, text, *_ in rows]
     return Evaluations(
         np.array([version for version, *_ in rows], np.int64),
         np.array([m.get("accuracy", np.nan) for m in metrics], float),

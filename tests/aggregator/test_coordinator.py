@@ -612,6 +612,32 @@ def test_the_target_accuracy_ends_the_run() -> None:
     assert "0.91" in finish.detail
 
 
+def test_patience_ends_the_run() -> None:
+    # Given a run with a patience of two evaluations, and versions 0 to 4
+    driver = Driver(
+        experiment={"patience": 2, "min_delta": 0.01},
+        evaluation={"every_updates": 5},
+        aggregation={"quorum": 1},
+    )
+    for _ in range(4):
+        driver.give()
+    # When evaluations get no better, one comes twice, and one is late
+    for version, accuracy in ((0, 0.5), (2, 0.6), (3, 0.605), (3, 0.605), (1, 0.1)):
+        assert none(Finish, driver.give(evaluation(version, accuracy)))
+        assert driver.coordinator.phase == "running"
+    # Then the second that is no better ends the run
+    assert "0.6 in 2" in only(Finish, driver.give(evaluation(4, 0.6))).detail
+
+
+def test_patience_counts_on_after_a_restart() -> None:
+    metrics: list[Any] = [(0, {"accuracy": 0.6}), (1, {"accuracy": 0.5})]
+    tables = {"experiment": {"patience": 2}, "evaluation": {"every_updates": 5}}
+    state = make_strategy(Experiment.model_validate(tables)).init(weights())
+    checkpoint = Checkpoint(version=2, state=state, evaluations=metrics)
+    driver = Driver(checkpoint=checkpoint, **tables)
+    assert only(Finish, driver.give(evaluation(2, 0.55))).status == "finished"
+
+
 def test_an_evaluation_of_a_version_that_does_not_exist_is_rejected() -> None:
     driver = Driver(evaluation={"every_updates": 5})
     assert only(Reject, driver.give(evaluation(3, 1.0))).reason == "unknown_version"

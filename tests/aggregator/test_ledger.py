@@ -17,7 +17,7 @@ from aggregator.ledger import Ledger, StaleLeader
 from aggregator.store import Store
 from aggregator.summary import summarise
 from aggregator.verify import verify
-from schemas import Experiment, UserError
+from schemas import Evaluation, Experiment, Run, UserError
 from schemas.messages import state_name
 
 
@@ -117,6 +117,55 @@ def test_what_each_client_was_left_with_follows_from_what_was_folded(tmp_path: P
     # When the run ends before that buffer is closed, it has never been
     ledger.finish("finished", "", [], {}, 0.0)
     assert ledger.client_states() == {k: name for k, name in states.items() if k != "3"}
+
+
+def kept_versions(folder: Path) -> list[int]:
+    return sorted(int(path.name[7:13]) for path in (folder / "weights").iterdir())
+
+
+def evaluation(version: int, **metrics: float) -> Evaluation:
+    run = Run(run_id="run", run_started=1000, epoch=1)
+    return Evaluation(run=run, version=version, worker="e", metrics=metrics, examples=9)
+
+
+def test_the_best_evaluated_version_keeps_its_weights(tmp_path: Path) -> None:
+    # Given a run whose first version was the best
+    ledger = opened(tmp_path, Experiment.model_validate({"aggregation": {"keep_versions": 2}}))
+    assert ledger.best() is None
+    accuracies = {0: 0.1, 1: 0.9, 3: 0.5, 5: 0.4}
+    for version in range(8):
+        folds = [fold(version * 3 + i, max(0, version - 1)) for i in range(3)] if version else []
+        ledger.make_version(made(version, *folds), {}, 0.0, keep=2)
+        if version in accuracies:
+            ledger.record_evaluation(evaluation(version, accuracy=accuracies[version]), 0.0)
+    # Then its file stays, and a check wants it
+    assert kept_versions(tmp_path) == [1, 6, 7]
+    assert verify(ledger) == []
+    best = ledger.best()
+    assert best is not None
+    assert best[0] == 1
+    (tmp_path / "weights" / best[1]).unlink()
+    assert ["version 1 are missing" in line for line in verify(ledger)] == [True]
+
+
+def test_a_version_whose_evaluation_is_under_way_keeps_its_weights(tmp_path: Path) -> None:
+    # Given every sixth update evaluated, and an evaluation that takes six versions of three
+    tables = {"aggregation": {"keep_versions": 1}, "evaluation": {"every_updates": 6}}
+    ledger = opened(tmp_path, Experiment.model_validate(tables))
+    ledger.make_version(made(0), {}, 0.0, keep=1)
+    ledger.record_evaluation(evaluation(0, loss=2.0), 0.0)
+    for version in range(1, 9):
+        folds = [fold(version * 3 + i, version - 1) for i in range(3)]
+        ledger.make_version(made(version, *folds), {}, 0.0, keep=1)
+    # Then those that it may be about are there when its answer comes
+    assert kept_versions(tmp_path) == [0, *range(2, 9)]
+    ledger.record_evaluation(evaluation(2, loss=1.0), 0.0)
+    best = ledger.best()
+    assert best is not None
+    assert best[0] == 2
+    # And an answer about weights that are gone is no best version
+    ledger.record_evaluation(evaluation(1, loss=0.0), 0.0)
+    assert ledger.best() == best
 
 
 def test_only_the_last_versions_keep_their_weights(tmp_path: Path) -> None:
