@@ -32,7 +32,7 @@ def draw(seed: int) -> Setting:
     random = Random(f"setting {seed}")
     pick = random.choice
     clients = random.randint(1, 6)
-    mode = pick(("concurrent", "concurrent", "cohort", "deterministic"))
+    mode = random.choices(("concurrent", "cohort", "deterministic"), (3, 2, 1))[0]
     participation: dict[str, Any] = {"assignment_deadline_s": pick((3.0, 10.0, 100.0))}
     aggregation: dict[str, Any] = {
         "strategy": pick(("fedbuff", "fedbuff", "fedavg", "fedasync", "fedadam", "median")),
@@ -69,7 +69,7 @@ def draw(seed: int) -> Setting:
     if mode != "deterministic":
         aggregation["on_deadline"] = pick(("step", "step", "step", "extend", "abort"))
     tables = {
-        "experiment": {"versions": random.randint(3, 6), "seed": random.randrange(1000)},
+        "experiment": {"versions": random.randint(3, 5), "seed": random.randrange(1000)},
         "task": {"clients": clients},
         "participation": participation,
         "aggregation": aggregation,
@@ -85,6 +85,6 @@ def draw(seed: int) -> Setting:
         max_prefetch=pick((2, 3, 4, 64)),
         failing=pick((0, 0, 0, 7)),
         train_s=pick((0.2, 1.0, 4.0, 8.0)),
-        as_bytes=pick((False, True)),
+        as_bytes=pick((False, False, True)),
         resumes=aggregators == 1 and pick((False, True)),
     )
