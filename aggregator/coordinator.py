@@ -99,7 +99,6 @@ class Coordinator:
         self.version = checkpoint.version
         self.updates = checkpoint.updates
         self.buffer = Buffer(strategy, checkpoint, experiment.aggregation.deterministic)
-        self.workers: set[str] = set()
         self.evaluated: Evaluation | None = None
         self._plan = Plan.of(experiment, strategy.sends, asks_of(strategy))
         states = checkpoint.states if self._plan.keeps_state else None
@@ -153,11 +152,7 @@ class Coordinator:
         return [*effects, self._call()]
 
     def on_event(self, event: Event, now: float) -> list[Effect]:
-        """Something for a person to see; decides nothing."""
-        if event.kind == "left":
-            self.workers.discard(event.worker)
-        else:
-            self.workers.add(event.worker)
+        """Something for a person to see; decides nothing, and nothing of it is kept."""
         return []
 
     def on_timer(self, now: float) -> list[Effect]:

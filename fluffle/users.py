@@ -19,6 +19,8 @@ broker_app = typer.Typer(help="Prepare a RabbitMQ server.", no_args_is_help=True
 _SITE_LIMITS = {"max-connections": 4, "max-channels": 16}
 #: A mailbox holds one model. This holds for queues that somebody declares otherwise as well.
 _MAILBOXES = {"max-length": 1}
+#: An event is a hundred bytes; what is longer must not fill a disk.
+_EVENTS = {"max-length-bytes": 16 * 1024**2}
 
 
 @broker_app.command()
@@ -57,9 +59,14 @@ def users(
         _say("set_permissions", "-p", vhost, name, rights.configure, rights.write, rights.read)
     for name in sites:
         _say("set_user_limits", name, json.dumps(_SITE_LIMITS))
-    pattern = rf"^{re.escape(federation)}\.worker\."
-    policy = ("set_operator_policy", "-p", vhost, "--apply-to", "queues")
-    _say(*policy, f"{federation}-mailboxes", pattern, json.dumps(_MAILBOXES))
+    for what, pattern, limits in (
+        ("mailboxes", r"worker\..*", _MAILBOXES),
+        ("events", "events", _EVENTS),
+    ):
+        _say(
+            *("set_operator_policy", "-p", vhost, "--apply-to", "queues", f"{federation}-{what}"),
+            *(rf"^{re.escape(federation)}\.{pattern}$", json.dumps(limits)),
+        )
 
 
 def _keep_passwords(folder: Path, names: list[str]) -> None:

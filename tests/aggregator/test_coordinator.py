@@ -717,7 +717,6 @@ def test_where_clients_keep_nothing_turns_name_nothing() -> None:
 def test_events_decide_nothing() -> None:
     driver = Driver()
     assert driver.coordinator.on_event(Event(run=RUN, kind="joined", worker="w"), 0.0) == []
-    assert driver.coordinator.workers == {"w"}
 
 
 def evaluation(version: int, accuracy: float) -> Evaluation:

@@ -215,6 +215,21 @@ def test_queues_that_a_site_leaves_behind_hold_one_model_each(federation: Federa
     federation.attempt("hospital-7", lambda c: c.queue_delete(MINE))
 
 
+def test_events_of_any_size_fill_no_disk(federation: Federation) -> None:
+    # Given nobody who reads events just now
+    # When a site sends fifty of a megabyte
+    def flood(channel: Channel) -> None:
+        channel.confirm_delivery()
+        for _ in range(50):
+            channel.basic_publish(NAMES.submit, EVENTS, bytes(1024**2))
+
+    assert federation.attempt("hospital-7", flood) is None
+    # Then the broker has kept the last few
+    listed = federation.node.ctl("list_queues", "name", "message_bytes_ready").splitlines()
+    (kept,) = (int(line.split()[1]) for line in listed if line.startswith(NAMES.events.name))
+    assert 0 < kept <= 16 * 1024**2
+
+
 def test_a_site_has_no_more_connections_than_it_needs(federation: Federation) -> None:
     held = []
     with suppress(pika.exceptions.AMQPError):
