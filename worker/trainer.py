@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,7 +24,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from schemas import Plan, Tensors
-from schemas.tensors import model_groups, named, spec
+from schemas.tensors import Array, model_groups, named, spec
 from worker import optimizers
 from worker.execution import Execution
 from worker.task import Task
@@ -73,6 +73,8 @@ class Trainer:
         self._generators = [v for v in self._model.variables if id(v) not in known]
         self._weights = [*self._model.trainable_weights, *self._model.non_trainable_weights]
         self._spec = spec(_payload(self._model))
+        #: The last arrays that came, and their tensors: clients of one version share it.
+        self._converted: tuple[list[Array], list[Any]] = [], []
 
     def initial(self) -> Tensors:
         """The weights of version 0: a function of the plan's seed alone."""
@@ -91,7 +93,7 @@ class Trainer:
 
         base: the model, and what the strategy sent with it.
         turn: what tells this training from the client's others.
-        epochs: how many it does, where that is not the plan's number (a straggler).
+        epochs: how many it does, where those are fewer than the plan's (a straggler).
         state: what the client kept from its last turn: empty at first, None where it is lost.
         Raises: ValueError if ``base`` does not fit the model, the client is unknown or has no
         examples; UserError if there is no such optimizer.
@@ -128,7 +130,10 @@ class Trainer:
                 f"these weights do not fit the model of {self._plan.task.name}: {wrong} is "
                 f"{found.get(wrong, 'missing')}, not {self._spec.get(wrong, 'there')}"
             )
-        return [tf.convert_to_tensor(tensors[name]) for name in self._spec]
+        arrays = [tensors[name] for name in self._spec]
+        if not _same(arrays, self._converted[0]):
+            self._converted = arrays, [tf.convert_to_tensor(array) for array in arrays]
+        return self._converted[1]
 
     @cached_property
     def _test_indices(self) -> NDArray[np.int32]:
@@ -144,28 +149,32 @@ class Trainer:
             optimizer = self._optimizer()
             values = [v.value for v in self._model.trainable_variables]
 
-            def step(batch: Any) -> Any:
+            def step(batch: Any, measured: bool) -> Any:
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(values)
-                    loss = self._loss(tf.gather(x, batch), tf.gather(y, batch), training=True)
+                    examples = tf.gather(x, batch), tf.gather(y, batch)
+                    loss = self._loss(*examples, training=True, measured=measured)
                 optimizer.apply(tape.gradient(loss, values))
                 return loss
 
-            execution = Execution(step)
+            last = Execution(partial(step, measured=True))
+            # Metrics are those of the last epoch: up to a third of a small model's step.
+            early = None
+            if self._plan.training.epochs > 1:
+                early = Execution(partial(step, measured=False))
             seeds = tf.TensorSpec([1 + len(self._generators), 2], tf.int64)
             epochs = tf.TensorSpec([], tf.int32)
-            return self._traced(self._train_graph(execution, optimizer), execution, seeds, epochs)
+            return self._traced(self._train_graph(early, last, optimizer), last, seeds, epochs)
 
     def _optimizer(self) -> optimizers.Optimizer:
         return optimizers.make(self._plan.training, self._model.trainable_variables)
 
     def _train_graph(
-        self, execution: Execution, optimizer: optimizers.Optimizer
+        self, early: Execution | None, last: Execution, optimizer: optimizers.Optimizer
     ) -> Callable[..., Any]:
         batch_size = self._plan.training.batch_size
 
-        def epoch(number: Any, indices: Any, seed: Any) -> Any:
-            self._model.reset_metrics()
+        def epoch(number: Any, indices: Any, seed: Any, execution: Execution) -> Any:
             seed = tf.random.experimental.stateless_fold_in(seed, number)
             order = tf.random.experimental.stateless_shuffle(indices, seed, alg="philox")
             return mean_over_batches(execution, order, batch_size)
@@ -175,12 +184,16 @@ class Trainer:
             for i, generator in enumerate(self._generators):
                 generator.assign(tf.cast(seeds[i + 1], generator.dtype))
             optimizer.reset()
-            _, loss = tf.while_loop(
-                lambda number, loss: number < epochs,
-                lambda number, loss: (number + 1, epoch(number, indices, seeds[0])),
-                (0, tf.constant(0.0)),
-                parallel_iterations=1,
-            )
+            number = tf.constant(0)
+            if early is not None:
+                number, _ = tf.while_loop(
+                    lambda number, loss: number < epochs - 1,
+                    lambda number, loss: (number + 1, epoch(number, indices, seeds[0], early)),
+                    (number, tf.constant(0.0)),
+                    parallel_iterations=1,
+                )
+            self._model.reset_metrics()
+            loss = epoch(number, indices, seeds[0], last)
             return [tf.identity(v.value) for v in self._weights], self._results(loss)
 
         return train
@@ -221,11 +234,12 @@ class Trainer:
         for variable, value in zip(self._weights, weights, strict=True):
             variable.assign(value)
 
-    def _loss(self, x: Any, y: Any, training: bool) -> Any:
-        """The loss of a batch, regularisation included; counts it in the metrics."""
+    def _loss(self, x: Any, y: Any, training: bool, measured: bool = True) -> Any:
+        """The loss of a batch, regularisation included; ``measured``: counts it in the metrics."""
         predicted = self._model(self._task.preprocess(x), training=training)
         loss = self._model.compute_loss(x, y, predicted, training=training)
-        self._model.compute_metrics(x, y, predicted)
+        if measured:
+            self._model.compute_metrics(x, y, predicted)
         return loss
 
     def _results(self, loss: Any) -> dict[str, Any]:
@@ -267,6 +281,13 @@ def _seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def _same(arrays: list[Array], known: list[Array]) -> bool:
+    """Whether these are the very same arrays, and nobody can have changed them."""
+    return len(arrays) == len(known) and all(
+        a is b and not a.flags.writeable for a, b in zip(arrays, known, strict=True)
+    )
 
 
 def _own(metric: Any) -> Any:
