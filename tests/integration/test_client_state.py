@@ -16,10 +16,27 @@ from worker.client_state import ClientStates
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.tensorflow, pytest.mark.slow]
 
+CLIENTS = 10
 SCAFFOLD = (
     *("--set", "aggregation.strategy=scaffold", "--set", "evaluation.every_updates=0"),
     *("--set", "training.optimizer=sgd", "--set", "training.learning_rate=0.05"),
 )
+
+
+def assert_c_is_the_mean(out: Path, folder: Path) -> None:
+    """Of the control variates that belong to the clients' last updates that were counted."""
+    ledger, states = Ledger(out), ClientStates(folder, 0)
+    names, state = ledger.client_states(), ledger.load().state
+    assert state is not None
+    own = []
+    for client in names:
+        kept = states.load(ledger.meta["run_id"], client, names[client])
+        assert kept is not None
+        own.append(group("control", kept))
+    for i, c in enumerate(group("server/control", state)):
+        mean = np.sum([control[i].astype(float) for control in own], axis=0) / CLIENTS
+        np.testing.assert_allclose(c, mean, atol=1e-6)
+        assert np.abs(c).max() > 1e-5
 
 
 def test_c_is_the_mean_of_what_clients_keep_through_any_kill(
@@ -49,19 +66,25 @@ def test_c_is_the_mean_of_what_clients_keep_through_any_kill(
         assert "starts anew" not in worker.output
     verified(start, out)
     # Then the server's control variate is still the mean of all clients'
-    ledger, states = Ledger(out), ClientStates(folder, 0)
-    run_id, checkpoint, names = ledger.meta["run_id"], ledger.load(), ledger.client_states()
-    assert checkpoint.state is not None
-    own = []
-    for client in map(str, range(10)):
-        state = states.load(run_id, client, names.get(client, ""))
-        assert state is not None
-        own.append(group("control", state))
-    for i, c in enumerate(group("server/control", checkpoint.state)):
-        mean = np.mean([control[i].astype(float) for control in own if control], axis=0)
-        mean *= sum(map(bool, own)) / len(own)
-        np.testing.assert_allclose(c, mean, atol=1e-6)
-        assert np.abs(c).max() > 1e-5
+    assert_c_is_the_mean(out, folder)
+
+
+def test_an_embedded_run_that_was_stopped_goes_on_with_what_clients_keep(
+    start: Start, experiment: Path, tmp_path: Path
+) -> None:
+    # Given a run in one process, whose clients' states are in its memory
+    out = tmp_path / "out"
+    run = ("run", experiment, "--out", out, "--slots", 2, "--json", *SCAFFOLD)
+    first = start(*run)
+    wait_for_version(out, 8, first)
+    # When it is stopped, and started again
+    first.kill(signal.SIGINT)
+    assert first.wait() == 130, first.output
+    again = start(*run)
+    assert again.wait() == 0, again.output
+    # Then nobody started anew, and c is the mean of what clients keep
+    assert "starts anew" not in again.output
+    assert_c_is_the_mean(out, out / "clients")
 
 
 def test_workers_that_share_nothing_say_so_and_go_on(
