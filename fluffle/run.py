@@ -26,7 +26,7 @@ from fluffle.display import Display, snapshot
 from fluffle.memory import MemoryWatch
 from fluffle.team import Processes, Team, Threads
 from schemas import Experiment, UserError
-from worker.client_state import ClientStates
+from worker.client_state import MEMORY_BYTES, ClientStates
 
 _REFRESH_S = 0.2
 #: Where ``--broker local`` keeps its queues, in the run folder.
@@ -77,10 +77,12 @@ def run_experiment(
             code=code,
             on_status=display.say,
         )
+        # An update that a real broker has must not outlive its client's state.
+        states = ClientStates(folder / STATES, memory_bytes=0 if url else MEMORY_BYTES)
         team: Team = (
             Processes(url, federation, workers, slots, evaluates, folder / "logs", folder / STATES)
             if workers
-            else Threads(place, slots, evaluates, ClientStates(folder / STATES), display.say)
+            else Threads(place, slots, evaluates, states, display.say)
         )
         _drive(service, service, display, team)
         summary = read_summary(folder, memory.peak_mb)

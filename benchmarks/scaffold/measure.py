@@ -30,9 +30,12 @@ EPOCHS = (1, 5, 10, 20)
 SEEDS = (1, 2, 3)
 #: The search has a seed of its own.
 SEARCH_SEED = 100
-LEARNING_RATES = (0.1, 0.3, 1.0, 3.0)
-#: SGD does one step of all examples where the others do five or more.
-OF_SGD = (0.3, 1.0, 3.0, 10.0)
+#: The more local steps, the smaller each of them.
+LEARNING_RATES = {
+    ("SGD", 1): (0.3, 1.0, 3.0, 10.0),
+    **{(method, 1): (0.3, 1.0, 3.0) for method in ("FedAvg", "SCAFFOLD")},
+    **{(method, e): (0.1, 0.3, 1.0) for method in ("FedAvg", "SCAFFOLD") for e in (5, 10, 20)},
+}
 
 
 class Cell(NamedTuple):
@@ -116,7 +119,7 @@ def search() -> dict[str, float]:
     jobs = [
         (cell, rate, SEARCH_SEED)
         for cell in CELLS
-        for rate in (OF_SGD if cell.method == "SGD" else LEARNING_RATES)
+        for rate in LEARNING_RATES[cell.method, cell.epochs]
     ]
     rows = measure(jobs)
     chosen = {}
