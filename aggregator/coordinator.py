@@ -72,6 +72,7 @@ from schemas import (
     Tensors,
     transforms,
 )
+from schemas.codec import one_line
 from schemas.messages import FromWorker, assignment_id
 
 #: How long a finished run waits for the evaluation of its last version.
@@ -271,7 +272,7 @@ class Coordinator:
         self._failing_since = failure.turn if not self._failures else self._failing_since
         self._failures += 1
         if self._nothing_but_failures():
-            detail = f"{self._failures} trainings failed in a row: {failure.reason}"
+            detail = f"{self._failures} trainings failed in a row: {one_line(failure.reason)}"
             yield from self._finish("failed", detail, now)
         elif self.phase == "initialising":
             yield from self._ask_for_weights(now)

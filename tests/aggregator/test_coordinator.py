@@ -366,6 +366,17 @@ def test_failures_of_turns_that_nobody_has_cannot_end_a_run() -> None:
         assert none(Finish, driver.give(failure(turn)))
 
 
+def test_what_a_run_failed_of_is_one_line_that_cannot_take_over_a_terminal() -> None:
+    # Given trainings that fail for a reason of many lines, with escapes in it
+    driver = Driver(participation={"concurrency": 2}, aggregation={"quorum": 2})
+    said: list[Finish] = []
+    while not said:
+        failed = failure(driver.turn()).model_copy(update={"reason": "no data\n\x1b[2Jhere"})
+        said = [effect for effect in driver.give(failed) if isinstance(effect, Finish)]
+    # Then what a person reads of them is one line
+    assert said[0].detail.endswith("trainings failed in a row: no data??[2Jhere")
+
+
 def failure(turn: Assignment) -> ClientFailed:
     return ClientFailed(
         run=RUN,
