@@ -23,6 +23,7 @@ REASONS: Mapping[str, str] = {
     "unknown_version": "trained from a version that does not exist",
     "too_stale": "older than aggregation.max_staleness",
     "superseded": "went on from a state that its client has gone on from since",
+    "repeated": "from a resident client that counts for this version already, or for a later one",
     "late": "not of the current cohort, or the run is over",
     "wrong_shape": "names, dtypes or shapes differ from what the strategy wants",
     "not_finite": "contains NaN, infinity or a value beyond ±1e30",

@@ -25,7 +25,9 @@ model without tensors, which is published with the next attempt when that turn i
 
 Resident clients have no turns. Each sends once for every (version, attempt) that it sees, so its
 id is one of these and what it sent before is a duplicate; it opens and closes no turn, and any of
-them count towards the quorum, the deadline and min_updates like everybody else's.
+them count towards the quorum, the deadline and min_updates like everybody else's. A resident counts
+once for a version, whatever attempts it claims to answer, and its versions only grow: nobody fills
+a buffer alone.
 
 Every update that is given in gets exactly one of Hold, Duplicate, Reject; a held one is settled
 by the next MakeVersion or SaveBuffer, or by Finish (unused).
@@ -73,7 +75,7 @@ from schemas import (
     transforms,
 )
 from schemas.codec import one_line
-from schemas.messages import FromWorker, assignment_id
+from schemas.messages import INITIALISE, FromWorker, assignment_id
 
 #: How long a finished run waits for the evaluation of its last version.
 FINAL_WAIT_S = 60.0
@@ -107,6 +109,7 @@ class Coordinator:
         self._strategy = strategy
         self._steps = experiment.update or ()
         self._stopping = Stopping(experiment.experiment, checkpoint.evaluations)
+        self._residents = dict(checkpoint.residents)
         self.hold_updates = hold_updates
         self._elapsed_s = checkpoint.elapsed_s
         self._failures = 0
@@ -193,9 +196,10 @@ class Coordinator:
 
     def _on_initial(self, update: ClientUpdate, now: float) -> Iterator[Effect]:
         reason = None
+        asked = (assignment_id(self.run.run_id, INITIALISE, "0"), INITIALISE, "0")
         if update.run.run_id != self.run.run_id:
             reason = "unknown_run"
-        elif update.update_id != assignment_id(self.run.run_id, update.turn, update.client):
+        elif (update.update_id, update.turn, update.client) != asked:
             reason = "forged"
         elif update.sends != "initial" or not update.tensors:
             reason = "wrong_kind"
@@ -238,6 +242,8 @@ class Coordinator:
             reason = "late"
         if reason is None and self.turns.superseded(update):
             reason = "superseded"
+        if reason is None and update.base_version <= self._residents.get(update.client, -1):
+            reason = "repeated"
         if reason is None:
             update, reason = restored(update, self._steps, self.buffer.expected)
         if reason is not None:
@@ -247,6 +253,8 @@ class Coordinator:
         yield Hold(update.update_id)
         self._failures = 0
         self.turns.contributed(update)
+        if not update.client.isdecimal():
+            self._residents[update.client] = update.base_version
         self.buffer.add(update, fold_of(update, self.version - update.base_version))
         self._held_since = now if self._held_since is None else self._held_since
         if self.buffer.size >= self.experiment.quorum:

@@ -156,6 +156,8 @@ class Checkpoint:
     waiting: list[ClientUpdate] = field(default_factory=list)
     #: Where clients keep state, what each one goes on from.
     states: dict[str, str] = field(default_factory=dict)
+    #: Of each resident client, the newest version that a folded update of its was trained from.
+    residents: dict[str, int] = field(default_factory=dict)
     #: Seconds that the run has taken before this start.
     elapsed_s: float = 0.0
     #: Versions that have been evaluated, in order, with their metrics.

@@ -140,6 +140,12 @@ class LedgerReader:
             update = decode(body)
             assert isinstance(update, ClientUpdate)
             checkpoint.waiting.append(update)
+        checkpoint.residents = dict(
+            self._db.execute(
+                "SELECT client, MAX(base_version) FROM updates"
+                " WHERE client GLOB '*[^0-9]*' GROUP BY client"
+            )
+        )
         return checkpoint
 
     def client_states(self) -> dict[str, str]:

@@ -151,6 +151,16 @@ def cohorts_count_once(ledger: LedgerReader, experiment: Experiment) -> Iterator
             yield f"version {version} counts client {client}, who trained for another version"
 
 
+def residents_count_once(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """A resident client counts once for each version that it was sent."""
+    rows = ledger.query(
+        "SELECT client, base_version, COUNT(*) FROM updates WHERE client GLOB '*[^0-9]*'"
+        " GROUP BY client, base_version HAVING COUNT(*) > 1"
+    )
+    for client, base, times in rows:
+        yield f"resident client {client} counts {times} times for training version {base}"
+
+
 def waiting_updates_are_buffered(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
     """What waits for its place in client order is in the open buffer, and whole."""
     in_order = experiment.aggregation.deterministic

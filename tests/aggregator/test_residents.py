@@ -26,10 +26,11 @@ from aggregator.ledger import Ledger
 from aggregator.service import AggregatorService
 from aggregator.summary import summarise
 from aggregator.verify import verify
-from broker import Envelope
+from broker import Closed, Envelope
 from broker.embedded import EmbeddedBroker
 from schemas import ClientFailed, ClientUpdate, Evaluation, Experiment, GlobalModel, Message, decode
 from schemas.messages import assignment_id, order, resident_update_id
+from tests.aggregator.scripted import Federation
 from tests.aggregator.test_coordinator import RUN, Driver, none, only, weights
 
 SITES = ("hospital-7", "clinic-2", "lab-3")
@@ -124,6 +125,30 @@ def test_who_is_in_the_buffer_is_not_asked_to_train_for_it_again() -> None:
     model = only(Publish, sites.wait(10)).model
     # Then whoever lost the model gets it, and for who has it nothing is new
     assert (model.version, model.attempt) == (0, 0)
+
+
+def test_a_site_cannot_fill_a_buffer_alone_by_claiming_attempts() -> None:
+    # Given a version that wants three updates
+    sites = Sites(aggregation={"quorum": 3})
+    only(Hold, sites.send("hospital-7"))
+    # When a site that counts already says that it answers other attempts
+    reasons = [only(Reject, sites.send("hospital-7", attempt)).reason for attempt in (1, 2, 2**52)]
+    # Then they are rejected, and others fill the buffer
+    assert reasons == ["repeated"] * 3
+    sites.send("clinic-2")
+    assert only(MakeVersion, sites.send("lab-3")).closed_by == "quorum"
+    assert only(Reject, sites.send("lab-3", 1, base_version=0)).reason == "repeated"
+    only(Hold, sites.send("lab-3"))
+
+
+def test_a_site_cannot_make_version_0() -> None:
+    sites = Sites(initial=False)
+    for turn, identity in ((5, "run:5:hospital-7"), (1, "run:hospital-7:v0.0"), (0, "run:1:0")):
+        effects = sites.send(
+            "hospital-7", update_id=identity, turn=turn, sends="initial", base_version=0
+        )
+        assert only(Reject, effects).reason == "forged"
+    assert sites.coordinator.phase == "initialising"
 
 
 def test_a_stale_update_of_a_resident_is_welcome_up_to_max_staleness() -> None:
@@ -296,3 +321,99 @@ def test_the_allow_list_may_grow_when_a_run_is_resumed(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.open_run(experiment("a"), "run", 1)
     assert ledger.open_run(experiment("a", "b"), "run", 1)
+
+
+class Scripted(threading.Thread):
+    """A site that keeps the protocol, but for the training: one update for each version and
+    attempt above the last, confirmed; and sometimes once more, as after a lost confirm."""
+
+    def __init__(self, broker: EmbeddedBroker, client: str) -> None:
+        super().__init__(daemon=True)
+        self.sent: set[str] = set()
+        self.client = client
+        self._port = broker.worker(client, 0)
+
+    def run(self) -> None:
+        newest, behind = None, (-1, 0)
+        while (envelope := self._port.wait_model(newest, 20)) is not None:
+            newest = order(envelope.headers)
+            model = envelope.message()
+            assert isinstance(model, GlobalModel)
+            if model.final:
+                return
+            if (model.version, model.attempt) > behind:
+                behind = (model.version, model.attempt)
+                update = resident_update(self.client, model)
+                for _ in range(1 + model.version % 2):
+                    self._port.submit(submission(update, self.client))
+                self.sent.add(update.update_id)
+
+
+def test_an_aggregator_that_dies_again_and_again_counts_each_site_once_a_version(
+    tmp_path: Path,
+) -> None:
+    # Given three sites, of which two make a version, and aggregators that die every few updates
+    broker = EmbeddedBroker()
+    tables = Experiment.model_validate(
+        {
+            "experiment": {"versions": 30},
+            "task": {"clients": 0},
+            "participation": {"residents": list(SITES)},
+            "aggregation": {"quorum": 2, "deadline_s": 0.2},
+            "evaluation": {"every_updates": 0},
+        }
+    )
+    sites = [Scripted(broker, client) for client in SITES]
+    for site in sites:
+        site.start()
+    deaths = 0
+    while True:
+        port = broker.aggregator()
+        initial = {"trainable/0": np.zeros(4, np.float32)}
+        service = AggregatorService(tables, port, tmp_path, run_id="run", initial=initial)
+        at = sum(len(site.sent) for site in sites) + 10
+        killer = threading.Thread(target=close_when, args=(port, sites, at), daemon=True)
+        killer.start()
+        try:
+            assert service.run() == "finished"
+            break
+        except Closed:
+            deaths += 1
+    # Then the run is whole, and what was confirmed is in it, rejected, or still in the queue
+    for site in sites:
+        site.join(20)
+        assert not site.is_alive()
+    ledger = Ledger(tmp_path)
+    assert verify(ledger) == []
+    assert deaths >= 3
+    assert summarise(ledger)["versions"] == 30
+    known = {one for (one,) in ledger.query("SELECT update_id FROM updates")}
+    rejected = {one for (one,) in ledger.query("SELECT message_id FROM rejections")}
+    queued = set()
+    port.close()
+    port = broker.aggregator()
+    assert port.lead(1)
+    port.consume(1000)
+    while (delivery := port.receive(0.01)) is not None:
+        queued.add(delivery.envelope.message_id)
+    assert {one for site in sites for one in site.sent} == known | rejected | queued
+
+
+def close_when(port: Any, sites: list[Scripted], sent: int) -> None:
+    pause = threading.Event()
+    for _ in range(20_000):
+        if sum(len(site.sent) for site in sites) >= sent:
+            break
+        pause.wait(0.001)
+    port.close()
+
+
+def test_a_resident_that_counts_twice_for_a_version_is_named(tmp_path: Path) -> None:
+    # Given a run of two versions, by pooled clients
+    folder = Federation(tmp_path, aggregation={"quorum": 3, "deadline_s": 1000.0}).finish(2)
+    ledger = Ledger(folder)
+    assert verify(ledger) == []
+    # When its ledger says that they were one site
+    ledger.query("UPDATE updates SET client = 'lab-3' WHERE version = 1")
+    # Then that is one of the things that are wrong
+    assert "lab-3 counts 3 times for training version 0" in "\n".join(verify(ledger))
