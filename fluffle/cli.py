@@ -291,6 +291,32 @@ def report(
     typer.echo(write_report(folders, out or folder / "report", target=target, price=price))
 
 
+@app.command("export")
+def export_run(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    kind: Annotated[
+        str,
+        typer.Option("--format", help="keras, saved_model or npz: weights; csv or jsonl: metrics."),
+    ] = "keras",
+    version: Annotated[
+        str, typer.Option(help="last, best (the best evaluated one) or a number.")
+    ] = "last",
+    out: Annotated[
+        Optional[Path],  # noqa: UP045 typer reads it
+        typer.Option(help="Where to. Default: in the run folder, model.keras or the like."),
+    ] = None,
+    task: TaskFile = None,
+    data: Data = None,
+) -> None:
+    """Write a run's model for Keras, TensorFlow or NumPy, or its metrics as a table."""
+    from fluffle.export import export
+    from fluffle.own_task import use_task
+
+    if kind in ("keras", "saved_model"):
+        use_task(task, data, 1)
+    typer.echo(export(folder, kind, version, out))
+
+
 @app.command()
 @secure
 def doctor(

@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -153,12 +154,18 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
         *([("privacy", f"epsilon {summary['epsilon']:.3g}")] if summary.get("epsilon") else []),
         *([("kept", _kept(summary))] if summary.get("kept_updates") else []),
         ("run folder", folder),
+        ("model", _model(folder)),
         ("report", f"fluffle report {folder}"),
     ]
     grid = Table.grid(padding=(0, 2))
     for key, value in rows:
         grid.add_row(f"[dim]{key}[/]", value)
     console.print(grid)
+
+
+def _model(folder: str) -> str:
+    model = Path(folder) / "model.keras"
+    return str(model) if model.exists() else f"fluffle export {folder}"
 
 
 def _kept(summary: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from aggregator.strategies.own import CODE
 from aggregator.summary import summarise
 from broker import Broker
 from fluffle.display import Display, snapshot
+from fluffle.export import save_models
 from fluffle.memory import MemoryWatch
 from fluffle.team import Processes, Team, Threads
 from schemas import Experiment, UserError
@@ -86,6 +87,8 @@ def run_experiment(
         )
         _drive(service, service, display, team)
         summary = read_summary(folder, memory.peak_mb)
+    if summary["status"] == "finished" and not workers:
+        save_models(folder, display.say)  # TensorFlow is here already
     if summary["status"] == "finished":
         shutil.rmtree(folder / NODE, ignore_errors=True)  # there only to resume
     return summary
@@ -119,6 +122,8 @@ def run_virtual(
         _drive(virtual, virtual.service, display)
         wall_s = time.perf_counter() - started
         summary = read_summary(folder, memory.peak_mb)
+    if summary["status"] == "finished":
+        save_models(folder, display.say)
     kept = folder / "summary.json"
     if not virtual.busy_s and kept.exists():
         return dict(json.loads(kept.read_text()))  # it was finished before

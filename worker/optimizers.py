@@ -134,20 +134,25 @@ class Adam(_Fused):
         )
 
 
+def of_keras(table: TrainingTable) -> Any:
+    """The optimizer as Keras has it. Raises: UserError where it has none of this name."""
+    name, config = table.optimizer, {"learning_rate": table.learning_rate}
+    if name.lower() == "sgd":
+        config |= {"momentum": table.momentum, "nesterov": table.nesterov}
+    try:
+        return keras.optimizers.get({"class_name": name, "config": config})
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"training.optimizer = {name!r} is neither sgd, adam, nor another optimizer of "
+            "keras.optimizers"
+        ) from error
+
+
 class OfKeras:
     """Any optimizer of keras.optimizers, by name."""
 
     def __init__(self, table: TrainingTable, variables: Sequence[Any]) -> None:
-        config = {"learning_rate": table.learning_rate}
-        try:
-            self._optimizer = keras.optimizers.get(
-                {"class_name": table.optimizer, "config": config}
-            )
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"training.optimizer = {table.optimizer!r} is neither sgd, adam, nor another "
-                "optimizer of keras.optimizers"
-            ) from error
+        self._optimizer = of_keras(table)
         self._variables = variables
         self._optimizer.build(variables)
         # Not every slot starts at zero: Adagrad's and Ftrl's do not.

@@ -72,14 +72,14 @@ class Trainer:
         #: The states of seed generators (dropout and its like): they stay here.
         self._generators = [v for v in self._model.variables if id(v) not in known]
         self._weights = [*self._model.trainable_weights, *self._model.non_trainable_weights]
-        self._spec = spec(_payload(self._model))
+        self._spec = spec(payload(self._model))
         #: The last arrays that came, and their tensors: clients of one version share it.
         self._converted: tuple[list[Array], list[Any]] = [], []
 
     def initial(self) -> Tensors:
         """The weights of version 0: a function of the plan's seed alone."""
         with _seeded(self._plan.seed):
-            return _payload(self._task.model())
+            return payload(self._task.model())
 
     def train(
         self,
@@ -297,7 +297,8 @@ def _own(metric: Any) -> Any:
     return metric
 
 
-def _payload(model: keras.Model) -> Tensors:
+def payload(model: keras.Model) -> Tensors:
+    """The model's weights, named as they travel."""
     return {
         **named("trainable", [v.numpy() for v in model.trainable_weights]),
         **named("non_trainable", [v.numpy() for v in model.non_trainable_weights]),

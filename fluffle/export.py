@@ -1,0 +1,161 @@
+"""``fluffle export``: what came out of a run, for other programs.
+
+Weights as NumPy arrays and metrics need nothing but the run folder; a Keras model needs
+TensorFlow and the task.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from aggregator.reading import LedgerReader
+from aggregator.strategies.base import model_of
+from fluffle.history import columns, history
+from schemas import Experiment, Plan, Tensors, UserError
+from schemas.tensors import model_groups
+
+Format = Literal["keras", "saved_model", "npz", "csv", "jsonl"]
+_SUFFIX = {"keras": ".keras", "saved_model": ".savedmodel", "npz": ".npz"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One version of a run."""
+
+    version: int
+    tensors: Tensors
+    experiment: Experiment
+
+
+def export(folder: Path, kind: str, version: str, out: Path | None) -> Path:
+    """Write it, and say where. Raises: UserError.
+
+    kind: a ``Format``; version: "last", "best" or a number.
+    """
+    if kind not in get_args(Format):
+        raise UserError(f"--format {kind}: use one of {', '.join(get_args(Format))}")
+    ledger = LedgerReader(folder)
+    try:
+        with ledger.snapshot():
+            if kind in ("csv", "jsonl"):
+                rows = history(ledger)
+                write: Callable[[Path], None] = _csv(rows) if kind == "csv" else _lines(rows)
+                path = out or folder / f"metrics.{kind}"
+            else:
+                weights = read_weights(ledger, version)
+                name = {"last": "model", "best": "best"}.get(version, f"version-{version}")
+                path = out or folder / f"{name}{_SUFFIX[kind]}"
+                write = _npz(weights) if kind == "npz" else _model(weights, kind)
+    finally:
+        ledger.close()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    return path
+
+
+def read_weights(ledger: LedgerReader, version: str) -> Weights:
+    """A version's weights. Raises: UserError where they are not there (any more)."""
+    wanted = _version(ledger, version)
+    rows = ledger.query("SELECT file FROM versions WHERE version = ?", wanted)
+    if not rows:
+        newest = ledger.latest_version()
+        raise UserError(f"there is no version {wanted} in {ledger.folder}: the last is {newest}")
+    file = rows[0][0]
+    if not (ledger.store.folder / file).exists():
+        raise UserError(
+            f"the weights of version {wanted} are gone: {ledger.folder} keeps the best evaluated "
+            "version and the last ones (aggregation.keep_versions)"
+        )
+    experiment = Experiment.model_validate_json(ledger.meta["experiment"])
+    tensors = model_groups(model_of(ledger.store.read(file)))
+    return Weights(wanted, tensors, experiment)
+
+
+def save_models(folder: Path, say: Callable[[str], None]) -> None:
+    """``model.keras`` of the last version and ``best.keras`` of the best, at the end of a run.
+
+    What cannot be saved is said, and no reason for a run to fail.
+    """
+    ledger = LedgerReader(folder)
+    last, best = ledger.latest_version(), ledger.best()
+    ledger.close()
+    try:
+        model = export(folder, "keras", "last", None)
+        if best is not None and best[0] == last:
+            shutil.copyfile(model, folder / "best.keras")
+        elif best is not None:
+            export(folder, "keras", "best", None)
+    except (UserError, OSError) as error:
+        say(f"the model was not saved as a Keras file: {error}")
+
+
+def _version(ledger: LedgerReader, text: str) -> int:
+    if text == "last":
+        if ledger.latest_version() < 0:
+            raise UserError(f"{ledger.folder} has no version yet")
+        return ledger.latest_version()
+    if text == "best":
+        best = ledger.best()
+        if best is None:
+            raise UserError(f"{ledger.folder} has no evaluated version whose weights were kept")
+        return best[0]
+    if not text.isdecimal():
+        raise UserError(f"--version {text}: it is last, best or a number")
+    return int(text)
+
+
+def _npz(weights: Weights) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            arrays: dict[str, Any] = dict(weights.tensors)
+            np.savez(file, **arrays)
+
+    return write
+
+
+def _model(weights: Weights, kind: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        if kind == "keras" and path.suffix != ".keras":
+            raise UserError(f"--out {path}: Keras wants a name that ends in .keras")
+        from worker.runtime import configure
+
+        configure(1)
+        from worker.saving import keras_model, save
+        from worker.tasks import load_task, trying
+
+        plan = Plan.of(weights.experiment, "delta")
+
+        def make() -> None:
+            save(keras_model(plan, weights.tensors), plan, path)
+
+        trying(load_task(plan), make)
+
+    return write
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns(rows), restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    return write
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    return write
