@@ -18,9 +18,11 @@ if TYPE_CHECKING:
         with_model,
     )
     from schemas import ClientUpdate, Tensors
+    from worker.client_data import ClientData
     from worker.task import Examples, Task
 
 __all__ = [
+    "ClientData",
     "ClientUpdate",
     "Examples",
     "State",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ClientData": "worker.client_data",
     **dict.fromkeys(("Examples", "Task"), "worker.task"),
     **dict.fromkeys(("State", "Strategy"), "aggregator.strategies.base"),
     **dict.fromkeys(

@@ -133,6 +133,18 @@ def run(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty folder.")],
+) -> None:
+    """Write a first experiment with a task of your own, which runs as it stands."""
+    from fluffle.start import write_start
+
+    for path in write_start(folder):
+        typer.echo(path)
+    typer.echo(f"next: fluffle run {folder / 'experiment.toml'}")
+
+
+@app.command()
 @secure
 def aggregator(
     file: File,
