@@ -139,7 +139,7 @@ class ClientStates:
         path = self._root.joinpath(*key, stem + _SUFFIX)
         temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it tells of data
             with temporary.open("wb") as file:
                 file.write(pack({}, state))
                 if not self._limit:

@@ -4,6 +4,7 @@ The shape of Table 3 of SCAFFOLD (arXiv 1910.06378) on MNIST. README.md says wha
 
     python benchmarks/scaffold/measure.py --search    # the grid; writes settings.json
     python benchmarks/scaffold/measure.py             # the table, with those settings
+    python benchmarks/scaffold/measure.py --resume    # only the runs that results.jsonl has not
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import json
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results.jsonl"
 TARGET, MOST_ROUNDS = 0.85, 100
 CLIENTS, SAMPLED = 50, 0.2
 #: Of each client; a batch is a fifth of them, so an epoch is five steps.
@@ -101,27 +102,37 @@ def rounds_to_target(job: tuple[Cell, float, int]) -> dict[str, Any]:
     return {"cell": cell, "learning_rate": learning_rate, "seed": seed, "rounds": met, "best": best}
 
 
-def measure(jobs: list[tuple[Cell, float, int]]) -> list[dict[str, Any]]:
-    """One process for each core, a job at a time in each."""
+def recorded() -> list[dict[str, Any]]:
+    """What results.jsonl has, one run a line."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return [{**row, "cell": Cell(*row["cell"])} for row in map(json.loads, lines)]
+
+
+def measure(jobs: list[tuple[Cell, float, int]], resume: bool) -> list[dict[str, Any]]:
+    """Of each job what was found, recorded as it comes. One process for each core."""
+    rows = recorded()
+    known = {(row["cell"], row["learning_rate"], row["seed"]): row for row in rows}
+    todo = [job for job in jobs if job not in known or not resume]
+    RESULTS.write_text(
+        "".join(json.dumps(row) + "\n" for job, row in known.items() if job not in todo)
+    )
     context = multiprocessing.get_context("spawn")
-    rows = []
-    with context.Pool(os.cpu_count(), maxtasksperchild=40) as pool:
-        for row in pool.imap_unordered(rounds_to_target, jobs):
-            rows.append(row)
-            found = f"{row['rounds']} rounds, best {row['best']:.3f}"
-            rate = f"{row['learning_rate']:g}, seed {row['seed']}"
-            print(f"{row['cell'].name} at {rate}: {found}", file=sys.stderr, flush=True)
-    return rows
+    with context.Pool(os.cpu_count(), maxtasksperchild=40) as pool, RESULTS.open("a") as file:
+        for row in pool.imap_unordered(rounds_to_target, todo):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    known = {(row["cell"], row["learning_rate"], row["seed"]): row for row in recorded()}
+    return [known[job] for job in jobs]
 
 
-def search() -> dict[str, float]:
+def search(resume: bool) -> dict[str, float]:
     """The learning rate of each cell: the fewest rounds, then the highest accuracy."""
     jobs = [
         (cell, rate, SEARCH_SEED)
         for cell in CELLS
         for rate in LEARNING_RATES[cell.method, cell.epochs]
     ]
-    rows = measure(jobs)
+    rows = measure(jobs, resume)
     chosen = {}
     for cell in CELLS:
         mine = [row for row in rows if row["cell"] == cell]
@@ -144,15 +155,16 @@ def spread(rounds: list[int | None]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--search", action="store_true")
+    parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     started = time.perf_counter()
     settings = HERE / "settings.json"
     if options.search:
-        settings.write_text(json.dumps(search(), indent=1) + "\n")
+        settings.write_text(json.dumps(search(options.resume), indent=1) + "\n")
         return
     chosen = json.loads(settings.read_text())
-    jobs = [(cell, chosen[cell.name], seed) for cell in CELLS for seed in SEEDS]
-    rows = measure(jobs)
+    jobs = [(cell, chosen[cell.name], seed) for seed in SEEDS for cell in CELLS]
+    rows = measure(jobs, options.resume)
     print("| | local epochs | 0 % similar | 10 % | 100 % |\n| --- | --- | --- | --- | --- |")
     for method, epochs in dict.fromkeys((cell.method, cell.epochs) for cell in CELLS):
         entries = []
