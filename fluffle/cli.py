@@ -54,6 +54,14 @@ MetricsPort = Annotated[
     typer.Option(min=0, max=65535, help="Serve Prometheus metrics there; 0: any free port."),
 ]
 MetricsAddress = Annotated[str, typer.Option(help="Who may scrape: 0.0.0.0 for every machine.")]
+TensorBoard = Annotated[
+    Optional[Path],  # noqa: UP045 typer reads it
+    typer.Option("--tensorboard", help="Event files for TensorBoard, in a folder for each run."),
+]
+MLflow = Annotated[
+    Optional[str],  # noqa: UP045 typer reads it
+    typer.Option("--mlflow", metavar="URI", help="Log to this MLflow tracking server or store."),
+]
 Parent = Annotated[int, typer.Option(hidden=True, help="Leave when this process is gone.")]
 
 
@@ -84,6 +92,8 @@ def run(
     settings: Settings = None,
     federation: Federation = "fluffle",
     connect_timeout: Timeout = 30.0,
+    tensorboard: TensorBoard = None,
+    mlflow: MLflow = None,
     json: Annotated[
         bool, typer.Option("--json", help="The last line on stdout is the summary object.")
     ] = False,
@@ -94,6 +104,7 @@ def run(
     from fluffle.experiment_file import load_experiment
     from fluffle.own_task import check_reachable, use_folder_of
     from fluffle.run import run_experiment, run_virtual
+    from fluffle.tracking import trackers
     from worker.tasks import check, prepare
 
     experiment = load_experiment(file, settings or [], os.environ)
@@ -103,6 +114,7 @@ def run(
         raise UserError("--clock virtual runs in this process: leave out --broker and --workers")
     check_reachable(experiment, broker, clock)
     make_strategy(experiment, file.parent)  # before anything starts: it may not load
+    followed = trackers(tensorboard, mlflow)
     name = experiment.experiment.name
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     slots = slots or max(1, (os.cpu_count() or 1) // max(1, workers))
@@ -111,7 +123,9 @@ def run(
         prepare(experiment.task.name, display.fetching)
         check(experiment.task, experiment.partition, experiment.experiment.seed)
         if clock == "virtual":
-            summary = run_virtual(experiment, folder, display, slots=slots, code=file.parent)
+            summary = run_virtual(
+                experiment, folder, display, slots=slots, code=file.parent, trackers=followed
+            )
         else:
             summary = run_experiment(
                 experiment,
@@ -123,6 +137,7 @@ def run(
                 workers=workers,
                 slots=slots,
                 code=file.parent,
+                trackers=followed,
             )
     _print_summary(summary, json, lambda: print_summary(display.console, summary, str(folder)))
     if summary["status"] == "running":  # stopped before its end
@@ -159,6 +174,8 @@ def aggregator(
     connect_timeout: Timeout = 30.0,
     metrics_port: MetricsPort = None,
     metrics_address: MetricsAddress = "127.0.0.1",
+    tensorboard: TensorBoard = None,
+    mlflow: MLflow = None,
     json: Annotated[
         bool, typer.Option("--json", help="The last line on stdout is the summary object.")
     ] = False,
@@ -167,12 +184,14 @@ def aggregator(
     from aggregator.strategies import make_strategy
     from fluffle.experiment_file import load_experiment
     from fluffle.services import connect, lead, metrics_at
+    from fluffle.tracking import trackers
 
     experiment = load_experiment(file, settings or [], os.environ)
     make_strategy(experiment, file.parent)  # before anything starts: it may not load
+    followed = trackers(tensorboard, mlflow)
     place = connect(broker, federation, "aggregator", connect_timeout)
     with metrics_at(metrics_address, metrics_port) as registry:
-        summary = lead(experiment, place, out, initial, registry, file.parent)
+        summary = lead(experiment, place, out, initial, registry, file.parent, followed)
     _print_summary(summary, json, lambda: None)
     _exit(summary)
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from fluffle.display import Display, snapshot
 from fluffle.export import save_models
 from fluffle.memory import MemoryWatch
 from fluffle.team import Processes, Team, Threads
+from fluffle.tracking import Tracker, tracked
 from schemas import Experiment, UserError
 from worker.client_state import MEMORY_BYTES, ClientStates
 
@@ -47,12 +48,14 @@ def run_experiment(
     workers: int = 0,
     slots: int = 1,
     code: Path | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
     """Run or resume the experiment in ``folder``; the summary object.
 
     broker: "embedded", "local" (a private RabbitMQ node) or an AMQP URL.
     workers: worker processes; 0 for threads in this process.
     code: the folder of a strategy from a file.
+    trackers: where curves go.
     Raises: UserError.
     """
     if broker == "embedded" and workers:
@@ -85,7 +88,8 @@ def run_experiment(
             if workers
             else Threads(place, slots, evaluates, states, display.say)
         )
-        _drive(service, service, display, team)
+        with tracked(service, trackers, display.say):
+            _drive(service, service, display, team)
         summary = read_summary(folder, memory.peak_mb)
     if summary["status"] == "finished" and not workers:
         save_models(folder, display.say)  # TensorFlow is here already
@@ -95,7 +99,13 @@ def run_experiment(
 
 
 def run_virtual(
-    experiment: Experiment, folder: Path, display: Display, *, slots: int, code: Path | None = None
+    experiment: Experiment,
+    folder: Path,
+    display: Display,
+    *,
+    slots: int,
+    code: Path | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
     """Run the experiment under the virtual clock; the summary object, with ``virtual_s``.
 
@@ -119,7 +129,8 @@ def run_virtual(
             on_status=display.say,
         )
         started = time.perf_counter()
-        _drive(virtual, virtual.service, display)
+        with tracked(virtual.service, trackers, display.say):
+            _drive(virtual, virtual.service, display)
         wall_s = time.perf_counter() - started
         summary = read_summary(folder, memory.peak_mb)
     if summary["status"] == "finished":

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from fluffle.metrics import (
     served,
 )
 from fluffle.run import new_run_id, read_summary, stopping
+from fluffle.tracking import Tracker, tracked
 from schemas import Experiment, Tensors, UserError
 
 _PARENT_EVERY_S = 1.0
@@ -87,10 +88,11 @@ def lead(
     initial: Path | None,
     registry: CollectorRegistry,
     code: Path,
+    trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
     """Lead a run until its end, or a signal; the summary object. Raises: UserError.
 
-    code: the folder of a strategy from a file.
+    code: the folder of a strategy from a file; trackers: where curves go.
     """
     from aggregator.service import AggregatorService
 
@@ -109,7 +111,7 @@ def lead(
     )
     metrics.service = service
     try:
-        with stopping(service.stop):
+        with stopping(service.stop), tracked(service, trackers, say):
             say(f"{service.run()}: {folder}")
     finally:
         port.close()
