@@ -1,4 +1,4 @@
-"""Publishing that returns once the broker has confirmed, whatever happens in between.
+"""Publishing until the broker has confirmed, whatever happens in between.
 
 Many messages are under way at once. What was not confirmed when a channel or a connection ended is
 published again, so a message may arrive twice and is never lost.
@@ -75,23 +75,13 @@ class Publisher(Lane):
         key: str,
         envelopes: Sequence[Envelope],
         check: Callable[[], None],
-        expires_s: float | None = None,
     ) -> None:
         """Returns once all are confirmed. Called by any thread but the I/O thread.
 
         check: raises what the caller shall not wait beyond.
         Raises: MessageTooLarge, and what ``check`` raises.
         """
-        batch: dict[str, _Outgoing] = {}
-        for envelope in envelopes:
-            if envelope.size > MAX_MESSAGE_BYTES:
-                raise _too_large(envelope.size, MAX_MESSAGE_BYTES)
-            number = str(next(self._numbers))
-            sent_as = properties(
-                envelope, user=self._user, correlation_id=number, expires_s=expires_s
-            )
-            batch[number] = _Outgoing(exchange, key, envelope.body, sent_as)
-
+        batch = self._batch(exchange, key, envelopes)
         pending = list(reversed(batch.values()))
 
         def settled() -> bool:
@@ -113,6 +103,18 @@ class Publisher(Lane):
         for outgoing in batch.values():
             if outgoing.error is not None:
                 raise outgoing.error
+
+    def post(
+        self, exchange: str, key: str, envelopes: Sequence[Envelope], expires_s: float
+    ) -> None:
+        """Returns at once. What is not confirmed is published again while this publisher lives.
+
+        Called by any thread. Raises: MessageTooLarge.
+        """
+        batch = self._batch(exchange, key, envelopes, expires_s)
+        with self._changed:
+            self._waiting.update(batch)
+        self.link.call(self._pump)
 
     def emit(self, exchange: str, key: str, envelope: Envelope) -> None:
         """Publish once if there is a channel, and forget. Called by any thread."""
@@ -145,6 +147,24 @@ class Publisher(Lane):
     def broken(self, error: BaseException) -> bool:
         """As ``Lane``."""
         return _size_limit(error) is not None
+
+    def _batch(
+        self,
+        exchange: str,
+        key: str,
+        envelopes: Sequence[Envelope],
+        expires_s: float | None = None,
+    ) -> dict[str, _Outgoing]:
+        batch: dict[str, _Outgoing] = {}
+        for envelope in envelopes:
+            if envelope.size > MAX_MESSAGE_BYTES:
+                raise _too_large(envelope.size, MAX_MESSAGE_BYTES)
+            number = str(next(self._numbers))
+            sent_as = properties(
+                envelope, user=self._user, correlation_id=number, expires_s=expires_s
+            )
+            batch[number] = _Outgoing(exchange, key, envelope.body, sent_as)
+        return batch
 
     def _confirming(self, _frame: object) -> None:
         self._next_tag = 1

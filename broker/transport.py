@@ -94,7 +94,10 @@ class AggregatorPort(Protocol):
         ...
 
     def assign(self, envelopes: Sequence[Envelope], expires_s: float) -> None:
-        """Put turns into the work queue, each gone after ``expires_s``; returns once confirmed."""
+        """Put turns into the work queue, each gone after ``expires_s``.
+
+        They may leave later, and do as long as this port lives: a lost turn is for the next leader.
+        """
         ...
 
     def purge_assignments(self) -> int:

@@ -43,6 +43,8 @@ name = "digits-lr"
 clients = {clients}
 [training]
 epochs = 5
+[participation]
+pause_s = [0.0, {pause_s}]
 [aggregation]
 quorum = {quorum}
 [evaluation]
@@ -94,7 +96,7 @@ def federation(settings: Mapping[str, str] | None = None) -> Iterator[tuple[Fede
 def crowd(options: argparse.Namespace) -> None:
     """Connections by the hundred."""
     with federation() as (fed, watch):
-        fed.lead(CROWD.format(clients=options.clients, quorum=options.quorum))
+        fed.lead(CROWD.format(clients=options.clients, quorum=options.quorum, pause_s=0.0))
         for i in range(options.processes):
             fed.crowd(f"crowd-{i}", options.workers // options.processes)
         sent = "SELECT COUNT(DISTINCT worker), COUNT(DISTINCT client) FROM updates WHERE turn > 0"
@@ -230,7 +232,7 @@ def stopped(options: argparse.Namespace) -> None:
     """What workers do while the aggregator stands still and the queue is full."""
     rows = []
     with federation() as (fed, _):
-        fed.lead(CROWD.format(clients=200, quorum=10))
+        fed.lead(CROWD.format(clients=1000, quorum=10, pause_s=0.5))
         names = [f"worker-{i}" for i in range(options.workers)]
         for name in names:
             fed.work(name, 4)

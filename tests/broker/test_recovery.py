@@ -246,6 +246,44 @@ def test_a_broker_short_of_memory_stops_publishers_only(fragile, ports, update, 
     assert receive(leader, 1)[0].envelope.body == b"after"
 
 
+def test_a_leader_goes_on_with_updates_while_its_turns_cannot_leave(
+    fragile, ports, update, until, federation
+):
+    # Given a broker that runs out of memory, with an update that waits
+    status: list[str] = []
+    broker = RabbitMQBroker(fragile.url, federation, on_status=status.append)
+    leader, worker = ports.leader(broker), ports.worker(broker)
+    worker.submit(update("before"))
+    fragile.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+    # When the leader issues a turn, it is not held up, and makes room
+    leader.assign([Envelope(b"turn 1")], 600)
+    until(lambda: any("blocks publishers" in text for text in status))
+    leader.assign([Envelope(b"turn 2")], 600)
+    leader.consume(1)
+    leader.ack(receive(leader, 1))
+    assert worker.receive_assignment(A_WHILE_S) is None
+    # Then both turns arrive once there is memory again
+    fragile.ctl("set_vm_memory_high_watermark", "0.4")
+    turns = []
+    for _ in range(2):
+        turns.append(worker.receive_assignment(PATIENCE_S))
+        worker.ack(turns[-1])
+    assert {turn.envelope.body for turn in turns} == {b"turn 1", b"turn 2"}
+
+
+def test_turns_that_were_not_confirmed_are_published_again(rabbit, proxy, ports):
+    # Given a leader whose network swallows what it says
+    leader = ports.leader(RabbitMQBroker(proxy.url, rabbit.topology.federation))
+    worker = ports.worker(rabbit.broker)
+    proxy.swallow()
+    # When it issues a turn, and its connection breaks
+    leader.assign([Envelope(b"turn")], 600)
+    assert worker.receive_assignment(A_WHILE_S) is None
+    proxy.reset()
+    # Then the turn arrives all the same
+    assert worker.receive_assignment(PATIENCE_S).envelope.body == b"turn"
+
+
 def test_a_publisher_that_is_stopped_for_longer_than_its_patience_connects_anew_and_loses_nothing(
     fragile, ports, update, until, federation
 ):
