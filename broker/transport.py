@@ -45,7 +45,7 @@ class Envelope:
     @classmethod
     def of(cls, message: Message) -> Envelope:
         """A message with its properties. Its tensors are read-only from here on."""
-        for array in getattr(message, "tensors", {}).values():
+        for array in (message.payload or {}).values():
             array.flags.writeable = False
         return cls(message, message.type, message.message_id, message.headers())
 

@@ -48,21 +48,21 @@ _ALIGN = 16
 
 def encode(message: Message) -> bytes:
     """The bytes of a message."""
-    return b"".join(_encoded(message))
+    head, tensors = _parts_of(message)
+    return bytes(msgpack.packb(head)) if tensors is None else pack(head, tensors)
 
 
 def encoded_size(message: Message) -> int:
-    """How many bytes ``encode`` would give; copies no tensor."""
-    return sum(map(len, _encoded(message)))
-
-
-def _encoded(message: Message) -> list[bytes | memoryview]:
-    fields = message.model_dump(mode="python", exclude={"tensors"}, exclude_none=True)
-    head: dict[str, Any] = {"schema": SCHEMA_VERSION, "type": message.type, **fields}
-    tensors: Tensors | None = getattr(message, "tensors", None)
+    """How many bytes ``encode`` would give; touches no tensor."""
+    head, tensors = _parts_of(message)
     if tensors is None:
-        return [bytes(msgpack.packb(head))]
-    return _packed(head, tensors)
+        return len(msgpack.packb(head))
+    return len(_packed_head(head, tensors)) + 5 + _data_bytes(tensors)
+
+
+def _parts_of(message: Message) -> tuple[dict[str, Any], Tensors | None]:
+    fields = message.model_dump(mode="python", exclude={"tensors"}, exclude_none=True)
+    return {"schema": SCHEMA_VERSION, "type": message.type, **fields}, message.payload
 
 
 def decode(body: bytes) -> Message:
@@ -97,11 +97,28 @@ def pack(head: Mapping[str, Any], tensors: Tensors) -> bytes:
 
     Raises: ValueError for a tensor that ``unpack`` would not take.
     """
-    return b"".join(_packed(head, tensors))
+    start, size = _packed_head(head, tensors), _data_bytes(tensors)
+    parts: list[bytes | memoryview] = [start, b"\xc6", size.to_bytes(4, "big")]
+    end = 0
+    for array in tensors.values():
+        gap = -end % 8
+        parts += [bytes(gap), raw(array)]
+        end += gap + array.nbytes
+    return b"".join(parts)
 
 
-def _packed(head: Mapping[str, Any], tensors: Tensors) -> list[bytes | memoryview]:
-    """What ``pack`` joins."""
+def _data_bytes(tensors: Tensors) -> int:
+    """How long ``data`` is: each tensor starts on a multiple of 8."""
+    size = 0
+    for array in tensors.values():
+        size += -size % 8 + array.nbytes
+    if size > MAX_DATA_BYTES:
+        raise ValueError(f"{size} bytes of tensors are more than {MAX_DATA_BYTES}")
+    return size
+
+
+def _packed_head(head: Mapping[str, Any], tensors: Tensors) -> bytes:
+    """Everything before ``data``'s own bytes and their length."""
     if len(tensors) > MAX_TENSORS:
         raise ValueError(f"{len(tensors)} tensors are more than {MAX_TENSORS}")
     for key, array in tensors.items():
@@ -118,15 +135,7 @@ def _packed(head: Mapping[str, Any], tensors: Tensors) -> list[bytes | memoryvie
     pad = -(len(packer.getbuffer()) + 12) % _ALIGN
     packer.pack(bytes(pad))
     packer.pack("data")
-    parts: list[bytes | memoryview] = []
-    size = 0
-    for array in tensors.values():
-        gap = -size % 8
-        parts += [bytes(gap), raw(array)]
-        size += gap + array.nbytes
-    if size > MAX_DATA_BYTES:
-        raise ValueError(f"{size} bytes of tensors are more than {MAX_DATA_BYTES}")
-    return [packer.bytes(), b"\xc6", size.to_bytes(4, "big"), *parts]
+    return bytes(packer.bytes())
 
 
 def unpack(body: bytes) -> tuple[dict[str, Any], Tensors | None]:

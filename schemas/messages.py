@@ -58,6 +58,12 @@ class Message(_Strict):
         """What RabbitMQ's UI shows as the message's id."""
         return f"{self.run.run_id}:{self.type}"
 
+    @property
+    def payload(self) -> Tensors | None:
+        """The message's tensors, where it is of a kind that has some."""
+        tensors: Tensors | None = self.__dict__.get("tensors")
+        return tensors
+
     def headers(self) -> dict[str, int | str]:
         """AMQP headers: readable without decoding a body."""
         run, fields = self.run, self.__dict__

@@ -50,6 +50,7 @@ from worker.per_plan import make_trainer
 from worker.turn import failed_update, initial_update, make_update, payload_bytes, verdict
 
 if TYPE_CHECKING:
+    from worker.task import Task
     from worker.trainer import Trainer
 
 WORKER = "virtual"
@@ -121,6 +122,7 @@ class VirtualRun:
         #: When each client's device is free again: it does one thing at a time.
         self._free_at: dict[str, float] = {}
         self._model: GlobalModel | None = None
+        self._task: Task | None = None
         self._model_order: tuple[int, int, int, int] | None = None
         self._cadence = Cadence()
         self._states = states or ClientStates()
@@ -362,6 +364,8 @@ class VirtualRun:
         return self._devices
 
     def _examples(self, plan: Plan, client: str) -> int:
-        from worker.tasks import load_task
+        if self._task is None:
+            from worker.tasks import load_task
 
-        return len(load_task(plan).client_indices(client))
+            self._task = load_task(plan)
+        return len(self._task.client_indices(client))
