@@ -68,5 +68,5 @@ $(VENV)/run.stamp: pyproject.toml
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA),report,privacy,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA),data,report,privacy,dev]'
 	@touch $@

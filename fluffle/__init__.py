@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     )
     from schemas import ClientUpdate, Tensors
     from worker.client_data import ClientData
+    from worker.files.arrays import read_npz
+    from worker.files.images import read_images
+    from worker.files.tables import read_csv, read_parquet
     from worker.task import Examples, Task
 
 __all__ = [
@@ -33,11 +36,18 @@ __all__ = [
     "buffered",
     "mean_of",
     "next_version",
+    "read_csv",
+    "read_images",
+    "read_npz",
+    "read_parquet",
     "with_model",
 ]
 
 _HOMES = {
     "ClientData": "worker.client_data",
+    "read_npz": "worker.files.arrays",
+    "read_images": "worker.files.images",
+    **dict.fromkeys(("read_csv", "read_parquet"), "worker.files.tables"),
     **dict.fromkeys(("Examples", "Task"), "worker.task"),
     **dict.fromkeys(("State", "Strategy"), "aggregator.strategies.base"),
     **dict.fromkeys(

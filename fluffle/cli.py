@@ -46,7 +46,10 @@ TaskFile = Annotated[
 ]
 Data = Annotated[
     Optional[Path],  # noqa: UP045 typer reads it
-    typer.Option(help="The data of a task from a file: its data_dir."),
+    typer.Option(
+        envvar="FLUFFLE_TASK_DATA",
+        help="The data of a task from a file: its data_dir. Default: the file's folder.",
+    ),
 ]
 Slots = Annotated[int, typer.Option(min=1, help="Clients trained at the same time.")]
 MetricsPort = Annotated[
@@ -90,6 +93,7 @@ def run(
         typer.Option(help="Run folder. One that holds this experiment's run resumes it."),
     ] = None,
     settings: Settings = None,
+    data: Data = None,
     federation: Federation = "fluffle",
     connect_timeout: Timeout = 30.0,
     tensorboard: TensorBoard = None,
@@ -118,7 +122,7 @@ def run(
     name = experiment.experiment.name
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     slots = slots or max(1, (os.cpu_count() or 1) // max(1, workers))
-    use_folder_of(file, experiment, slots)
+    use_folder_of(file, experiment, slots, data)
     with Display(name, quiet=json) as display:
         prepare(experiment.task.name, display.fetching)
         check(experiment.task, experiment.partition, experiment.experiment.seed)
@@ -141,7 +145,9 @@ def run(
             )
     _print_summary(summary, json, lambda: print_summary(display.console, summary, str(folder)))
     if summary["status"] == "running":  # stopped before its end
-        again = " ".join(["fluffle run", str(file), *_flags(broker, workers, clock, settings)])
+        again = " ".join(
+            ["fluffle run", str(file), *_flags(broker, workers, clock, settings, data)]
+        )
         display.say(f"stopped; to resume: {again} --out {folder}")
         raise typer.Exit(130)
     _exit(summary)
@@ -387,8 +393,12 @@ def _print_summary(summary: dict[str, Any], as_json: bool, otherwise: Any) -> No
         otherwise()
 
 
-def _flags(broker: str, workers: int, clock: str, settings: list[str] | None) -> list[str]:
+def _flags(
+    broker: str, workers: int, clock: str, settings: list[str] | None, data: Path | None
+) -> list[str]:
     flags = [f"--set {setting}" for setting in settings or []]
+    if data is not None:
+        flags.append(f"--data {data}")
     if clock != "real":
         flags.append(f"--clock {clock}")
     if workers:

@@ -22,12 +22,18 @@ def use_task(task: str | None, data: Path | None, slots: int) -> None:
     use(task, data)
 
 
-def use_folder_of(file: Path, experiment: Experiment, slots: int) -> None:
-    """The task of an experiment is looked for beside its file, here and in worker processes."""
+def use_folder_of(file: Path, experiment: Experiment, slots: int, data: Path | None) -> None:
+    """The task of an experiment is looked for beside its file, here and in worker processes.
+
+    data: where its data are, if not there. Raises: UserError.
+    """
     from worker.runtime import configure
-    from worker.tasks import own
+    from worker.tasks import own, use
 
     os.environ[own.FOLDER] = str(file.resolve().parent)
+    if data is not None:
+        use(None, data)
+        os.environ[own.DATA] = str(data.resolve())
     if own.is_own(experiment.task.name):
         configure(slots)
 

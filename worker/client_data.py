@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,30 @@ class ClientData:
             classes,
         )
 
+    @classmethod
+    def by_name(
+        cls,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        whose: NDArray[Any] | None,
+        source: str,
+        classes: tuple[str, ...] = (),
+    ) -> ClientData:
+        """Arrays, with the name of each example's client, shape (examples,), where it has one.
+
+        source: what to call them in an error. Raises: UserError where they do not fit each other.
+        """
+        _check(source, x, y)
+        if whose is None:
+            return cls(x, y, classes=classes)
+        if whose.shape != (len(y),):
+            raise UserError(f"{source}: {len(y)} examples, and clients of shape {whose.shape}")
+        names, owners = np.unique(whose, return_inverse=True)
+        order = sorted(range(len(names)), key=lambda i: in_order(str(names[i])))
+        place = np.empty(len(order), np.int32)
+        place[order] = np.arange(len(order), dtype=np.int32)
+        return cls(x, y, place[owners], tuple(str(names[i]) for i in order), classes)
+
     @property
     def examples(self) -> Examples:
         """What ``Task.dataset`` and ``Task.test`` give."""
@@ -92,3 +117,9 @@ def _check(name: str, x: NDArray[Any], y: NDArray[Any]) -> None:
             raise UserError(f"{name}: {what} is no array of numbers or of text")
     if len(x) != len(y):
         raise UserError(f"{name}: {len(x)} examples in x and {len(y)} in y")
+
+
+def in_order(name: str) -> list[tuple[int, str]]:
+    """Sorts names that have numbers in them as people do: site-2 before site-10."""
+    pieces = re.split(r"(\d+)", name)
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]

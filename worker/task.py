@@ -40,8 +40,9 @@ class Task(ABC):
     loss: Any = "sparse_categorical_crossentropy"
     #: Keras metrics, by name or object.
     metrics: Sequence[Any] = ("accuracy",)
-    #: Where the data are: what ``--data`` says, a folder or a file. Set once the task is made.
-    data_dir: Path | None = None
+    #: Where the data are: what ``--data`` says, a folder or a file; else the folder of the task's
+    #: file. Set once a task from a file is made.
+    data_dir: Path
 
     def __init__(self, clients: int, partition: PartitionTable, seed: int) -> None:
         self.clients = clients

@@ -30,7 +30,8 @@ class MyTask(Task):
     @cached_property
     def parts(self):
         """The training examples and the test set: a fifth of what each client has."""
-        # Yours are in files? self.data_dir is what --data says.
+        # Yours are in files? read_npz, read_csv, read_parquet and read_images of fluffle give
+        # ClientData too, and self.data_dir is this file's folder, or what --data says.
         rng = np.random.default_rng(0)
         kinds = rng.normal(size=(3, 16))
         clients = {}

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import shlex
 from pathlib import Path
 
 import pytest
 
+from tests.docs import example
 from tests.integration.processes import Start, verified
 from tests.integration.test_errors import refused
+
+
+PAGE = "docs/own-task.md"
 
 
 def lines_of_code(path: Path) -> int:
@@ -23,23 +28,27 @@ def lines_of_code(path: Path) -> int:
 
 
 @pytest.mark.tensorflow
-def test_what_it_writes_runs_without_a_change(start: Start, tmp_path: Path) -> None:
+def test_what_it_writes_runs_without_a_change(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a person who has asked for a starting point
-    folder = tmp_path / "first" / "try"
-    init = start("init", folder)
-    assert init.wait() == 0, init.output
-    assert init.output.splitlines() == [
+    monkeypatch.chdir(tmp_path)
+    init, run = (shlex.split(line)[1:] for line in example(PAGE, "fluffle init").splitlines())
+    folder = Path("first")
+    begun = start(*init)
+    assert begun.wait() == 0, begun.output
+    assert begun.output.splitlines() == [
         *(str(folder / name) for name in ("my_task.py", "experiment.toml", "README.md")),
         f"next: fluffle run {folder / 'experiment.toml'}",
     ]
     # When they do what it says
-    run = start("run", folder / "experiment.toml", "--out", tmp_path / "out", "--json")
+    done = start(*run, "--out", "out", "--json")
     # Then it has learned
-    assert run.wait() == 0, run.output
-    summary = run.summary()
+    assert done.wait() == 0, done.output
+    summary = done.summary()
     assert (summary["versions"], summary["failures"]) == (40, 0)
     assert summary["accuracy"] > 0.85
-    verified(start, tmp_path / "out")
+    verified(start, Path("out"))
 
 
 def test_its_task_is_under_forty_lines(start: Start, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from functools import lru_cache
@@ -102,7 +103,7 @@ def load_task(plan: Plan) -> Task:
 @lru_cache(maxsize=2)
 def _load(table: TaskTable, partition: PartitionTable, seed: int) -> Task:
     task = _task_class(table.name).of(table, partition, seed)
-    task.data_dir = _told[1]
+    task.data_dir = _told[1] or Path(inspect.getfile(type(task))).parent
     return task
 
 

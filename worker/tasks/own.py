@@ -20,6 +20,8 @@ from worker.task import Task
 
 #: The folder in which a task that an experiment names is looked for.
 FOLDER = "FLUFFLE_TASK"
+#: What ``--data`` says, to the processes of ``fluffle run --workers``.
+DATA = "FLUFFLE_TASK_DATA"
 
 
 def is_own(name: str) -> bool:
