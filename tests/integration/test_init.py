@@ -12,7 +12,6 @@ from tests.docs import example
 from tests.integration.processes import Start, verified
 from tests.integration.test_errors import refused
 
-
 PAGE = "docs/own-task.md"
 
 
