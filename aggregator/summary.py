@@ -9,6 +9,9 @@ from aggregator.privacy import epsilons
 from aggregator.reading import LedgerReader
 from schemas import UserError
 
+#: How the metrics of clients' differences begin.
+CLIENT = "client_"
+
 
 def summarise(ledger: LedgerReader) -> dict[str, Any]:
     """The summary object (DESIGN section 8), but for ``peak_rss_mb``, which only the caller knows.
@@ -43,6 +46,12 @@ def summarise(ledger: LedgerReader) -> dict[str, Any]:
         "failures": ledger.count("failures"),
         "accuracy": metrics.get("accuracy"),
         "loss": metrics.get("loss"),
+        "by_client": {
+            name.removeprefix(CLIENT): value
+            for name, value in metrics.items()
+            if name.startswith(CLIENT)
+        }
+        or None,
         "evaluated_version": newest[0][0] if newest else None,
         "wall_s": round(float(meta.get("elapsed_s", 0)), 3),
         "virtual_s": None,

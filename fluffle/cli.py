@@ -125,7 +125,12 @@ def run(
     use_folder_of(file, experiment, slots, data)
     with Display(name, quiet=json) as display:
         prepare(experiment.task.name, display.fetching)
-        check(experiment.task, experiment.partition, experiment.experiment.seed)
+        check(
+            experiment.task,
+            experiment.partition,
+            experiment.experiment.seed,
+            experiment.evaluation.by_client,
+        )
         if clock == "virtual":
             summary = run_virtual(
                 experiment, folder, display, slots=slots, code=file.parent, trackers=followed

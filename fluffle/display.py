@@ -147,6 +147,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
         ("versions", str(summary["versions"])),
         ("updates", f"{summary['updates_counted']} counted, {lost}"),
         ("accuracy", _percent(summary["accuracy"])),
+        *([("by client", _by_client(summary["by_client"]))] if summary.get("by_client") else []),
         ("time", f"{_duration(summary['wall_s'])}, {summary['updates_per_s'] or '–'} updates/s"),
         *([("virtual time", _duration(summary["virtual_s"]))] if summary["virtual_s"] else []),
         ("training", f"{_percent(summary['train_fraction'])} of the slots' time"),
@@ -161,6 +162,13 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
     for key, value in rows:
         grid.add_row(f"[dim]{key}[/]", value)
     console.print(grid)
+
+
+def _by_client(found: dict[str, float]) -> str:
+    if "accuracy_worst" not in found:
+        return f"worst loss {found['loss_worst']:.4g}, spread {found['loss_std']:.2g}"
+    worst, tenth = _percent(found["accuracy_worst"]), _percent(found["accuracy_p10"])
+    return f"worst {worst}, worst tenth {tenth}, spread {found['accuracy_std'] * 100:.1f} points"
 
 
 def _model(folder: str) -> str:

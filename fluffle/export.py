@@ -23,6 +23,8 @@ from schemas import Experiment, Plan, Tensors, UserError
 from schemas.tensors import model_groups
 
 Format = Literal["keras", "saved_model", "npz", "csv", "jsonl"]
+#: What the last version takes for what, beside its Keras file: for the report.
+CONFUSION = "confusion.json"
 _SUFFIX = {"keras": ".keras", "saved_model": ".savedmodel", "npz": ".npz"}
 
 
@@ -30,7 +32,10 @@ _SUFFIX = {"keras": ".keras", "saved_model": ".savedmodel", "npz": ".npz"}
 class Weights:
     """One version of a run."""
 
+    folder: Path
     version: int
+    #: The run's newest.
+    last: int
     tensors: Tensors
     experiment: Experiment
 
@@ -79,7 +84,7 @@ def read_weights(ledger: LedgerReader, version: str) -> Weights:
         )
     experiment = Experiment.model_validate_json(ledger.meta["experiment"])
     tensors = model_groups(model_of(ledger.store.read(file)))
-    return Weights(wanted, tensors, experiment)
+    return Weights(ledger.folder, wanted, ledger.latest_version(), tensors, experiment)
 
 
 def save_models(folder: Path, say: Callable[[str], None]) -> None:
@@ -131,13 +136,19 @@ def _model(weights: Weights, kind: str) -> Callable[[Path], None]:
         from worker.runtime import configure
 
         configure(1)
+        from worker.confusion import confusion
         from worker.saving import keras_model, save
         from worker.tasks import load_task, trying
 
         plan = Plan.of(weights.experiment, "delta")
 
         def make() -> None:
-            save(keras_model(plan, weights.tensors), plan, path)
+            model = keras_model(plan, weights.tensors)
+            save(model, plan, path)
+            counts = confusion(model, plan)
+            if counts is not None and weights.version == weights.last:
+                said = {"version": weights.version, "counts": counts.tolist()}
+                (weights.folder / CONFUSION).write_text(json.dumps(said) + "\n")
 
         trying(load_task(plan), make)
 

@@ -266,6 +266,9 @@ class EvaluationTable(Table):
     every_updates: int = Field(10, ge=0, le=2**53)
     #: Use only this many of the test examples. Default: all.
     examples: int | None = Field(None, ge=1, le=2**31)
+    #: Also say how clients differ: accuracy and loss of the worst, at the worst tenth, mean and
+    #: standard deviation. Default: no.
+    by_client: bool | None = None
 
 
 class CostTable(Table):
@@ -421,6 +424,11 @@ class Experiment(Table):
             raise ValueError("aggregation.deterministic needs aggregation.on_deadline = 'extend'")
         if self.participation.pause_s[0] > self.participation.pause_s[1]:
             raise ValueError("participation.pause_s is [low, high]")
+        if self.evaluation.by_client and not self.task.clients:
+            raise ValueError(
+                "evaluation.by_client is about pooled clients, and task.clients = 0: sites measure "
+                "the model on what they hold out themselves"
+            )
         if self.privacy is not None:
             self._check_privacy()
         if self.training.nesterov and not self.training.momentum:

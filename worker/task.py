@@ -77,6 +77,13 @@ class Task(ABC):
         """
         return None
 
+    def test_owners(self) -> NDArray[Any] | None:
+        """Whose each example of ``test()`` is, as in ``owners``; None where it is nobody's.
+
+        With partition kind ``natural``, ``evaluation.by_client`` measures each client on its own.
+        """
+        return None
+
     def client_indices(self, client: str) -> NDArray[np.int32]:
         """Which examples of ``dataset()`` this client holds: a resident, which has a name, all.
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from schemas import Plan, Tensors
 from schemas.tensors import Array, model_groups, named, spec
 from worker import optimizers
+from worker.by_client import ByClient
 from worker.execution import Execution
 from worker.task import Task
 from worker.tasks import load_task
@@ -114,13 +115,19 @@ class Trainer:
     def evaluate(self, weights: Tensors) -> tuple[dict[str, float], int]:
         """The loss and the task's metrics on test examples, and how many those are.
 
+        With ``evaluation.by_client`` also how clients differ.
         Raises: ValueError if ``weights`` do not fit the model.
         """
         values = self._checked(weights)
         function, execution = self._evaluation
+        by_client = self._by_client
         with execution.loop():
-            metrics = function(values, tf.constant(self._test_indices))
-        return _floats(metrics), len(self._test_indices)
+            metrics = _floats(function(values, tf.constant(self._test_indices)))
+            if by_client is not None:
+                metrics |= by_client.measure(
+                    lambda indices: _floats(function(values, tf.constant(indices)))
+                )
+        return metrics, len(self._test_indices)
 
     def _checked(self, tensors: Tensors) -> list[Any]:
         if (found := spec(model_groups(tensors))) != self._spec:
@@ -137,10 +144,12 @@ class Trainer:
 
     @cached_property
     def _test_indices(self) -> NDArray[np.int32]:
-        total = len(self._task.test().y)
-        wanted = min(self._plan.evaluation.examples or total, total)
-        chosen = np.random.default_rng(self._plan.seed).permutation(total)[:wanted]
-        return np.sort(chosen).astype(np.int32)
+        return test_indices(self._plan, self._task)
+
+    @cached_property
+    def _by_client(self) -> ByClient | None:
+        wanted = self._plan.evaluation.by_client
+        return ByClient(self._task, self._test_indices) if wanted else None
 
     @cached_property
     def _training(self) -> tuple[Any, Execution]:
@@ -244,6 +253,14 @@ class Trainer:
 
     def _results(self, loss: Any) -> dict[str, Any]:
         return {**self._model.get_metrics_result(), "loss": loss}
+
+
+def test_indices(plan: Plan, task: Task) -> NDArray[np.int32]:
+    """Which test examples an evaluation uses."""
+    total = len(task.test().y)
+    wanted = min(plan.evaluation.examples or total, total)
+    chosen = np.random.default_rng(plan.seed).permutation(total)[:wanted]
+    return np.sort(chosen).astype(np.int32)
 
 
 def mean_over_batches(execution: Execution, indices: Any, batch_size: int) -> Any:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from aggregator.ledger import Ledger
 from aggregator.privacy import epsilons
+from fluffle.export import CONFUSION
 from schemas import Experiment, UserError
 
 Floats = NDArray[np.float64]
@@ -39,6 +40,10 @@ class Evaluations:
     version: Ints
     accuracy: Floats
     loss: Floats
+    #: Of clients' accuracies: the worst, where the worst tenth begins, the standard deviation.
+    client_worst: Floats
+    client_tenth: Floats
+    client_std: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +94,8 @@ class Run:
     failures: dict[str, int]
     #: What was revealed of any one client until then; shape (versions,), empty without [privacy].
     epsilon: Floats
+    #: Shape (true classes, predicted classes); None where the last version's was not counted.
+    confusion: Ints | None
     #: None where the folder has no events: only the virtual clock writes them.
     turns: Turns | None
 
@@ -141,6 +148,7 @@ def read_run(folder: Path, label: str) -> Run:
                 )
             ),
             epsilon=np.array([0.0, *(value for _, value in spent)] if spent else [], float),
+            confusion=_confusion(folder / CONFUSION, ledger.latest_version()),
             turns=_turns(folder / "events.jsonl", elapsed_s),
         )
     finally:
@@ -160,10 +168,13 @@ def _versions(ledger: Ledger) -> Versions:
 def _evaluations(ledger: Ledger) -> Evaluations:
     rows = ledger.evaluations()
     metrics = [json.loads(text) for _, text, *_ in rows]
+    client = ("client_accuracy_worst", "client_accuracy_p10", "client_accuracy_std")
     return Evaluations(
         np.array([version for version, *_ in rows], np.int64),
-        np.array([m.get("accuracy", np.nan) for m in metrics], float),
-        np.array([m.get("loss", np.nan) for m in metrics], float),
+        *(
+            np.array([m.get(name, np.nan) for m in metrics], float)
+            for name in ("accuracy", "loss", *client)
+        ),
     )
 
 
@@ -183,6 +194,20 @@ def _updates(ledger: Ledger) -> Updates:
         np.array(response_s, float),
         np.array(version, np.int64),
     )
+
+
+def _confusion(path: Path, version: int) -> Ints | None:
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        counts = np.array(found["counts"], np.int64)
+        square = counts.ndim == 2 and counts.shape[0] == counts.shape[1]
+    except (ValueError, KeyError, TypeError):
+        square = False
+    if not square:
+        raise UserError(f"{path} is no confusion matrix: remove it") from None
+    return counts if found["version"] == version else None  # the run has gone on since
 
 
 def _turns(path: Path, elapsed_s: float) -> Turns | None:

@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from fluffle.report.clients import participation, response_times, timeline
+from fluffle.report.confusion import confusion
 from fluffle.report.costs import common_currency, target_of, worker_hours
 from fluffle.report.data import Floats, Run
+from fluffle.report.fairness import by_client
 from fluffle.report.style import (
     INK,
     MUTED,
@@ -248,6 +250,21 @@ PICTURES = (
         "clock each client in flight has a worker of its own, all the time; under the real clock a "
         "worker counts from its first turn to its last update.",
         by_cost,
+    ),
+    Picture(
+        "accuracy-by-client",
+        "Accuracy by client",
+        "From the accuracy that nine of ten clients reach (line) down to the worst client's (edge "
+        "of the band), and how far clients lie apart. On test examples of a client's own, or else "
+        "with labels as frequent as among its training examples.",
+        by_client,
+    ),
+    Picture(
+        "confusion",
+        "Confusion matrix",
+        "Of the test examples of each true class, the share in percent that the last version takes "
+        "for each class.",
+        confusion,
     ),
     Picture(
         "staleness",

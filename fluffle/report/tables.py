@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fluffle.report.costs import Spent, common_currency, reached, spent, target_of
-from fluffle.report.data import Run
+from fluffle.report.data import Floats, Run
 from fluffle.report.style import bytes_unit, digits, seconds_unit
 
 #: A name, then a cell for each run: what it says, and how it compares with the first run.
@@ -22,6 +22,8 @@ def facts(runs: list[Run]) -> dict[str, list[str]]:
         "status": lambda run: run.status,
         "accuracy at the end": lambda run: _accuracy(run, -1),
         "best accuracy": lambda run: _best(run),
+        "worst client": lambda run: _percent(run.evaluations.client_worst),
+        "clients' spread": lambda run: _percent(run.evaluations.client_std, "points"),
         "versions": lambda run: f"{len(run.versions.made_s) - 1:,}",
         "updates counted": lambda run: f"{run.versions.updates[-1]:,}",
         "time": lambda run: f"{_seconds(run.elapsed_s)}{' (virtual)' if run.virtual else ''}",
@@ -104,6 +106,12 @@ def _accuracy(run: Run, index: int) -> str:
 def _best(run: Run) -> str:
     measured = run.evaluations.accuracy[np.isfinite(run.evaluations.accuracy)]
     return f"{measured.max() * 100:.1f} %" if len(measured) else "–"
+
+
+def _percent(values: Floats, unit: str = "%") -> str:
+    """The last of these that was measured."""
+    measured = values[np.isfinite(values)]
+    return f"{measured[-1] * 100:.1f} {unit}" if len(measured) else "–"
 
 
 def _seconds(value: float) -> str:

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from aggregator.ledger import Ledger
+from aggregator.summary import summarise
 from fluffle.cli import app
 from fluffle.export import export
 from schemas import UserError
@@ -27,6 +28,7 @@ name = "digits-lr"
 clients = 4
 [evaluation]
 every_updates = 3
+by_client = true
 """
 
 
@@ -71,9 +73,30 @@ def test_plain_keras_loads_what_a_run_leaves_and_measures_what_the_ledger_has(
         model = keras.models.load_model(finished / name)
         # Then it measures the same, with the task's loss and metrics
         measured = model.evaluate(x, y, verbose=0, return_dict=True)
-        assert measured == pytest.approx(recorded(finished, version), abs=1e-5)
+        there = recorded(finished, version)
+        assert measured == pytest.approx({name: there[name] for name in measured}, abs=1e-5)
     # And it can be trained on
     model.fit(x[:32], y[:32], verbose=0)
+
+
+@pytest.mark.tensorflow
+def test_the_confusion_matrix_beside_it_adds_up_to_the_accuracy(finished: Path) -> None:
+    found = json.loads((finished / "confusion.json").read_text())
+    counts = np.array(found["counts"])
+    assert (found["version"], counts.shape, counts.sum()) == (3, (10, 10), 360)
+    assert np.trace(counts) / 360 == pytest.approx(recorded(finished, 3)["accuracy"])
+    labels = TASKS["digits-lr"].of(TaskTable(name="digits-lr"), PartitionTable(), 42).test().y
+    assert counts.sum(axis=1).tolist() == np.bincount(labels).tolist()
+
+
+@pytest.mark.tensorflow
+def test_clients_differ_in_the_summary_and_in_the_table(finished: Path) -> None:
+    ledger = Ledger(finished)
+    by_client = summarise(ledger)["by_client"]
+    ledger.close()
+    last = json.loads(export(finished, "jsonl", "last", None).read_text().splitlines()[-1])
+    assert by_client["accuracy_worst"] == last["client_accuracy_worst"] <= last["accuracy"]
+    assert by_client["loss_std"] == last["client_loss_std"] > 0
 
 
 @pytest.mark.tensorflow

@@ -17,15 +17,18 @@ from aggregator.ledger import Ledger
 from aggregator.summary import summarise
 from fluffle.cli import app
 from fluffle.report import clients, figures, tables
+from fluffle.report.confusion import confusion
 from fluffle.report.costs import reached, spent, target_of, worker_hours
 from fluffle.report.data import Run, read_runs
+from fluffle.report.fairness import by_client
 from fluffle.report.page import write_report
 from fluffle.report.style import Empty, digits
 from schemas import Experiment, Plan, UserError
 from tests.fluffle.runs import write_run
 
-#: What every run has; only a private one has the other.
-ORDINARY = [picture for picture in figures.PICTURES if picture.name != "privacy"]
+#: What every run has; only runs of their kind have the others.
+SPECIAL = ("privacy", "accuracy-by-client", "confusion")
+ORDINARY = [picture for picture in figures.PICTURES if picture.name not in SPECIAL]
 
 PRICED = {"cost": {"price_per_worker_hour": 3600.0, "currency": "EUR"}}
 TARGET = {"experiment": {"target_accuracy": 0.5}}
@@ -273,6 +276,45 @@ def test_a_thousand_clients_share_the_rows_of_a_heat_map(tmp_path: Path) -> None
     # Then each row is the mean of some neighbours, from fast to slow
     assert cells.shape[0] == 80
     assert np.all(np.diff(cells[:, 0].compressed()) > 0)
+
+
+# ---- how clients differ, and what is taken for what
+
+
+def test_a_run_that_was_evaluated_by_client_shows_how_they_differ(tmp_path: Path) -> None:
+    # Given two runs, one of them evaluated by client
+    differing = {"client_accuracy_worst": 0.25, "client_accuracy_p10": 0.5}
+    metrics = {1: {"accuracy": 0.75, **differing, "client_accuracy_std": 0.125}}
+    folders = [write_run(tmp_path / "fair", metrics=metrics), write_run(tmp_path / "plain")]
+    # When they are drawn
+    html = write_report(folders, tmp_path / "report").read_text()
+    figure = by_client(read_runs(folders))
+    # Then the line is the worst tenth, and the band reaches down to the worst
+    tenth, spread = (axes.lines[0].get_ydata() for axes in figure.axes)
+    assert (np.asarray(tenth).tolist(), np.asarray(spread).tolist()) == ([50], [12.5])
+    band = figure.axes[0].collections[0].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == (25, 50)
+    assert '<figure id="accuracy-by-client">' in html
+    assert "<td>25.0 %</td>" in html
+    assert "<td>12.5 points</td>" in html
+
+
+def test_the_confusion_matrix_of_the_last_version_is_drawn(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    counted = folder / "confusion.json"
+    counted.write_text('{"version": 2, "counts": [[3, 1], [0, 0]]}')
+    (run,) = read_runs([folder])
+    figure = confusion([run])
+    assert np.asarray(figure.axes[0].images[0].get_array()).tolist() == [[0.75, 0.25], [0, 0]]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["75", "25"]
+    # One that is of an earlier version is none of this run's as it stands
+    counted.write_text('{"version": 1, "counts": [[3, 1], [0, 0]]}')
+    with pytest.raises(Empty, match="fluffle export"):
+        confusion(read_runs([folder]))
+    # And one that somebody has broken is said
+    counted.write_text('{"version": 2, "counts": [1]}')
+    with pytest.raises(UserError, match="is no confusion matrix"):
+        read_runs([folder])
 
 
 # ---- the page and the command

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fluffle.report.figures import PICTURES
 from fluffle.report.page import write_report
 from tests.fluffle.browser import Browser, chromium
 from tests.fluffle.runs import write_run
+from tests.fluffle.test_report import ORDINARY
 
 #: Width and height of each figure's drawing, and how many words are in it.
 FIGURES = """
@@ -45,7 +45,7 @@ def test_the_page_opens_with_all_figures_and_nothing_on_the_console(
 ) -> None:
     browser.open(page)
     drawn = browser.evaluate(FIGURES)
-    assert [name for name, *_ in drawn] == [p.name for p in PICTURES if p.name != "privacy"]
+    assert [name for name, *_ in drawn] == [p.name for p in ORDINARY]
     for _, width, height, words in drawn:
         assert width > 400
         assert height > 80

@@ -36,7 +36,7 @@ class Dataset:
     """Examples and their targets; read-only and mapped from disk where they come from a file.
 
     Shapes: ``x_…`` (examples, …), ``y_…`` (examples, …): the class, or one for each position.
-    ``owner_train`` (examples,): whose example it is, 0 to N - 1; None where nobody's.
+    ``owner_…`` (examples,): whose example it is, 0 to N - 1; None where nobody's.
     """
 
     x_train: NDArray[Any]
@@ -44,6 +44,7 @@ class Dataset:
     x_test: NDArray[Any]
     y_test: NDArray[Any]
     owner_train: NDArray[Any] | None = None
+    owner_test: NDArray[Any] | None = None
 
 
 class Expected(NamedTuple):

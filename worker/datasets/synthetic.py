@@ -32,7 +32,7 @@ _STREAM = 0x7379
 
 
 def generate(alpha: float, beta: float, iid: bool, devices: int, seed: int) -> Dataset:
-    """The devices' examples; ``owner_train`` is the device. The same seed gives the same.
+    """The devices' examples; ``owner_…`` is the device. The same seed gives the same.
 
     Raises: UserError if they would fill the memory.
     """
@@ -68,4 +68,5 @@ def generate(alpha: float, beta: float, iid: bool, devices: int, seed: int) -> D
         np.concatenate(x_test),
         np.concatenate(y_test),
         np.repeat(np.arange(devices), [len(y) for y in y_train]),
+        np.repeat(np.arange(devices), [len(y) for y in y_test]),
     )

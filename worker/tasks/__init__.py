@@ -9,8 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from schemas import Plan, UserError
 from schemas.experiment import PartitionTable, TaskTable
+from worker.by_client import ByClient
 from worker.datasets import Progress
 from worker.task import Task
 from worker.tasks import own
@@ -67,7 +70,9 @@ def prepare(name: str, progress: Progress) -> None:
     _task_class(name).prepare(progress)
 
 
-def check(table: TaskTable, partition: PartitionTable, seed: int) -> None:
+def check(
+    table: TaskTable, partition: PartitionTable, seed: int, by_client: bool | None = None
+) -> None:
     """Raises: UserError if the task's data cannot be split like that; better before than while."""
     with _LOCK:
         task = _load(table, partition, seed)
@@ -76,6 +81,8 @@ def check(table: TaskTable, partition: PartitionTable, seed: int) -> None:
     if own.is_own(table.name):
         trying(task, task.model)
         trying(task, task.test)
+    if by_client:
+        trying(task, lambda: ByClient(task, np.arange(len(task.test().y), dtype=np.int32)))
 
 
 def open_data(plan: Plan) -> Task:

@@ -65,3 +65,6 @@ class SyntheticLr(Task):
 
     def owners(self) -> NDArray[Any] | None:
         return self.data.owner_train
+
+    def test_owners(self) -> NDArray[Any] | None:
+        return self.data.owner_test
