@@ -230,10 +230,10 @@ class ResidentService:
         """The update, and what to say of it."""
         started = time.perf_counter()
         trainer = self._trainers.of(model.plan)
-        of_global, held_out = trainer.evaluate(model.tensors)
+        of_global, held_out = trainer.evaluate(model.tensors, by_client=False)
         which = f"v{model.version}.{model.attempt}"
         trained = trainer.train(model.tensors, self._client, which)
-        of_local, _ = trainer.evaluate(trained.tensors)
+        of_local, _ = trainer.evaluate(trained.tensors, by_client=False)
         received, self._received = self._received, 0
         slot_s = time.perf_counter() - started
         update = make_update(turn, model, trained, self._client, slot_s, received)

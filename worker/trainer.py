@@ -112,19 +112,19 @@ class Trainer:
         tensors = dict(zip(self._spec, (v.numpy() for v in values), strict=True))
         return Trained(tensors, len(indices), _floats(metrics), time.perf_counter() - started)
 
-    def evaluate(self, weights: Tensors) -> tuple[dict[str, float], int]:
+    def evaluate(self, weights: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:
         """The loss and the task's metrics on test examples, and how many those are.
 
-        With ``evaluation.by_client`` also how clients differ.
+        With ``evaluation.by_client`` also how clients differ; a site has nothing to say of that.
         Raises: ValueError if ``weights`` do not fit the model.
         """
         values = self._checked(weights)
         function, execution = self._evaluation
-        by_client = self._by_client
+        differences = self._by_client if by_client else None
         with execution.loop():
             metrics = _floats(function(values, tf.constant(self._test_indices)))
-            if by_client is not None:
-                metrics |= by_client.measure(
+            if differences is not None:
+                metrics |= differences.measure(
                     lambda indices: _floats(function(values, tf.constant(indices)))
                 )
         return metrics, len(self._test_indices)
