@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # we try again ourselves
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is the summary's
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
@@ -20,7 +21,7 @@ _STATUS = {"finished": "FINISHED", "failed": "FAILED", "aborted": "FAILED", "run
 
 
 class MLflow:
-    """Logs to a tracking URI: http://…, sqlite:///… or a folder."""
+    """Logs to a tracking server, http://…, or with the whole of MLflow to a store of its own."""
 
     def __init__(self, uri: str) -> None:
         self._client = MlflowClient(tracking_uri=uri)

@@ -88,7 +88,7 @@ class MnistLr(_Images):
 
         return keras.Sequential(
             [
-                keras.Input(self.test().x.shape[1:]),
+                keras.Input(self.dataset().x.shape[1:]),
                 layers.Flatten(),
                 layers.Dense(10, activation="softmax"),
             ]
