@@ -13,7 +13,7 @@ FAULTS ?= 100
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-compose chaos chaos-processes lint fuzz fuzz-live format bench broker clean
+.PHONY: help run test test-compose chaos chaos-processes lint fuzz fuzz-live format bench broker docs clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,8 +56,11 @@ bench: $(VENV)/dev.stamp broker ## Measure every claim in benchmarks/ (three qua
 broker: ## Provide a RabbitMQ server for the tests if there is none
 	@scripts/provide-rabbitmq
 
+docs: $(VENV)/docs.stamp ## Build the documentation into site/ (ARGS=serve: show it while you write)
+	@$(BIN)/mkdocs $(or $(ARGS),build --strict)
+
 clean: ## Remove what make has made, but not runs/
-	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/run.stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -68,5 +71,9 @@ $(VENV)/run.stamp: pyproject.toml
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA),data,report,privacy,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA),data,report,privacy,docs,dev]'
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/run.stamp
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@

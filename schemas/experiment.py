@@ -34,7 +34,10 @@ class Table(BaseModel):
 class ExperimentTable(Table):
     """When to stop, and the seed of everything random."""
 
+    #: The run folder, its curves and its logs go by this name: letters, digits, dots, _ and -, at
+    #: most 64.
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    #: Of everything random: who trains when, on what, from which weights.
     seed: int = Field(42, ge=0, lt=2**32)
     #: Stop after this many versions.
     versions: int = Field(100, ge=1, le=2**53)
@@ -56,9 +59,10 @@ class TaskTable(Table):
     name: str = "mnist-mlp"
     #: Pooled clients, "0", "1", …, whom any worker trains. 0: resident clients alone.
     clients: int = Field(10, ge=0, le=1_000_000)
-    #: synthetic-lr: how much the devices' models (alpha) and inputs (beta) differ; Li et al. 2020,
-    #: arXiv 1812.06127, section 5.1. Default: 1 and 1.
+    #: synthetic-lr: how much the devices' models differ (alpha); Li et al. 2020, arXiv 1812.06127,
+    #: section 5.1. Default: 1.
     synthetic_alpha: NonNegative | None = None
+    #: synthetic-lr: how much the devices' inputs differ (beta). Default: 1.
     synthetic_beta: NonNegative | None = None
     #: synthetic-lr: all devices have the same model and inputs instead (the paper's IID data).
     synthetic_iid: bool | None = None
@@ -67,6 +71,8 @@ class TaskTable(Table):
 class PartitionTable(Table):
     """Which examples each client holds."""
 
+    #: contiguous stretches in the order of the data; iid, at random; shards of a label; dirichlet,
+    #: power-law and similarity, skewed on purpose; natural, by the data's own owners.
     kind: Literal[
         "contiguous", "iid", "shards", "dirichlet", "power-law", "similarity", "natural"
     ] = "contiguous"
@@ -87,13 +93,17 @@ class PartitionTable(Table):
 class TrainingTable(Table):
     """Local training of one client."""
 
+    #: How often a client goes over its examples in one turn.
     epochs: int = Field(1, ge=1, le=2**31)
+    #: Examples in a step of the optimizer; the last batch of an epoch may be shorter.
     batch_size: int = Field(32, ge=1, le=2**31)
     #: sgd, adam (compiled into the training loop) or the name of any other Keras optimizer.
     optimizer: str = "adam"
+    #: Of the clients' optimizer.
     learning_rate: Positive = 0.001
     #: sgd only.
     momentum: float = Field(0.0, ge=0, lt=1)
+    #: sgd only: Nesterov's momentum.
     nesterov: bool = False
     #: FedProx (arXiv 1812.06127): mu/2 |w - w_base|^2 is added to the local loss.
     proximal_mu: NonNegative | None = None
@@ -109,15 +119,20 @@ class DevicesTable(Table):
     #: availability: when a client can start. diurnal: a sine over ``period_s``, its phase the
     #: client's own; on_off: exponential times on and off; trace: rows client,start,end of a CSV.
     availability: Literal["always", "diurnal", "on_off", "trace"] | None = None
+    #: diurnal: the length of a day. Default: 86400.
     period_s: Positive | None = None
-    #: diurnal: the share of clients that are available on average.
+    #: diurnal: the share of clients that are available on average. Default: 0.5.
     available: Fraction | None = None
+    #: on_off: how long a client is there, on average. Default: 600.
     on_s: Positive | None = None
+    #: on_off: how long it is away, on average. Default: 600.
     off_s: Positive | None = None
+    #: trace: the path of the CSV.
     trace: str | None = None
 
-    #: connectivity: the probability that a turn brings nothing, and where it is lost.
+    #: connectivity: the probability that a turn brings nothing.
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    #: Where a turn that brings nothing is lost; any: in one of the three, at random. Default: any.
     dropout_at: Literal["before_training", "after_training", "upload", "any"] | None = None
 
     #: completeness: the share of turns that do only 1 to ``epochs`` epochs, uniformly (FedProx).
@@ -128,18 +143,24 @@ class DevicesTable(Table):
     delay: (
         Literal["constant", "uniform", "exponential", "half_normal", "log_normal", "pareto"] | None
     ) = None
+    #: The mean of the delay, in seconds.
     delay_s: NonNegative | None = None
     #: log_normal: sigma; pareto: the exponent (above 1).
     delay_shape: Positive | None = None
+    #: Whether a delay is drawn once for each client or anew for each turn. Default: turn.
     delay_of: Literal["client", "turn"] | None = None
     #: responsiveness by hardware: what a device takes for one example, and its network.
     seconds_per_example: NonNegative | None = None
+    #: What a message takes besides its bytes, each way.
     latency_s: NonNegative | None = None
+    #: The network of a device towards it: how fast a model comes.
     download_bytes_per_s: Positive | None = None
+    #: And away from it: how fast an update goes.
     upload_bytes_per_s: Positive | None = None
     #: Hostile clients, for experiments on robust strategies: this share trains, and sends its delta
     #: with the sign flipped, times byzantine_scale (default 1).
     byzantine: Annotated[float, Field(ge=0, le=1)] | None = None
+    #: What a hostile client's flipped delta is multiplied by. Default: 1.
     byzantine_scale: Positive | None = None
     #: A CSV with a row for each device: seconds_per_example, latency_s, download_bytes_per_s,
     #: upload_bytes_per_s; clients are dealt the rows at random.
@@ -149,6 +170,8 @@ class DevicesTable(Table):
 class ParticipationTable(Table):
     """Who trains when."""
 
+    #: concurrent: so many clients are always in flight (asynchronous). cohort: clients are chosen
+    #: together for each version (synchronous rounds).
     mode: Literal["concurrent", "cohort"] = "concurrent"
     #: concurrent: how many clients are in flight at once (M). Default: all.
     concurrency: int | None = Field(None, ge=1)
@@ -211,13 +234,16 @@ class AggregationTable(Table):
     deadline_s: Positive = 10.0
     #: At the deadline without a quorum: step (with min_updates, else extend), extend or abort.
     on_deadline: Literal["step", "extend", "abort"] = "step"
+    #: A deadline steps with at least this many updates in the buffer.
     min_updates: int = Field(1, ge=1)
     #: Updates staler than this are rejected. Default: none is too stale.
     max_staleness: int | None = Field(None, ge=0)
     #: The weight of a stale update: constant 1; polynomial (1+tau)^-a; hinge 1/(a(tau-b)+1) past b.
     #: Default: polynomial for fedbuff and fedasync, constant for the others.
     staleness: Literal["constant", "polynomial", "hinge"] | None = None
+    #: a of polynomial and hinge.
     staleness_a: NonNegative = 0.5
+    #: b of hinge: how many versions old an update may be at full weight.
     staleness_b: NonNegative = 4.0
     #: fedavg, fedavgm, fedadagrad, fedadam, fedyogi: weigh updates by examples, or all the same.
     weighting: Literal["examples", "uniform"] = "examples"
@@ -276,6 +302,7 @@ class CostTable(Table):
 
     #: One worker (an instance, a machine) for an hour.
     price_per_worker_hour: NonNegative
+    #: What the price is in.
     currency: str = Field("USD", min_length=1, max_length=8)
 
 

@@ -16,6 +16,7 @@ class _Step(BaseModel):
 class Clip(_Step):
     """Shorten the delta to this length where it is longer."""
 
+    #: Names the step.
     kind: Literal["clip"]
     #: The greatest L2 norm over all trainable tensors.
     norm: _Positive
@@ -24,6 +25,7 @@ class Clip(_Step):
 class Noise(_Step):
     """Add independent Gaussian noise to every trainable value."""
 
+    #: Names the step.
     kind: Literal["noise"]
     #: Its standard deviation.
     std: _Positive
@@ -32,6 +34,7 @@ class Noise(_Step):
 class Sparsify(_Step):
     """Send a share of the trainable values: the largest, or some at random."""
 
+    #: The largest values, or some at random.
     kind: Literal["top_k", "random_k"]
     #: The share of values that is sent.
     share: Annotated[float, Field(gt=0, le=1)]
@@ -42,14 +45,18 @@ class Sparsify(_Step):
 class Cast(_Step):
     """Send 16 bits a value, rounded up or down at random so that the mean is right."""
 
+    #: Names the step.
     kind: Literal["cast"]
+    #: The format of each value. bfloat16 has float32's range and fewer digits.
     dtype: Literal["float16", "bfloat16"]
 
 
 class Quantise(_Step):
     """Send few bits a value, rounded up or down at random so that the mean is right."""
 
+    #: Names the step.
     kind: Literal["quantise"]
+    #: How many bits a value takes.
     bits: Literal[1, 2, 4, 8] = 8
 
 
