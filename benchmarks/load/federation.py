@@ -27,7 +27,7 @@ from tests.chaos.processes.balance import Balance, balance_of  # noqa: E402
 
 FLUFFLE = [sys.executable, "-m", "fluffle"]
 #: Until the next thing happens, on a busy machine.
-PATIENCE_S = 600.0
+PATIENCE_S = 1200.0
 
 
 class Federation:

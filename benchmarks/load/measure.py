@@ -184,9 +184,12 @@ def limit(options: argparse.Namespace) -> None:
             command, capture_output=True, text=True, check=False, env=environment
         )
         print(f"\nfluffle aggregator leaves with exit code {code}:\n")
-        print(fed.log("aggregator"))
-        print("fluffle doctor:\n")
-        print("\n".join(line for line in doctor.stdout.splitlines() if "max_message" in line))
+        print(fed.log("aggregator").splitlines()[-1])
+        print("\nfluffle doctor:\n")
+        wanted = ("messages up to", "max_message_size")
+        for line in doctor.stdout.splitlines():
+            if any(text in line for text in wanted):
+                print(line.strip())
 
 
 def soak(options: argparse.Namespace) -> None:
@@ -232,13 +235,15 @@ def stopped(options: argparse.Namespace) -> None:
     """What workers do while the aggregator stands still and the queue is full."""
     rows = []
     with federation() as (fed, _):
+        limits = json.dumps({"max-length-bytes": options.queue_bytes})
+        fed.node.ctl("set_policy", "--apply-to", "queues", "small", "updates$", limits)
         fed.lead(CROWD.format(clients=1000, quorum=10, pause_s=0.5))
         names = [f"worker-{i}" for i in range(options.workers)]
         for name in names:
             fed.work(name, 4)
         fed.wait_for(10)
         for seconds in options.seconds:
-            rows.append(_stop(fed, names, seconds, options.queue_bytes))
+            rows.append(_stop(fed, names, seconds))
         fed.finish()
         fed.account()
         rejected = fed.ask("SELECT reason, SUM(times) FROM rejections GROUP BY reason")
@@ -249,34 +254,34 @@ def stopped(options: argparse.Namespace) -> None:
     print(f"\nrejected: {dict(rejected) or 'none'}")
 
 
-def _stop(fed: Federation, names: list[str], seconds: float, queue_bytes: int) -> dict[str, str]:
-    """Stop the aggregator for this long while the queue takes next to nothing."""
+def _stop(fed: Federation, names: list[str], seconds: float) -> dict[str, str]:
+    """Stop the aggregator for this long; the queue is soon full."""
     full, room = "the queue is full", "takes messages again"
-    earlier = {name: fed.log(name).count(full) for name in names}
 
     def said(text: str) -> list[int]:
-        return [fed.log(name).count(text) - earlier[name] for name in names]
+        return [fed.log(name).count(text) for name in names]
 
-    limits = json.dumps({"max-length-bytes": queue_bytes})
-    before = fed.version
+    def waiting() -> int:
+        return sum(said(full)) - sum(said(room))
+
+    before, earlier = fed.version, said(full)
     began = time.time()
     fed.kill("aggregator", signal.SIGSTOP)
-    fed.node.ctl("set_policy", "--apply-to", "queues", "small", "updates$", limits)
-    fed.wait(lambda: all(said(full)), "a full queue")
+    fed.wait(lambda: waiting() == len(names), "a full queue")
     full_s = time.time() - began
     time.sleep(max(0.0, seconds - full_s))
-    made, lines = fed.version, said(full)
-    fed.node.ctl("clear_policy", "small")
+    made = fed.version
+    lines = [after - before for after, before in zip(said(full), earlier, strict=True)]
     fed.kill("aggregator", signal.SIGCONT)
     woke = time.time()
     fed.wait_for(made + 1)
     next_s = time.time() - woke
-    fed.wait(lambda: said(room) == said(full), "room")
+    fed.wait(lambda: waiting() == 0, "room")
     fed.wait_for(fed.version + 20)
     waits = _waits(fed.journals, began, woke)
     assert made <= before + 1, "it did not stand still"
     return {
-        "workers that said that the queue is full, after": f"{len(lines)}, {full_s:.1f} s",
+        "workers that said that the queue is full, after": f"{len(names)}, {full_s:.1f} s",
         "lines of it by a worker, at most": str(max(lines)),
         "updates confirmed while it stood still": str(waits.during),
         "updates that waited beyond it, and were confirmed": str(len(waits.over_s)),
@@ -334,7 +339,7 @@ def main() -> None:
     part = parts.add_parser("stopped", help=stopped.__doc__)
     part.add_argument("--workers", type=int, default=4)
     part.add_argument("--seconds", type=float, nargs="+", default=[30.0, 120.0])
-    part.add_argument("--queue-bytes", type=int, default=20_000)
+    part.add_argument("--queue-bytes", type=int, default=300_000, help="of the queue")
     part = parts.add_parser("soak", help=soak.__doc__)
     part.add_argument("--minutes", type=float, default=10.0)
     part.add_argument("--kills", type=int, default=5)
