@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from aggregator.reading import LedgerReader
 from aggregator.service import AggregatorService
+from aggregator.summary import CLIENT
 from fluffle.history import Row, history
 from schemas import Experiment, UserError
 from schemas.codec import one_line
@@ -25,6 +26,10 @@ _CREDENTIALS = re.compile(r"//[^/@\s]+@")
 #: Columns that are of the run, and those that are no measurements.
 _OF_RUN = ("time_s", "updates_total", "staleness_mean", "bytes_up", "bytes_down")
 _NO_POINTS = ("version", "made_at", "closed_by", "examples", "updates", "evaluated_examples")
+
+
+#: How columns begin, and the group of curves that they are shown in.
+_GROUPS = {"train_": "training", CLIENT: "by_client"}
 
 
 class Point(NamedTuple):
@@ -62,15 +67,15 @@ class Tracker(Protocol):
 
 
 def points_of(row: Row) -> Iterator[Point]:
-    """A version's measurements: ``evaluation/…``, ``training/…`` and ``run/…``."""
+    """A version's measurements: ``evaluation/…``, ``by_client/…``, ``training/…``, ``run/…``."""
     for name, value in row.items():
         if name in _NO_POINTS or value is None:
             continue
-        if name.startswith("train_"):
-            tag = f"training/{name.removeprefix('train_')}"
-        else:
-            tag = f"{'run' if name in _OF_RUN else 'evaluation'}/{name}"
-        yield Point(tag, row["version"], float(value), row["made_at"])
+        group, short = "run" if name in _OF_RUN else "evaluation", name
+        for prefix, other in _GROUPS.items():
+            if name.startswith(prefix):
+                group, short = other, name.removeprefix(prefix)
+        yield Point(f"{group}/{short}", row["version"], float(value), row["made_at"])
 
 
 class Follower:

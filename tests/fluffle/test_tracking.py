@@ -84,7 +84,7 @@ class Tracked:
     def evaluate(self) -> None:
         coordinator = self.federation.service.coordinator
         assert coordinator is not None
-        measured = {"accuracy": coordinator.version / 8}
+        measured = {"accuracy": coordinator.version / 8, "client_loss_std": 1.5}
         evaluation = Evaluation(
             run=coordinator.run,
             version=coordinator.version,
@@ -118,6 +118,7 @@ def test_a_run_that_is_resumed_and_tracked_again_has_every_point_once(
     found = read(curves, "run")
     assert found["evaluation/accuracy"] == [(v, v / 8) for v in range(7)]
     assert found["run/updates_total"] == [(v, 3.0 * v) for v in range(7)]
+    assert found["by_client/loss_std"] == [(v, 1.5) for v in range(7)]
     assert [step for step, _ in found["run/staleness_mean"]] == list(range(1, 7))
 
 
