@@ -46,6 +46,7 @@ def summarise(ledger: LedgerReader) -> dict[str, Any]:
         "failures": ledger.count("failures"),
         "accuracy": metrics.get("accuracy"),
         "loss": metrics.get("loss"),
+        "metrics": {name: value for name, value in metrics.items() if not name.startswith(CLIENT)},
         "by_client": {
             name.removeprefix(CLIENT): value
             for name, value in metrics.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class Snapshot:
     phase: str
     version: int
     versions: int
-    accuracy: float | None
+    #: The newest evaluation's accuracy, or the loss of a task that has none: name and value.
+    measured: tuple[str, str] | None
     updates: int
     in_flight: int
     buffer: int
@@ -47,7 +49,7 @@ def snapshot(service: AggregatorService) -> Snapshot | None:
         phase=coordinator.phase,
         version=coordinator.version,
         versions=service.experiment.experiment.versions,
-        accuracy=evaluated.metrics.get("accuracy") if evaluated else None,
+        measured=next(iter(readable(evaluated.metrics)), None) if evaluated else None,
         updates=coordinator.updates + coordinator.buffer.size,
         in_flight=len(coordinator.turns.open),
         buffer=coordinator.buffer.size,
@@ -119,7 +121,7 @@ class Display:
         updates_per_s, left_s = self._rates(now)
         return [
             ("version", f"{now.version} of {now.versions}"),
-            ("accuracy", "–" if now.accuracy is None else f"{now.accuracy:.2%}"),
+            now.measured or ("evaluation", "–"),
             ("updates/s", "–" if updates_per_s is None else f"{updates_per_s:.1f}"),
             ("in flight", str(now.in_flight)),
             ("buffer", f"{now.buffer} of {now.quorum}"),
@@ -146,7 +148,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
         ("status", f"{summary['status']} ({summary['detail']})"),
         ("versions", str(summary["versions"])),
         ("updates", f"{summary['updates_counted']} counted, {lost}"),
-        ("accuracy", _percent(summary["accuracy"])),
+        *(readable(summary["metrics"]) or [("evaluation", "–")]),
         *([("by client", _by_client(summary["by_client"]))] if summary.get("by_client") else []),
         ("time", f"{_duration(summary['wall_s'])}, {summary['updates_per_s'] or '–'} updates/s"),
         *([("virtual time", _duration(summary["virtual_s"]))] if summary["virtual_s"] else []),
@@ -169,6 +171,18 @@ def _by_client(found: dict[str, float]) -> str:
         return f"worst loss {found['loss_worst']:.4g}, spread {found['loss_std']:.2g}"
     worst, tenth = _percent(found["accuracy_worst"]), _percent(found["accuracy_p10"])
     return f"worst {worst}, worst tenth {tenth}, spread {found['accuracy_std'] * 100:.1f} points"
+
+
+def readable(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The accuracy, else the loss; then what else the task measures."""
+    shown = {n: f"{value:.4g}" for n, value in metrics.items() if not n.startswith("client_")}
+    if "accuracy" in metrics:
+        del shown["accuracy"]
+        shown.pop("loss", None)
+        shown = {"accuracy": _percent(metrics["accuracy"]), **shown}
+    elif "loss" in shown:
+        shown = {"loss": shown.pop("loss"), **shown}
+    return [(name.replace("_", " "), value) for name, value in shown.items()]
 
 
 def _model(folder: str) -> str:

@@ -38,8 +38,8 @@ class Task(ABC):
 
     #: A Keras loss, by name or object.
     loss: Any = "sparse_categorical_crossentropy"
-    #: Keras metrics, by name or object.
-    metrics: Sequence[Any] = ("accuracy",)
+    #: Keras metrics, by name or object. None: accuracy where the loss is a cross-entropy.
+    metrics: Sequence[Any] | None = None
     #: Where the data are: what ``--data`` says, a folder or a file; else the folder of the task's
     #: file. Set once a task from a file is made.
     data_dir: Path

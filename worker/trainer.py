@@ -28,6 +28,7 @@ from schemas.tensors import Array, model_groups, named, spec
 from worker import optimizers
 from worker.by_client import ByClient
 from worker.execution import Execution
+from worker.losses import compile_model, named_accuracy
 from worker.task import Task
 from worker.tasks import load_task
 
@@ -66,9 +67,7 @@ class Trainer:
         self._task = load_task(plan)
         with _seeded(plan.seed):
             self._model = self._task.model()
-        self._model.compile(
-            optimizer=None, loss=self._task.loss, metrics=[_own(m) for m in self._task.metrics]
-        )
+        compile_model(self._task, self._model)
         known = {id(v) for v in self._model.weights}
         #: The states of seed generators (dropout and its like): they stay here.
         self._generators = [v for v in self._model.variables if id(v) not in known]
@@ -307,13 +306,6 @@ def _same(arrays: list[Array], known: list[Array]) -> bool:
     )
 
 
-def _own(metric: Any) -> Any:
-    """A metric object keeps its counts in variables: each trainer has its own."""
-    if isinstance(metric, keras.metrics.Metric):
-        return type(metric).from_config(metric.get_config())
-    return metric
-
-
 def payload(model: keras.Model) -> Tensors:
     """The model's weights, named as they travel."""
     return {
@@ -329,4 +321,4 @@ def seeds_of(text: str, count: int) -> NDArray[np.int64]:
 
 
 def _floats(metrics: dict[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if not value.shape.rank}
+    return named_accuracy({n: float(value) for n, value in metrics.items() if not value.shape.rank})

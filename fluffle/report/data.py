@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,14 @@ class Evaluations:
     client_worst: Floats
     client_tenth: Floats
     client_std: Floats
+    #: What else a task measures, by name.
+    others: Mapping[str, Floats] = field(default_factory=dict)
+
+    def of(self, name: str) -> Floats:
+        """A metric by its name; NaN throughout where the task has no such."""
+        if name in ("accuracy", "loss"):
+            return self.accuracy if name == "accuracy" else self.loss
+        return self.others.get(name, np.full(len(self.version), np.nan))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,12 +177,12 @@ def _evaluations(ledger: Ledger) -> Evaluations:
     rows = ledger.evaluations()
     metrics = [json.loads(text) for _, text, *_ in rows]
     client = ("client_accuracy_worst", "client_accuracy_p10", "client_accuracy_std")
+    known = ("accuracy", "loss")
+    others = {n for m in metrics for n in m if n not in known and not n.startswith("client_")}
     return Evaluations(
         np.array([version for version, *_ in rows], np.int64),
-        *(
-            np.array([m.get(name, np.nan) for m in metrics], float)
-            for name in ("accuracy", "loss", *client)
-        ),
+        *(np.array([m.get(name, np.nan) for m in metrics], float) for name in (*known, *client)),
+        {n: np.array([m.get(n, np.nan) for m in metrics], float) for n in sorted(others)},
     )
 
 

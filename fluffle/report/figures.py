@@ -32,6 +32,8 @@ from fluffle.report.style import (
 _KINDS = 10
 #: With so many evaluations the lowest tenth is left out of the picture.
 _MANY = 10
+#: Beside each other; what a task measures besides is in the table.
+_PANELS = 3
 #: Staleness up to here has a bar for each value.
 _BARS = 60
 
@@ -47,7 +49,7 @@ class Picture:
 
 
 def by_time(runs: list[Run]) -> Figure:
-    """Accuracy and loss by the time at which the version was made."""
+    """Loss and metrics by the time at which the version was made."""
     by, unit = seconds_unit(max(run.elapsed_s for run in runs))
     clocks = {run.clock for run in runs}
     clock = clocks.pop() if len(clocks) == 1 else "time (real or virtual)"
@@ -55,18 +57,18 @@ def by_time(runs: list[Run]) -> Figure:
 
 
 def by_updates(runs: list[Run]) -> Figure:
-    """Accuracy and loss by the updates counted until then."""
+    """Loss and metrics by the updates counted until then."""
     return _progress(runs, lambda run: run.versions.updates.astype(float), "updates counted")
 
 
 def by_bytes(runs: list[Run]) -> Figure:
-    """Accuracy and loss by what counted updates had carried, both ways."""
+    """Loss and metrics by what counted updates had carried, both ways."""
     by, unit = bytes_unit(max(run.versions.bytes[-1] for run in runs))
     return _progress(runs, lambda run: run.versions.bytes / by, f"models and updates sent ({unit})")
 
 
 def by_cost(runs: list[Run]) -> Figure:
-    """Accuracy and loss by money, or by worker-hours where there is no price."""
+    """Loss and metrics by money, or by worker-hours where there is no price."""
     currency = common_currency(runs)
 
     def spent(run: Run) -> Floats:
@@ -171,11 +173,12 @@ def _lost(run: Run) -> dict[str, int]:
 
 def _progress(runs: list[Run], x_of: Callable[[Run], Floats], x_label: str) -> Figure:
     """What was measured, a panel each, by anything that grows with the versions."""
+    others = sorted({name for run in runs for name in run.evaluations.others})
     metrics = [
-        (name, label)
-        for name, label in (("accuracy", "accuracy (%)"), ("loss", "loss"))
-        if any(np.isfinite(getattr(run.evaluations, name)).any() for run in runs)
-    ]
+        (name, "accuracy (%)" if name == "accuracy" else name.replace("_", " "))
+        for name in ("accuracy", "loss", *others)
+        if any(np.isfinite(run.evaluations.of(name)).any() for run in runs)
+    ][:_PANELS]
     if not metrics:
         raise Empty("no version has been evaluated (evaluation.every_updates)")
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
@@ -183,7 +186,7 @@ def _progress(runs: list[Run], x_of: Callable[[Run], Floats], x_label: str) -> F
     target = target_of(runs)
     for axes, (name, label) in zip(panels, metrics, strict=True):
         for index, run in enumerate(runs):
-            y = getattr(run.evaluations, name) * (100 if name == "accuracy" else 1)
+            y = run.evaluations.of(name) * (100 if name == "accuracy" else 1)
             x = x_of(run)[run.evaluations.version]
             marker = "o" if len(x) < 12 else None
             axes.plot(x, y, marker=marker, markersize=3, label=run.label, **line(index))
@@ -200,7 +203,7 @@ def _progress(runs: list[Run], x_of: Callable[[Run], Floats], x_label: str) -> F
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(PLAIN)
-        _scale(axes, name, np.concatenate([getattr(run.evaluations, name) for run in runs]), target)
+        _scale(axes, name, np.concatenate([run.evaluations.of(name) for run in runs]), target)
     if len(runs) > 1:
         legend(panels[0], [run.label for run in runs], list(panels[0].lines))
     return figure
@@ -214,7 +217,7 @@ def _scale(axes: Axes, name: str, values: Floats, target: float | None) -> None:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_minor_locator(NullLocator())
-    elif len(values) >= _MANY:
+    elif name == "accuracy" and len(values) >= _MANY:
         low = float(np.percentile(values, 10))
         top = max(float(values.max()), target or 0.0)
         axes.set_ylim(
@@ -226,26 +229,26 @@ def _scale(axes: Axes, name: str, values: Floats, target: float | None) -> None:
 PICTURES = (
     Picture(
         "accuracy-by-time",
-        "Accuracy and loss by time",
+        "Loss and metrics by time",
         "A version counts from when it was made, however long its evaluation took. The lowest "
         "tenth of many accuracies is below the axis.",
         by_time,
     ),
     Picture(
         "accuracy-by-updates",
-        "Accuracy and loss by updates",
+        "Loss and metrics by updates",
         "Updates counted in versions.",
         by_updates,
     ),
     Picture(
         "accuracy-by-bytes",
-        "Accuracy and loss by bytes",
+        "Loss and metrics by bytes",
         "What counted updates carried: the model to the client and the update back.",
         by_bytes,
     ),
     Picture(
         "accuracy-by-cost",
-        "Accuracy and loss by cost",
+        "Loss and metrics by cost",
         "Worker-hours, times their price if the experiment has one ([cost]). Under the virtual "
         "clock each client in flight has a worker of its own, all the time; under the real clock a "
         "worker counts from its first turn to its last update.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -22,6 +23,7 @@ def facts(runs: list[Run]) -> dict[str, list[str]]:
         "status": lambda run: run.status,
         "accuracy at the end": lambda run: _accuracy(run, -1),
         "best accuracy": lambda run: _best(run),
+        **_others(runs),
         "worst client": lambda run: _percent(run.evaluations.client_worst),
         "clients' spread": lambda run: _percent(run.evaluations.client_std, "points"),
         "versions": lambda run: f"{len(run.versions.made_s) - 1:,}",
@@ -37,6 +39,20 @@ def facts(runs: list[Run]) -> dict[str, list[str]]:
     }
     table = {name: [cell(run) for run in runs] for name, cell in rows.items()}
     return {name: cells for name, cells in table.items() if set(cells) != {"–"}}
+
+
+def _others(runs: list[Run]) -> dict[str, Callable[[Run], str]]:
+    """What tasks measure beside accuracy, at the end; the loss where there is no accuracy."""
+    names = sorted({name for run in runs for name in run.evaluations.others})
+    if not all(np.isfinite(run.evaluations.accuracy).any() for run in runs):
+        names = ["loss", *names]
+
+    def last(run: Run, name: str) -> str:
+        measured = run.evaluations.of(name)
+        measured = measured[np.isfinite(measured)]
+        return digits(measured[-1]) if len(measured) else "–"
+
+    return {f"{n.replace('_', ' ')} at the end": partial(last, name=n) for n in names}
 
 
 def to_target(runs: list[Run]) -> list[Row]:

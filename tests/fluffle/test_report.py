@@ -205,6 +205,25 @@ def test_a_task_without_accuracy_has_its_loss_alone(tmp_path: Path) -> None:
     assert axes.get_ylabel() == "loss"
 
 
+def test_a_regression_is_shown_by_its_own_metrics(tmp_path: Path) -> None:
+    # Given a run that measures errors and no accuracy
+    measured = {
+        1: {"loss": 4.0, "mean_absolute_error": 1.5},
+        2: {"loss": 1.0, "mean_absolute_error": 0.5},
+    }
+    (run,) = read_runs([write_run(tmp_path / "run", metrics=measured)])
+    # Then figure and table have the loss and these, and nothing claims an accuracy
+    loss, error = figures.by_updates([run]).axes
+    assert (loss.get_ylabel(), error.get_ylabel()) == ("loss", "mean absolute error")
+    assert error.lines[0].get_ydata().tolist() == [1.5, 0.5]
+    table = tables.facts([run])
+    assert (table["loss at the end"], table["mean absolute error at the end"]) == (
+        ["1.00"],
+        ["0.500"],
+    )
+    assert not [name for name in table if "accuracy" in name]
+
+
 def test_staleness_is_a_share_of_the_counted_updates(real: Run) -> None:
     axes = figures.staleness([real]).axes[0]
     shares = axes.patches[0].get_data()

@@ -15,6 +15,7 @@ from schemas import Plan, UserError
 from schemas.experiment import PartitionTable, TaskTable
 from worker.by_client import ByClient
 from worker.datasets import Progress
+from worker.losses import try_out
 from worker.task import Task
 from worker.tasks import own
 from worker.tasks.images import (
@@ -79,8 +80,7 @@ def check(
     if table.clients:
         trying(task, lambda: task.client_indices("0"))
     if own.is_own(table.name):
-        trying(task, task.model)
-        trying(task, task.test)
+        trying(task, lambda: try_out(task))
     if by_client:
         trying(task, lambda: ByClient(task, np.arange(len(task.test().y), dtype=np.int32)))
 
