@@ -22,7 +22,7 @@ _ACCURACIES = ("acc", "sparse_categorical_accuracy", "categorical_accuracy", "bi
 _BATCH = 2
 
 
-def compile_model(task: Task, model: keras.Model) -> None:
+def compile_model(task: Task, model: keras.Model, optimizer: Any = None) -> None:
     """Give the model the task's loss and metrics. Raises: UserError where Keras has no such."""
     import keras
 
@@ -32,7 +32,7 @@ def compile_model(task: Task, model: keras.Model) -> None:
     if isinstance(metrics, str) or not hasattr(metrics, "__iter__"):
         metrics = (metrics,)
     loss = _known(task.loss, "loss", keras.losses.get, keras.losses)
-    model.compile(optimizer=None, loss=loss, metrics=[_metric(metric) for metric in metrics])
+    model.compile(optimizer=optimizer, loss=loss, metrics=[_metric(metric) for metric in metrics])
 
 
 def named_accuracy(metrics: dict[str, float]) -> dict[str, float]:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from schemas import Plan, Tensors
 from schemas.tensors import spec
 from worker import optimizers
+from worker.losses import compile_model
 from worker.task import Task
 from worker.tasks import load_task
 from worker.trainer import BUILDING, payload
@@ -34,7 +35,7 @@ def keras_model(plan: Plan, weights: Tensors) -> keras.Model:
         variable.assign(value)
     optimizer = optimizers.of_keras(plan.training)
     optimizer.build(model.trainable_variables)  # else Keras warns whoever loads the file
-    model.compile(optimizer=optimizer, loss=task.loss, metrics=list(task.metrics))
+    compile_model(task, model, optimizer)
     return model
 
 

@@ -176,13 +176,20 @@ def _versions(ledger: Ledger) -> Versions:
 def _evaluations(ledger: Ledger) -> Evaluations:
     rows = ledger.evaluations()
     metrics = [json.loads(text) for _, text, *_ in rows]
-    client = ("client_accuracy_worst", "client_accuracy_p10", "client_accuracy_std")
     known = ("accuracy", "loss")
     others = {n for m in metrics for n in m if n not in known and not n.startswith("client_")}
+
+    def of(name: str) -> Floats:
+        return np.array([m.get(name, np.nan) for m in metrics], float)
+
     return Evaluations(
         np.array([version for version, *_ in rows], np.int64),
-        *(np.array([m.get(name, np.nan) for m in metrics], float) for name in (*known, *client)),
-        {n: np.array([m.get(n, np.nan) for m in metrics], float) for n in sorted(others)},
+        of("accuracy"),
+        of("loss"),
+        of("client_accuracy_worst"),
+        of("client_accuracy_p10"),
+        of("client_accuracy_std"),
+        {name: of(name) for name in sorted(others)},
     )
 
 
