@@ -256,7 +256,7 @@ def stopped(options: argparse.Namespace) -> None:
 
 def _stop(fed: Federation, names: list[str], seconds: float) -> dict[str, str]:
     """Stop the aggregator for this long; the queue is soon full."""
-    full, room = "the queue is full", "takes messages again"
+    full, room = "the queue is full", "the queue takes messages again"
 
     def said(text: str) -> list[int]:
         return [fed.log(name).count(text) for name in names]
