@@ -50,7 +50,7 @@ fuzz-live: $(VENV)/dev.stamp ## Send 10,000 hostile messages to a live run on Ra
 format: $(VENV)/dev.stamp ## Format the code
 	@$(BIN)/ruff check --fix-only -q . && $(BIN)/ruff format .
 
-bench: $(VENV)/dev.stamp broker ## Measure every claim in benchmarks/ (three quarters of an hour)
+bench: $(VENV)/dev.stamp broker ## Measure every claim in benchmarks/ (more than an hour)
 	@for script in benchmarks/*/measure.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 broker: ## Provide a RabbitMQ server for the tests if there is none
