@@ -244,6 +244,10 @@ def stopped(options: argparse.Namespace) -> None:
         fed.wait_for(10)
         for seconds in options.seconds:
             rows.append(_stop(fed, names, seconds))
+            print(f"{seconds:g} s: {rows[-1]}", flush=True)
+        # When the run is over nobody makes room any more, and workers wait until they are rid of
+        # their last updates.
+        fed.node.ctl("clear_policy", "small")
         fed.finish()
         fed.account()
         rejected = fed.ask("SELECT reason, SUM(times) FROM rejections GROUP BY reason")
