@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from worker.files.arrays import read_npz
     from worker.files.images import read_images
     from worker.files.tables import read_csv, read_parquet
-    from worker.task import Examples, Task
+    from worker.task import Examples, StreamedTask, Task
 
 __all__ = [
     "ClientData",
@@ -30,6 +30,7 @@ __all__ = [
     "Examples",
     "State",
     "Strategy",
+    "StreamedTask",
     "Task",
     "Tensors",
     "add_to_buffer",
@@ -48,7 +49,7 @@ _HOMES = {
     "read_npz": "worker.files.arrays",
     "read_images": "worker.files.images",
     **dict.fromkeys(("read_csv", "read_parquet"), "worker.files.tables"),
-    **dict.fromkeys(("Examples", "Task"), "worker.task"),
+    **dict.fromkeys(("Examples", "StreamedTask", "Task"), "worker.task"),
     **dict.fromkeys(("State", "Strategy"), "aggregator.strategies.base"),
     **dict.fromkeys(
         ("add_to_buffer", "buffered", "mean_of", "next_version", "with_model"),

@@ -47,6 +47,7 @@ from worker.devices import Devices, Fate
 from worker.evaluator import Cadence
 from worker.outgoing import noise_of_turn, outgoing, upload_bytes
 from worker.per_plan import make_trainer
+from worker.task import StreamedTask
 from worker.turn import failed_update, initial_update, make_update, payload_bytes, verdict
 
 if TYPE_CHECKING:
@@ -368,4 +369,9 @@ class VirtualRun:
             from worker.tasks import load_task
 
             self._task = load_task(plan)
+            if isinstance(self._task, StreamedTask):
+                raise UserError(
+                    "--clock virtual takes a training's time from how many examples a client has, "
+                    "and a StreamedTask does not say: use the real clock, or a Task"
+                )
         return len(self._task.client_indices(client))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from schemas import Plan
+from schemas import Plan, UserError
+from worker.task import StreamedTask
+from worker.tasks import load_task
 
 if TYPE_CHECKING:
     from worker.trainer import Trainer
@@ -30,6 +32,8 @@ class PerPlan(Generic[T]):
 
 def make_trainer(plan: Plan) -> Trainer:
     """A trainer; TensorFlow is imported only once there is something to train."""
+    if plan.asks is not None and isinstance(load_task(plan), StreamedTask):
+        raise UserError("scaffold and fednova train in memory: they take no StreamedTask")
     if plan.asks == "normaliser":
         from worker.fednova import FedNovaTrainer
 
@@ -38,6 +42,10 @@ def make_trainer(plan: Plan) -> Trainer:
         from worker.scaffold import ScaffoldTrainer
 
         return ScaffoldTrainer(plan)
+    if isinstance(load_task(plan), StreamedTask):
+        from worker.streamed import StreamingTrainer
+
+        return StreamingTrainer(plan)
     from worker.trainer import Trainer
 
     return Trainer(plan)

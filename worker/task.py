@@ -17,6 +17,7 @@ from worker.partitions import partition
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
 
 class Examples(NamedTuple):
@@ -107,3 +108,30 @@ class Task(ABC):
     def _partition(self) -> list[NDArray[np.int32]]:
         y, owners = self.dataset().y, self.owners()
         return partition(self.partition, y, self.clients, self.seed, owners)
+
+
+class StreamedTask(Task):
+    """A task whose training examples do not fit in memory: each client's are a ``tf.data`` stream.
+
+    Test examples are arrays, as ever. No partition deals a stream out: ``stream`` knows whose is
+    what.
+    """
+
+    @abstractmethod
+    def stream(self, client: str, seed: int) -> tf.data.Dataset:
+        """One epoch of a client's training examples, (x, y) one by one, in an order by ``seed``.
+
+        The trainer makes batches of them and reads ahead. The same (client, seed) has to give the
+        same. A resident client has all that is here, whatever its name.
+        """
+
+    def dataset(self) -> Examples:
+        """The first examples of a stream: what examples look like."""
+        first = [*self.stream("0", 0).take(2).as_numpy_iterator()]
+        return Examples(np.array([x for x, _ in first]), np.array([y for _, y in first]))
+
+    def client_indices(self, client: str) -> NDArray[np.int32]:
+        """None: a stream has no indices. Raises: ValueError."""
+        if client.isdecimal() and int(client) >= self.clients:
+            raise ValueError(f"there is no client {client!r}: they are 0 to {self.clients - 1}")
+        return np.zeros(0, np.int32)

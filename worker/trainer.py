@@ -109,7 +109,7 @@ class Trainer:
             count = tf.constant(self._plan.training.epochs if epochs is None else epochs)
             values, metrics = function(weights, tf.constant(indices), seeds, count)
         tensors = dict(zip(self._spec, (v.numpy() for v in values), strict=True))
-        return Trained(tensors, len(indices), _floats(metrics), time.perf_counter() - started)
+        return Trained(tensors, len(indices), floats(metrics), time.perf_counter() - started)
 
     def evaluate(self, weights: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:
         """The loss and the task's metrics on test examples, and how many those are.
@@ -121,10 +121,10 @@ class Trainer:
         function, execution = self._evaluation
         differences = self._by_client if by_client else None
         with execution.loop():
-            metrics = _floats(function(values, tf.constant(self._test_indices)))
+            metrics = floats(function(values, tf.constant(self._test_indices)))
             if differences is not None:
                 metrics |= differences.measure(
-                    lambda indices: _floats(function(values, tf.constant(indices)))
+                    lambda indices: floats(function(values, tf.constant(indices)))
                 )
         return metrics, len(self._test_indices)
 
@@ -320,5 +320,5 @@ def seeds_of(text: str, count: int) -> NDArray[np.int64]:
     return np.frombuffer(digest, "<i4").astype(np.int64).reshape(count, 2)
 
 
-def _floats(metrics: dict[str, Any]) -> dict[str, float]:
+def floats(metrics: dict[str, Any]) -> dict[str, float]:
     return named_accuracy({n: float(value) for n, value in metrics.items() if not value.shape.rank})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.docs import example
@@ -75,3 +76,23 @@ def test_worker_processes_read_the_same_data(start: Start, tmp_path: Path) -> No
     run = start("run", tmp_path / "mine.toml", *where, "--broker", "local", "--workers", 1)
     assert run.wait() == 0, run.output
     assert run.summary()["versions"] == 12
+
+
+def test_the_streamed_task(start: Start, tmp_path: Path) -> None:
+    # Given a file of rows for each of two clients, and one to test on
+    rng = np.random.default_rng(0)
+    for name in ("client-0", "client-1", "test"):
+        x = rng.normal(size=(200, 3))
+        np.savetxt(tmp_path / f"{name}.csv", np.c_[x, x.sum(axis=1) > 0], "%.4f", ",")
+    (tmp_path / "signs.py").write_text(example(PAGE, "class Signs(StreamedTask)"))
+    tables = '[task]\nname = "signs.py:Signs"\nclients = 2\n'
+    (tmp_path / "mine.toml").write_text(SHORT.replace("0.05", "0.5") + tables)
+    # When they are run
+    where = (tmp_path / "mine.toml", "--out", tmp_path / "out")
+    run = start("run", *where, "--json", "--set", "aggregation.quorum=2")
+    # Then it learns, and its accuracy is called so
+    assert run.wait() == 0, run.output
+    assert run.summary()["accuracy"] > 0.9
+    # And the virtual clock says what it lacks
+    out = ("--out", tmp_path / "virtual", "--clock", "virtual", "--set", "aggregation.quorum=2")
+    assert "a StreamedTask does not say" in refused(start("run", tmp_path / "mine.toml", *out))
