@@ -151,9 +151,9 @@ def _type_name(annotation: Any) -> str:
 
 def _with_bounds(shown: str, metadata: list[Any]) -> str:
     for bound in metadata:
-        for sign, kind in (("> ", "gt"), ("≥ ", "ge"), ("< ", "lt"), ("≤ ", "le")):
+        for sign, kind in ((">", "gt"), ("≥", "ge"), ("<", "lt"), ("≤", "le")):
             if hasattr(bound, kind):
-                shown += f", {sign}{_number(getattr(bound, kind))}"
+                shown += f", {sign}&nbsp;{_number(getattr(bound, kind))}"
         if isinstance(bound, annotated_types.MaxLen):
             shown += f", at most {bound.max_length}"
     return shown

@@ -48,9 +48,9 @@ def test_every_key_says_its_type_and_what_it_means(key: reference.Key) -> None:
 
 def test_bounds_and_defaults_are_those_that_hold() -> None:
     keys = {f"{key.table}.{key.name}": key for key in reference.experiment_keys()}
-    assert keys["task.clients"].type == "integer, ≥ 0, ≤ 1,000,000"
+    assert keys["task.clients"].type == "integer, ≥&nbsp;0, ≤&nbsp;1,000,000"
     assert keys["task.clients"].default == "`10`"
-    assert keys["devices.dropout"].type == "number, ≥ 0, < 1"
+    assert keys["devices.dropout"].type == "number, ≥&nbsp;0, <&nbsp;1"
     assert keys["participation.pause_s"].default == "`[0.0, 0.0]`"
     assert keys["cost.price_per_worker_hour"].default == "*required*"
     assert keys["aggregation.deterministic"].default == "`false`"
