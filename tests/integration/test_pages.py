@@ -9,13 +9,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from broker.node import Node
-from tests.docs import ROOT, blocks, example
+from tests.docs import ROOT, blocks, example, pages
 from tests.integration.processes import Start, wait_for_version
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -134,3 +135,29 @@ def test_over_rabbitmq_in_one_command_and_as_services(
         doctor, at_broker = example("docs/troubleshooting.md", "fluffle doctor").splitlines()
         assert "slow aggregation" in sh(doctor)
         assert "RabbitMQ" in sh(re.sub(r"amqp://\S+", node.url, at_broker))
+
+
+#: What an experiment has besides the tables that a page shows.
+REST = {
+    "task": '[task]\nname = "digits-lr"\nclients = 4\n',
+    "evaluation": "[evaluation]\nevery_updates = 3\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [
+        (page, code)
+        for page in pages()
+        for language, code in blocks(page)
+        if language == "toml" and ".py:" not in code  # of one's own: run by tests of their pages
+    ],
+)
+def test_an_experiment_with_the_tables_of_a_page_runs(
+    sh: Shell, monkeypatch: pytest.MonkeyPatch, page: str, shown: str
+) -> None:
+    tables = tomllib.loads(shown)
+    rest = [text for table, text in REST.items() if table not in tables]
+    Path("experiment.toml").write_text("\n".join([shown, *rest]))
+    monkeypatch.setenv("FLUFFLE_EXPERIMENT__VERSIONS", "2")
+    assert "2 versions made" in sh("fluffle run experiment.toml --clock virtual --out out")
