@@ -13,10 +13,12 @@ import argparse
 import multiprocessing
 import os
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -87,11 +89,70 @@ def evaluation(name: str) -> Callable[[], object]:
     return lambda: one.evaluate(weights)
 
 
+def streamed(name: str, read: Callable[[Any, Any, str], Any]) -> Callable[[], object]:
+    """One update, its examples from a ``tf.data`` stream."""
+    import tensorflow as tf
+
+    from worker import tasks
+    from worker.streamed import StreamingTrainer
+    from worker.task import Examples, StreamedTask
+    from worker.tasks import TASKS, load_task
+
+    examples, _ = WORK[name]
+    model_of = TASKS[name]
+    data = load_task(plan_of(name)).dataset()
+    x, y = data.x[:examples], data.y[:examples]
+    folder = tempfile.TemporaryDirectory()
+    source = read(x, y, folder.name)
+
+    class Streamed(StreamedTask, model_of):  # type: ignore[misc, valid-type]
+        def stream(self, client: str, seed: int) -> tf.data.Dataset:
+            return source().shuffle(examples, seed=seed)
+
+        def test(self) -> Examples:
+            return Examples(x[:10], y[:10])
+
+    TASKS[name] = Streamed
+    tasks.use(None, None)  # forget the one that was loaded
+    one = StreamingTrainer(plan_of(name))
+    base = one.initial()
+    kept = folder  # until the side's process ends
+    return lambda: (one.train(base, "0", 0), kept)
+
+
+def from_arrays(x: Any, y: Any, folder: str) -> Callable[[], Any]:
+    """Examples that are in memory, one by one."""
+    import tensorflow as tf
+
+    return lambda: tf.data.Dataset.from_tensor_slices((x, y))
+
+
+def from_files(x: Any, y: Any, folder: str) -> Callable[[], Any]:
+    """A file of bytes: each example's pixels, then its label."""
+    import numpy as np
+    import tensorflow as tf
+
+    path = Path(folder) / "examples"
+    rows = np.concatenate([x.reshape(len(x), -1), y[:, None]], axis=1).astype(np.uint8)
+    path.write_bytes(rows.tobytes())
+
+    def example(record: Any) -> Any:
+        row = tf.io.decode_raw(record, tf.uint8)
+        return tf.reshape(row[:-1], x.shape[1:]), row[-1]
+
+    def source() -> Any:
+        return tf.data.FixedLengthRecordDataset(str(path), rows.shape[1]).map(example)
+
+    return source
+
+
 SIDES: dict[str, tuple[Callable[[str], Callable[[], object]], bool]] = {
     "fit": (keras_fit, False),
     "fit, one core": (keras_fit, True),
     "trainer": (trainer, True),
     "trainer, 2 threads": (lambda name: trainer(name, 2), True),
+    "stream, arrays": (lambda name: streamed(name, from_arrays), True),
+    "stream, file": (lambda name: streamed(name, from_files), True),
     "evaluation": (evaluation, True),
 }
 
