@@ -55,4 +55,5 @@ class MLflow:
         self._client.set_terminated(self._run, _STATUS[status])
 
     def _last_step(self, tag: str) -> int:
-        return max(metric.step for metric in self._client.get_metric_history(self._run, tag))
+        steps: list[int] = [m.step for m in self._client.get_metric_history(self._run, tag)]
+        return max(steps)
