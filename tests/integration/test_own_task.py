@@ -100,7 +100,7 @@ def test_worker_processes_find_it_too_and_a_worker_py_where_one_stands_is_not_ou
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (("name = 'my_task.py:Blobs'", "name = 'your_task.py:Blobs'"), "there is no task file"),
+        (("name = 'my_task.py:Blobs'", "name = 'your_task.py:Blobs'"), "there is no file"),
         (("name = 'my_task.py:Blobs'", "name = '../x.py:Blobs'"), "lies outside"),
         (("def model", "def modell"), "Blobs in"),
         (("self.dataset()", "self.dataset[0]"), "my_task.py, line 21: TypeError"),
@@ -137,7 +137,7 @@ def test_residents_cannot_reach_a_run_within_one_process(start: Start, folder: P
         (("--client-id", "17"), "not digits alone"),
         (("--client-id", "lab-3"), "give --task FILE.py:Class, or set FLUFFLE_TASK"),
         (("--client-id", "lab-3", "--slots", 2), "leave out --name and --slots"),
-        (("--client-id", "lab-3", "--task", "none.py:Mine"), "there is no task file"),
+        (("--client-id", "lab-3", "--task", "none.py:Mine"), "there is no file"),
         (("--data", "/nowhere"), "there is no data at /nowhere"),
     ],
 )
