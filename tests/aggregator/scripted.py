@@ -115,6 +115,7 @@ class Federation:
             client=turn.client,
             turn=turn.turn,
             base_version=turn.version,
+            after=turn.after,
             worker="worker",
             sends="initial" if initial else self.sends,
             examples=0 if initial else 10 + turn.turn,
