@@ -249,7 +249,7 @@ class AggregatorService:
         """Say what kept updates will take before anything is trained. Raises: UserError."""
         if self.experiment.aggregation.keep_updates:
             kept = self._ledger.kept()
-            delta = update_spec(make_strategy(self.experiment), model_of(state))
+            delta = update_spec(make_strategy(self.experiment, self._code), model_of(state))
             update = transforms.sent_spec(self.experiment.update or (), delta)
             self._say(room_for_updates(self.experiment, self.folder, update, *kept))
 

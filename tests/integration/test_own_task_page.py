@@ -38,8 +38,8 @@ def test_the_first_task_and_its_experiment(start: Start, tmp_path: Path) -> None
     assert run.wait() == 0, run.output
     summary = run.summary()
     assert (summary["versions"], summary["accuracy"]) == (12, None)
-    assert summary["loss"] < 0.1
-    assert summary["metrics"]["mean_absolute_error"] < 0.3
+    assert summary["loss"] < 0.3
+    assert summary["metrics"]["mean_absolute_error"] < 0.5
 
 
 def visits(folder: Path) -> None:
