@@ -92,21 +92,13 @@ class Ledger(LedgerReader):
         True if there is something left to do: the run is not finished, or now stops later.
         Raises: UserError where it holds another experiment's.
         """
-        stored = self._stored_experiment()
         document = experiment.model_dump(mode="json")
-        if stored is not None:
-            difference = difference_of(stored, document)
-            if difference:
-                raise UserError(
-                    f"{self.folder} holds a run of another experiment ({difference} differs): "
-                    "choose another --out, or the experiment file that it was started with"
-                )
-            if self.meta.get("clock", clock) != clock:
-                raise UserError(
-                    f"{self.folder} holds a run under the {self.meta['clock']} clock: choose "
-                    "another --out, or the same --clock"
-                )
+        # One transaction: of two aggregators that start at once the second finds the first's run,
+        # and must not begin its epochs anew.
         with self._transaction(check=False):
+            stored = self._stored_experiment()
+            if stored is not None:
+                self._check_same(stored, document, clock)
             self._set(experiment=json.dumps(document))
             if stored is None:
                 self._set(clock=clock)
@@ -116,6 +108,20 @@ class Ledger(LedgerReader):
                     self._set(noise_key=new_key(experiment, clock))
         finished = self.meta["status"] == "finished"
         return not finished or stored != document
+
+    def _check_same(self, stored: dict[str, Any], document: dict[str, Any], clock: str) -> None:
+        """Raises: UserError where the folder holds another experiment's run, or clock's."""
+        difference = difference_of(stored, document)
+        if difference:
+            raise UserError(
+                f"{self.folder} holds a run of another experiment ({difference} differs): "
+                "choose another --out, or the experiment file that it was started with"
+            )
+        if self.meta.get("clock", clock) != clock:
+            raise UserError(
+                f"{self.folder} holds a run under the {self.meta['clock']} clock: choose "
+                "another --out, or the same --clock"
+            )
 
     def lead(self, newer_than: int | None = None) -> None:
         """Begin an epoch: whoever led before can commit no more.

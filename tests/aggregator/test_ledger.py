@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -292,3 +293,28 @@ def test_a_leader_that_was_replaced_deletes_nothing_of_its_successor(tmp_path: P
         written,
         *(name for (name,) in stale.query("SELECT file FROM versions WHERE version = 2")),
     }
+
+
+def test_of_two_aggregators_that_start_at_once_the_second_goes_on_with_the_firsts_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given one that stands still just before it enters a run into an empty ledger
+    slow, quick = Ledger(tmp_path, durable=False), Ledger(tmp_path, durable=False)
+    enters = slow._transaction
+
+    def stopped(check: bool = True) -> AbstractContextManager[None]:
+        if not quick.epoch:
+            quick.open_run(Experiment(), "quick", 1)
+            quick.lead()
+        return enters(check)
+
+    monkeypatch.setattr(slow, "_transaction", stopped)
+    # When it goes on after another has entered the run and leads it
+    slow.open_run(Experiment(), "slow", 2)
+    slow.lead()
+    # Then it is the same run, in its second epoch, and the first leader is a stale one
+    assert (slow.meta["run_id"], slow.epoch) == ("quick", 2)
+    with pytest.raises(StaleLeader):
+        quick.record_duplicate()
+    slow.close()
+    quick.close()
