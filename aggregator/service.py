@@ -41,8 +41,8 @@ from aggregator.intake import Unusable, message_of
 from aggregator.ledger import Ledger, StaleLeader
 from aggregator.privacy import require_accounting
 from aggregator.room import room_for_updates
-from aggregator.strategies import State, make_strategy, model_of, protected
-from aggregator.strategies.base import asks_of, update_spec
+from aggregator.strategies import make_strategy, protected
+from aggregator.strategies.base import asks_of
 from aggregator.strategies.own import keep_code
 from broker import AggregatorPort, Delivery, Envelope, LeadershipLost
 from schemas import (
@@ -236,7 +236,7 @@ class AggregatorService:
             keep_code(experiment.aggregation.strategy, self._code, self.folder)
         self._resume_text(checkpoint)
         if checkpoint.state is not None:
-            self._check_room(checkpoint.state)
+            self._check_room()
         self._consume(1)
         self._execute(self.coordinator.start(self._clock(), self._initial), None)
 
@@ -245,12 +245,13 @@ class AggregatorService:
             buffered = f" and {len(checkpoint.buffered)} updates" if checkpoint.buffered else ""
             self._say(f"resuming at version {checkpoint.version}{buffered}")
 
-    def _check_room(self, state: State) -> None:
+    def _check_room(self) -> None:
         """Say what kept updates will take before anything is trained. Raises: UserError."""
+        assert self.coordinator is not None
         if self.experiment.aggregation.keep_updates:
+            expected = self.coordinator.buffer.expected
+            update = transforms.sent_spec(self.experiment.update or (), expected)
             kept = self._ledger.kept()
-            delta = update_spec(make_strategy(self.experiment, self._code), model_of(state))
-            update = transforms.sent_spec(self.experiment.update or (), delta)
             self._say(room_for_updates(self.experiment, self.folder, update, *kept))
 
     # ---- messages
@@ -330,7 +331,7 @@ class AggregatorService:
                 ledger.record_dropouts(assignments)
             case MakeVersion():
                 if effect.version == 0:
-                    self._check_room(effect.state)
+                    self._check_room()
                 keep = self.experiment.aggregation.keep_versions
                 with self._timed("commit"):
                     ledger.make_version(effect, self._hands.sizes(), elapsed_s, keep)

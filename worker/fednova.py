@@ -14,7 +14,6 @@ combinations as well.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -49,7 +48,6 @@ class FedNovaTrainer(Trainer):
     ) -> Trained:
         """As ``Trainer``; the update has ``fednova/norm``."""
         trained = super().train(base, client, turn, epochs)
-        training = self._plan.training
-        steps = math.ceil(trained.examples / training.batch_size)
-        steps *= training.epochs if epochs is None else epochs
-        return replace(trained, extra={"fednova/norm": np.array(norm(training, steps))})
+        steps = self._steps(trained.examples, epochs)
+        weight = np.array(norm(self._plan.training, steps))
+        return replace(trained, extra={"fednova/norm": weight})

@@ -13,7 +13,6 @@ count its first c_i twice, as zero would.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -86,11 +85,9 @@ class ScaffoldTrainer(Trainer):
         if self._plan.asks == "control-variate-I":
             following = self._gradient_at(base, client, turn)
         else:
-            training = self._plan.training
-            steps = math.ceil(trained.examples / training.batch_size)
-            steps *= training.epochs if epochs is None else epochs
             y = group("trainable", trained.tensors)
-            following = along_the_path(own, c, x, y, steps * training.learning_rate)
+            length = self._steps(trained.examples, epochs) * self._plan.training.learning_rate
+            following = along_the_path(own, c, x, y, length)
         changes = [np.subtract(a, b) for a, b in zip(following, own, strict=True)]
         return replace(
             trained,

@@ -8,6 +8,7 @@ API; it is called while the graph is traced, which happens once for each trainer
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import threading
 import time
@@ -127,6 +128,13 @@ class Trainer:
                     lambda indices: floats(function(values, tf.constant(indices)))
                 )
         return metrics, len(self._test_indices)
+
+    def _steps(self, examples: int, epochs: int | None) -> int:
+        """How many steps of the optimizer a training of so many examples has."""
+        training = self._plan.training
+        return math.ceil(examples / training.batch_size) * (
+            training.epochs if epochs is None else epochs
+        )
 
     def _checked(self, tensors: Tensors) -> list[Any]:
         if (found := spec(model_groups(tensors))) != self._spec:

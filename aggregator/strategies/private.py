@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from aggregator.strategies.base import State, Strategy
-from aggregator.strategies.fold import Sum, blocks
+from aggregator.strategies.fold import Sum, blocks, squared_norm
 from aggregator.strategies.tree import is_value
 from schemas import ClientUpdate, Tensors, UserError
 from schemas.tensors import Array
@@ -58,7 +58,7 @@ class Private:
 
     def accept(self, state: State, update: ClientUpdate, staleness: int) -> State:
         """Fold Delta min(1, C / |Delta|)."""
-        length = math.sqrt(sum(map(_square, update.tensors.values())))
+        length = math.sqrt(sum(map(squared_norm, update.tensors.values())))
         if length > self.clip_norm:
             factor = self.clip_norm / length
             clipped = {k: a.astype(np.float64) * factor for k, a in update.tensors.items()}
@@ -81,7 +81,3 @@ class Private:
         for part in blocks(flat.size):
             flat[part] += rng.normal(0.0, self.noise_multiplier * self.clip_norm, flat[part].shape)
         return total
-
-
-def _square(array: Array) -> float:
-    return float(np.sum(np.square(array, dtype=np.float64)))
