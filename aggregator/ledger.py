@@ -63,6 +63,8 @@ class Ledger(LedgerReader):
         """
         self.folder = folder
         self.epoch = 0
+        #: Epoch and status when this ledger entered the run.
+        self._entered: tuple[str, str] | None = None
         self._on_locked = on_locked
         make_folder(folder)
         self.store = Store(folder, durable)
@@ -106,6 +108,7 @@ class Ledger(LedgerReader):
                 self._set(created_at=time.time())
                 if experiment.privacy is not None:
                     self._set(noise_key=new_key(experiment, clock))
+            self._entered = self.meta["epoch"], self.meta["status"]
         finished = self.meta["status"] == "finished"
         return not finished or stored != document
 
@@ -124,19 +127,24 @@ class Ledger(LedgerReader):
             )
 
     def lead(self, newer_than: int | None = None) -> None:
-        """Begin an epoch: whoever led before can commit no more.
+        """Begin an epoch: whoever led before can commit no more. A run that had ended goes on.
 
+        Raises: StaleLeader where another led since ``open_run``, which may have ended the run.
         ``newer_than`` is the ``run_started`` of the newest model of another run on this broker;
         ours has to be larger, or workers would take us for the past.
         """
         with self._transaction(check=False):
-            self.epoch = int(self.meta["epoch"]) + 1
-            self._set(epoch=self.epoch)
+            meta = self.meta
+            if self._entered not in (None, (meta["epoch"], meta["status"])):
+                raise StaleLeader(f"epoch {meta['epoch']} has begun meanwhile")
+            self.epoch = int(meta["epoch"]) + 1
+            self._set(epoch=self.epoch, status="running", detail="")
             known = json.loads(self.meta.get("arithmetic", "[]"))
             if arithmetic() not in known:
                 self._set(arithmetic=json.dumps([*known, arithmetic()]))
             if newer_than is not None and newer_than >= int(self.meta["run_started"]):
                 self._set(run_started=newer_than + 1)
+        self._entered = None
         experiment = Experiment.model_validate_json(self.meta["experiment"])
         self._every_updates = experiment.evaluation.every_updates
         if experiment.aggregation.keep_updates:
@@ -255,11 +263,6 @@ class Ledger(LedgerReader):
             )
             self._db.execute("DELETE FROM waiting")
             self._set(status=status, detail=detail, elapsed_s=elapsed_s, buffer_file="")
-
-    def reopen(self) -> None:
-        """A finished run goes on: its experiment now stops later."""
-        with self._transaction():
-            self._set(status="running", detail="")
 
     def close(self) -> None:
         """May be called twice."""

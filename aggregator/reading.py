@@ -18,6 +18,18 @@ from schemas.messages import state_name
 LEDGER = "ledger.sqlite"
 
 
+def standing(folder: Path) -> tuple[str, str] | None:
+    """Epoch and status of the run in there; None where there is none."""
+    try:
+        ledger = LedgerReader(folder)
+    except UserError:
+        return None
+    try:
+        return ledger.meta["epoch"], ledger.meta["status"]
+    finally:
+        ledger.close()
+
+
 class LedgerReader:
     """One run's ledger, read-only. Not thread-safe."""
 

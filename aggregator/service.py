@@ -40,6 +40,7 @@ from aggregator.hands import Hands
 from aggregator.intake import Unusable, message_of
 from aggregator.ledger import Ledger, StaleLeader
 from aggregator.privacy import require_accounting
+from aggregator.reading import standing
 from aggregator.room import room_for_updates
 from aggregator.strategies import make_strategy, protected
 from aggregator.strategies.base import asks_of
@@ -111,8 +112,8 @@ class AggregatorService:
         self._on_timing = on_timing
         self._complaints = Complaints(on_status, clock)
         self._stop = threading.Event()
-        #: It had to wait for the lead.
-        self._stood_by = False
+        #: How the run stood when this aggregator came: whoever stands by has seen no end.
+        self._found = standing(folder)
         self._hands = Hands()
         #: When the coordinator wants to be called, by the service's clock.
         self.call_at = 0.0
@@ -192,12 +193,13 @@ class AggregatorService:
     # ---- start
 
     def _lead(self) -> bool:
+        said = False
         while not self._stop.is_set():
             if self._port.lead(timeout_s=1.0):
                 return True
-            if not self._stood_by:
+            if not said:
                 self._say("another aggregator leads here; waiting to take over")
-                self._stood_by = True
+            said = True
         return False
 
     def _wait_for_ledger(self) -> None:
@@ -214,9 +216,10 @@ class AggregatorService:
         if not ledger.open_run(experiment, self._run_id, started, self._clock_name):
             self.outcome = ledger.meta["status"]
             return
-        if self._stood_by and ledger.meta["status"] in ("aborted", "failed"):
+        stands = ledger.meta["epoch"], ledger.meta["status"]
+        if stands[1] in ("aborted", "failed") and stands != self._found:
             # It ended while we waited: for it to go on is for a person to say, by a new start.
-            self.outcome = ledger.meta["status"]
+            self.outcome = stands[1]
             return
         run_id = ledger.meta["run_id"]
         newest = self._port.latest_model()
@@ -225,7 +228,6 @@ class AggregatorService:
         run = Run(run_id=run_id, run_started=int(ledger.meta["run_started"]), epoch=ledger.epoch)
         checkpoint = ledger.load()
         ((self._answered,),) = ledger.query("SELECT COALESCE(MAX(turn), -1) FROM updates")
-        ledger.reopen()
         self._port.purge_assignments()
         strategy = make_strategy(experiment, self._code)
         strategy = protected(strategy, experiment, ledger.meta.get("noise_key"))

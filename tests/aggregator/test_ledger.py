@@ -318,3 +318,21 @@ def test_of_two_aggregators_that_start_at_once_the_second_goes_on_with_the_first
         quick.record_duplicate()
     slow.close()
     quick.close()
+
+
+def test_an_aggregator_that_stood_still_before_it_led_does_not_take_up_what_ended_meanwhile(
+    tmp_path: Path,
+) -> None:
+    # Given one that has seen that the run goes on, and stands still before it begins its epoch
+    slow, quick = Ledger(tmp_path, durable=False), Ledger(tmp_path, durable=False)
+    slow.open_run(Experiment(), "run", 1)
+    # When another leads meanwhile, and ends the run
+    quick.open_run(Experiment(), "run", 1)
+    quick.lead()
+    quick.finish("finished", "", [], {}, 1.0)
+    # Then the first learns that it came too late, and the run stays ended
+    with pytest.raises(StaleLeader, match="epoch 1"):
+        slow.lead()
+    assert (slow.meta["status"], slow.meta["epoch"]) == ("finished", "1")
+    slow.close()
+    quick.close()

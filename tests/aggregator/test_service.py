@@ -431,12 +431,18 @@ def test_a_failure_in_another_clients_name_closes_no_turn(tmp_path: Path) -> Non
     assert summary["updates_rejected"]["forged"] >= 30
 
 
-def test_a_standby_does_not_go_on_with_a_run_that_was_aborted(tmp_path: Path) -> None:
-    # Given a run that is to be aborted at its deadline, and an aggregator that stands by
+@pytest.mark.parametrize("deadline_s", [0.2, 1.5])
+def test_a_standby_does_not_go_on_with_a_run_that_was_aborted(
+    tmp_path: Path, deadline_s: float
+) -> None:
+    # Given a run that is to be aborted at its deadline, and an aggregator that stands by, if only
+    # for so short a time that it never says so
     broker = EmbeddedBroker()
     tables = experiment(
-        aggregation={"on_deadline": "abort", "deadline_s": 1.0, "quorum": 6, "min_updates": 6}
-    )
+        aggregation={
+            "on_deadline": "abort", "deadline_s": deadline_s, "quorum": 6, "min_updates": 6,
+        }
+    )  # fmt: skip
 
     def initial_only(update: ClientUpdate) -> ClientUpdate | None:
         return update if update.sends == "initial" else None

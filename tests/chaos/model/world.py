@@ -187,7 +187,7 @@ class World:
     def _start_aggregator(self, name: str) -> None:
         process = Process(name, "aggregator")
         process.clock_ahead = self._random.random() * 1000.0
-        process.restart = lambda: self._start_aggregator(name)
+        process.restart = lambda: self._restart_aggregator(name)
         port = FaultyAggregatorPort(self)
         process.port = port
         process.service = AggregatorService(
@@ -200,6 +200,11 @@ class World:
             on_status=self.note,
         )
         self._start(process, [lambda: self._aggregate(process, port)])
+
+    def _restart_aggregator(self, name: str) -> None:
+        """Nobody starts a run again that has ended since."""
+        if self.outcome is None:
+            self._start_aggregator(name)
 
     def _clock(self, process: Process) -> float:
         """An aggregator's clock; who asks it again and again, and does nothing else, spins."""
@@ -218,8 +223,7 @@ class World:
             if outcome in ("aborted", "failed") and self._resumes:
                 self._resumes = False
             elif outcome != "stopped":
-                # Whoever came in the last second cannot know that it waited for an end.
-                if self.outcome not in (None, outcome) and process.service._stood_by:
+                if self.outcome not in (None, outcome):
                     self.watch.violated(f"the run ended as {self.outcome}, and then as {outcome}")
                 self.outcome = outcome
         except UserError as error:
