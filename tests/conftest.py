@@ -45,6 +45,15 @@ def rabbitmq() -> Iterator[Node | Container]:
             yield node
 
 
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """A command that a test runs in this process leaves no variable behind for the next test."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture
 def federation() -> str:
     """A name that no other test uses, so that tests share a server and nothing on it."""
