@@ -45,19 +45,21 @@ def rabbitmq() -> Iterator[Node | Container]:
             yield node
 
 
-@pytest.fixture(autouse=True)
-def _environment() -> Iterator[None]:
-    """A command that a test runs in this process leaves no variable behind for the next test."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
 @pytest.fixture
 def federation() -> str:
     """A name that no other test uses, so that tests share a server and nothing on it."""
     return f"test-{secrets.token_hex(4)}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """A command that a test or a fixture runs in this process leaves no variable for the next."""
+    before = dict(os.environ)
+    try:
+        return (yield)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.hookimpl(wrapper=True)
