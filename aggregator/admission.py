@@ -29,6 +29,8 @@ REASONS: Mapping[str, str] = {
     "not_finite": "contains NaN, infinity or a value beyond ±1e30",
 }
 
+#: Reasons that depend on when a message came. A recorded one stands, whatever the run does later.
+OF_THEIR_TIME = ("late", "too_stale", "superseded")
 
 #: Finite values that a million updates could still add up to infinity in float32.
 LIMIT = 1e30

@@ -221,6 +221,14 @@ class Ledger(LedgerReader):
                 (message_sha256, message_id[:200], reason, time.time(), int(not again)),
             )
 
+    def reason_rejected(self, message_id: str, message_sha256: Callable[[], str]) -> str | None:
+        """Why this very message was rejected before; its hash is asked for only where needed."""
+        named = "SELECT 1 FROM rejections WHERE message_id = ? LIMIT 1"
+        if not self.query(named, message_id[:200]):
+            return None
+        same = "SELECT reason FROM rejections WHERE message_sha256 = ?"
+        return next((reason for (reason,) in self.query(same, message_sha256())), None)
+
     def record_failure(self, failure: ClientFailed) -> None:
         """A training that failed."""
         row = (failure.update_id, failure.client, failure.worker, failure.reason, time.time())

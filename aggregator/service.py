@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from aggregator.admission import REASONS
+from aggregator.admission import OF_THEIR_TIME, REASONS
 from aggregator.complaints import Complaints
 from aggregator.coordinator import Coordinator
 from aggregator.effects import (
@@ -270,6 +270,11 @@ class AggregatorService:
         except Unusable as error:
             self._reject(delivery, error.reason, error.detail)
             return
+        # It may have been too late for a run that was about to end, was killed, and has gone on.
+        before = self._ledger.reason_rejected(envelope.message_id, lambda: _sha256(envelope))
+        if before in OF_THEIR_TIME:
+            self._reject(delivery, before)
+            return
         seen_in = self._seen_in(message)
         if seen_in == "buffer" and delivery.delivery_count == 0:
             # The same update in another message: held, it would only fill our hands; acked before
@@ -369,9 +374,8 @@ class AggregatorService:
 
     def _reject(self, delivery: Delivery, reason: str, detail: str = "") -> None:
         envelope = delivery.envelope
-        digest = envelope.too_large or hashlib.sha256(envelope.body).hexdigest()
         again = delivery.delivery_count > 0
-        self._ledger.record_rejection(digest, envelope.message_id, reason, again)
+        self._ledger.record_rejection(_sha256(envelope), envelope.message_id, reason, again)
         self._port.reject(delivery, reason)
         if reason not in ORDINARY:
             sender = f" of {envelope.user_id}" if envelope.user_id else ""
@@ -397,6 +401,10 @@ class AggregatorService:
         if prefetch != self._prefetch:
             self._prefetch = prefetch
             self._port.consume(prefetch, self._largest)
+
+
+def _sha256(envelope: Envelope) -> str:
+    return envelope.too_large or hashlib.sha256(envelope.body).hexdigest()
 
 
 def _of(delivery: Delivery | None) -> Delivery:

@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS waiting (update_id TEXT PRIMARY KEY, body BLOB NOT NU
 CREATE TABLE IF NOT EXISTS rejections (
     message_sha256 TEXT PRIMARY KEY, message_id TEXT NOT NULL, reason TEXT NOT NULL,
     times INTEGER NOT NULL, at REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS rejections_by_id ON rejections (message_id);
 CREATE TABLE IF NOT EXISTS failures (
     assignment_id TEXT PRIMARY KEY, client TEXT NOT NULL, worker TEXT NOT NULL,
     reason TEXT NOT NULL, at REAL NOT NULL);

@@ -494,3 +494,53 @@ def test_the_same_update_in_another_message_is_acked_only_once_it_is_recorded(
     ledger = Ledger(tmp_path)
     assert ledger.count("updates WHERE disposition = 'buffered'") == 1
     assert ledger.meta["duplicates"] == "1"
+
+
+def test_what_was_rejected_as_late_is_not_counted_once_the_run_goes_on_after_all(
+    tmp_path: Path,
+) -> None:
+    # Given a run that is about to end as aborted, and waits for the evaluation of its last version
+    broker, now = EmbeddedBroker(), 0.0
+    tables = experiment(
+        aggregation={"on_deadline": "abort", "deadline_s": 5.0, "quorum": 3, "min_updates": 3},
+        participation={"concurrency": 3},
+        evaluation={"every_updates": 1},
+    )
+
+    def led() -> tuple[AggregatorService, Any]:
+        port = broker.aggregator()
+        assert port.lead(1.0)
+        leader = AggregatorService(tables, port, tmp_path, run_id="run", clock=lambda: now,
+                                   initial={"trainable/0": np.zeros(3, np.float32)})  # fmt: skip
+        leader.begin()
+        return leader, port
+
+    leader, port = led()
+    worker = broker.worker("w", 10)
+    turn = worker.receive_assignment(0.0)
+    assert turn is not None
+    assignment = turn.envelope.message()
+    assert isinstance(assignment, Assignment)
+    now = 5.0
+    leader.pump(0.0)
+    # When an update comes too late, and the aggregator is killed before the run has ended
+    late = ClientUpdate(
+        run=assignment.run, update_id=assignment.assignment_id, client=assignment.client,
+        turn=assignment.turn, base_version=0, worker="w", sends="delta", examples=1,
+        tensors={"trainable/0": np.ones(3, np.float32)},
+    )  # fmt: skip
+    worker.submit(envelope(late))
+    assert leader.pump(0.0)
+    leader.close()
+    port.close()
+    # And the next one goes on with the run, when the same message comes in another copy
+    leader, port = led()
+    worker.submit(envelope(late))
+    assert leader.pump(0.0)
+    leader.pause()
+    leader.close()
+    # Then it is as late as it was
+    ledger = Ledger(tmp_path)
+    assert ledger.query("SELECT reason, times FROM rejections") == [("late", 2)]
+    assert ledger.count("updates WHERE update_id = ?", late.update_id) == 0
+    assert verify(ledger) == []
