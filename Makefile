@@ -8,6 +8,8 @@ EXTRA ?= cpu
 ARGS ?=
 TESTS ?= tests
 SECONDS ?= 60
+# Tests side by side: they wait more than they compute. 0: one after the other.
+PARALLEL ?= 2
 # Chaos: how many faults, and which (default: others every time).
 FAULTS ?= 100
 SEED ?=
@@ -21,9 +23,10 @@ help: ## List the verbs
 run: $(VENV)/run.stamp ## Train the default experiment on the embedded broker (ARGS="--slots 2 …")
 	@$(BIN)/fluffle run experiments/mnist.toml $(ARGS)
 
-test: $(VENV)/dev.stamp ## Run all tests (TESTS=tests/broker for some)
+test: $(VENV)/dev.stamp ## Run all tests (TESTS=tests/broker for some, PARALLEL=0 one by one)
 	@scripts/provide-chromium
-	@environment=$$(scripts/provide-rabbitmq) && env $$environment $(BIN)/pytest $(TESTS) $(ARGS)
+	@environment=$$(scripts/provide-rabbitmq) && env $$environment \
+	  $(BIN)/pytest -n $(PARALLEL) --dist loadfile --no-loadscope-reorder $(TESTS) $(ARGS)
 
 test-compose: $(VENV)/dev.stamp ## Build the image and try everything on compose.yaml (six minutes, a Docker engine)
 	@$(BIN)/pytest -m compose tests/compose $(ARGS)

@@ -22,6 +22,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -307,7 +308,8 @@ class VirtualRun:
         trained = dataclasses.replace(trained, seconds=turn.train_s)
         size = payload_bytes(model.tensors)
         update = make_update(turn.assignment, model, trained, WORKER, 0.0, size)
-        update, memory = outgoing(update, model.plan, state, noise_of_turn(model.plan, update))
+        noise = partial(noise_of_turn, model.plan, update)
+        update, memory = outgoing(update, model.plan, state, noise)
         took_s = at + fate.upload_s(payload_bytes(update.tensors)) - turn.started
         return update.model_copy(update={"slot_s": took_s}), trained.state | memory
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,17 +14,20 @@ from schemas.transforms import Draws
 
 
 def outgoing(
-    update: ClientUpdate, plan: Plan, state: Tensors | None, noise: np.random.Generator
+    update: ClientUpdate,
+    plan: Plan,
+    state: Tensors | None,
+    noise: Callable[[], np.random.Generator],
 ) -> tuple[ClientUpdate, Tensors]:
     """What leaves, and what the client keeps for its next update.
 
     state: what it kept the last time; None where that is not here.
-    noise: where privacy is wanted, seeded by nothing that anybody else knows. Everything else is
-        drawn from the run's seed, the client and the turn.
+    noise: its generator; where privacy is wanted, seeded by nothing that anybody else knows.
+        Everything else is drawn from the run's seed, the client and the turn.
     """
     if not plan.update:
         return update, {}
-    draws = Draws(_of_turn("rounding", plan, update), noise)
+    draws = Draws(_of_turn("rounding", plan, update), noise())
     tensors, memory = transforms.apply(plan.update, update.tensors, draws, state or {})
     return update.model_copy(update={"tensors": tensors}), memory
 

@@ -238,7 +238,7 @@ class ResidentService:
         slot_s = time.perf_counter() - started
         update = make_update(turn, model, trained, self._client, slot_s, received)
         # No memory: which of its updates was counted last, a resident is never told.
-        update, _ = outgoing(update, model.plan, None, np.random.default_rng())
+        update, _ = outgoing(update, model.plan, None, np.random.default_rng)
         line = f"version {model.version}: trained on {trained.examples:,} examples"
         if held_out:
             metric = "accuracy" if "accuracy" in of_global else "loss"

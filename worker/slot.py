@@ -184,7 +184,7 @@ class Slot:
                 self._slot_s(),
                 self._worker.take_received(),
             )
-            update, memory = outgoing(update, model.plan, state, np.random.default_rng())
+            update, memory = outgoing(update, model.plan, state, np.random.default_rng)
             if model.plan.keeps_state:
                 after = assignment.after or ""
                 name = state_name(after, turn, model.version)

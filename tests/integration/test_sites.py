@@ -184,13 +184,15 @@ def test_five_sites_of_which_two_are_absent_half_the_time_get_to_the_end(
     lead = places.aggregator("experiment.versions=12", "aggregation.deadline_s=4")
     until(lambda: waits_for_weights(lead), lead)
     shadow = Shadow(places)
+    sites = [places.site(name) for name in SITES]
+    until(lambda: all("waits for a model" in site.output for site in sites), lead, *sites)
     evaluator = places.evaluator()
-    steady = [places.site(name) for name in SITES[:3]]
+    steady = sites[:3]
     # When one of the others is stopped and continued, and one killed and started, all along
     over = threading.Event()
     absent = [
-        threading.Thread(target=stop_and_continue, args=(places, SITES[3], over)),
-        threading.Thread(target=kill_and_start, args=(places, SITES[4], over)),
+        threading.Thread(target=stop_and_continue, args=(places, sites[3], over)),
+        threading.Thread(target=kill_and_start, args=(places, sites[4], over)),
     ]
     for thread in absent:
         thread.start()
@@ -219,8 +221,7 @@ def test_five_sites_of_which_two_are_absent_half_the_time_get_to_the_end(
     check_what_was_sent(places, shadow.messages())
 
 
-def stop_and_continue(place: Federation, name: str, over: threading.Event) -> None:
-    one = place.site(name)
+def stop_and_continue(place: Federation, one: Started, over: threading.Event) -> None:
     while not over.is_set():
         one.kill(signal.SIGSTOP)
         one_version(place, over)
@@ -228,13 +229,15 @@ def stop_and_continue(place: Federation, name: str, over: threading.Event) -> No
         one_version(place, over)
 
 
-def kill_and_start(place: Federation, name: str, over: threading.Event) -> None:
-    while not over.is_set():
-        one = place.site(name)
+def kill_and_start(place: Federation, one: Started, over: threading.Event) -> None:
+    while True:
         while not contributed(one) and not over.wait(0.1):
             pass
         one.kill()
         one_version(place, over)
+        if over.is_set():
+            return
+        one = place.site(SITES[4])
 
 
 def one_version(place: Federation, over: threading.Event) -> None:
