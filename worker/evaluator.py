@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from broker import Envelope, WorkerPort
+from broker import Closed, Envelope, WorkerPort
 from schemas import Assignment, Evaluation, GlobalModel, Message, Plan
 from schemas.messages import order
+from worker.leaving import Leaving
 from worker.models import read_model
 from worker.per_plan import PerPlan, make_trainer
 from worker.tasks import load_task, trying
@@ -65,17 +65,24 @@ class EvaluatorService:
         self._stay = stay
         self._say = on_status
         self._on_evaluation = on_evaluation
-        self._stop = threading.Event()
+        self._leaving = Leaving(port, on_status, "evaluation")
         self._trainers = PerPlan(make_trainer)
 
     def stop(self) -> None:
-        """Stop after the evaluation under way. From any thread, or a signal handler."""
-        self._stop.set()
+        """Stop when the evaluation under way is sent. From any thread, or a signal handler."""
+        self._leaving.stop()
 
     def run(self) -> None:
         """Evaluate until the run is over, or stopped. Raises: UserError, Closed."""
+        try:
+            self._watch_models()
+        except Closed:
+            if not self._leaving.told.is_set():
+                raise
+
+    def _watch_models(self) -> None:
         newest, cadence = None, Cadence()
-        while not self._stop.is_set():
+        while not self._leaving.told.is_set():
             envelope = self._port.wait_model(newest, _LOOK_UP_S)
             if envelope is None:
                 continue
@@ -105,7 +112,7 @@ class EvaluatorService:
         except Exception as error:  # it is the aggregator's to give up, after a few of these
             answer = failed_update(turn, self._id, 0, error)
             self._say(f"no weights for version 0: {error}")
-        self._port.submit(Envelope.of(answer))
+        self._leaving.submit(Envelope.of(answer))
 
     def _evaluate(self, model: GlobalModel) -> None:
         started = time.perf_counter()
@@ -119,5 +126,5 @@ class EvaluatorService:
             examples=examples,
             seconds=time.perf_counter() - started,
         )
-        self._port.submit(Envelope.of(evaluation))
+        self._leaving.submit(Envelope.of(evaluation))
         self._on_evaluation(evaluation)

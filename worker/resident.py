@@ -17,7 +17,6 @@ what it sent for that before is the same update, which counts once.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -36,6 +35,7 @@ from schemas import (
 from schemas.messages import order, resident_update_id
 from worker.contribution import Contribution, shown, size_of
 from worker.journal import Journal
+from worker.leaving import Leaving
 from worker.outgoing import outgoing
 from worker.per_plan import PerPlan, make_trainer
 from worker.task import Task
@@ -43,8 +43,6 @@ from worker.tasks import open_data, own
 from worker.turn import failed_update, make_update
 
 _LOOK_UP_S = 0.5
-#: A site that is told to stop waits so long for the confirm of what it has trained.
-LEAVE_S = 10.0
 
 
 class ResidentService:
@@ -74,37 +72,33 @@ class ResidentService:
         self._say = on_status
         self._on_model = on_model
         self._on_turn = on_turn
-        self._stop = threading.Event()
+        self._leaving = Leaving(port, on_status)
         self._tasks = PerPlan(open_data)
         self._trainers = PerPlan(make_trainer)
         self._contribution: Contribution | None = None
         #: The newest (version, attempt) of this run that needs no training any more.
         self._behind = (-1, 0)
         self._received = 0
-        self._submitting = False
         self._refused = ""
 
     def stop(self) -> None:
         """Stop when the training under way is sent. From any thread, or a signal handler."""
-        self._stop.set()
-        if self._submitting:
-            self._leave_soon()
+        self._leaving.stop()
 
     def run(self) -> None:
         """Contribute until the run is over, or stopped. Raises: UserError, Closed."""
         newest = None
         self._say(f"{self._client} waits for a model")
         try:
-            while not self._stop.is_set():
+            while not self._leaving.told.is_set():
                 envelope = self._port.wait_model(newest, _LOOK_UP_S)
                 if envelope is not None:
                     newest = order(envelope.headers)
                     if self._on_envelope(envelope):
                         return
         except Closed:
-            if not self._stop.is_set():
+            if not self._leaving.told.is_set():
                 raise
-            self._say("stopped before the broker had confirmed the last update")
         finally:
             self._sum_up()
 
@@ -253,11 +247,7 @@ class ResidentService:
         """How many bytes it was, once it is confirmed."""
         envelope = Envelope.of(answer)
         self._journal.sending(envelope)
-        self._submitting = True
-        if self._stop.is_set():
-            self._leave_soon()
-        self._port.submit(envelope)
-        self._submitting = False
+        self._leaving.submit(envelope)
         self._journal.confirmed(envelope)
         self._on_turn(answer)
         self._behind = max((model.version, model.attempt), self._came_meanwhile(model))
@@ -270,8 +260,3 @@ class ResidentService:
             return (-1, 0)
         _, _, version, attempt = order(newest.headers)
         return (version, attempt) if version == model.version else (-1, 0)
-
-    def _leave_soon(self) -> None:
-        timer = threading.Timer(LEAVE_S, self._port.close)
-        timer.daemon = True
-        timer.start()

@@ -2,7 +2,8 @@
 
 One slot is one thread with one compiled trainer, reused for every client. A turn is acked only
 after its answer is confirmed, so a worker that dies gives its turns back. Models are kept as
-bytes and decoded when a turn starts.
+bytes and decoded when a turn starts. A worker that leaves waits a little for its last confirms, and
+then gives up (``worker.leaving``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from schemas import Event, GlobalModel, Message
 from schemas.messages import order
 from worker.client_state import ClientStates
 from worker.journal import Journal
+from worker.leaving import Leaving
 from worker.models import read_model
 from worker.slot import Slot, Surroundings
 
@@ -53,14 +55,14 @@ class WorkerService:
         self._say = on_status
         self._on_model = on_model
         self._on_turn = on_turn
-        self._stop = threading.Event()
+        self._leaving = Leaving(port, on_status)
         self._received = 0
         self._lock = threading.Lock()
         self._error: BaseException | None = None
 
     def stop(self) -> None:
-        """Stop when the trainings under way are done. From any thread, or a signal handler."""
-        self._stop.set()
+        """Stop when the trainings under way are sent. From any thread, or a signal handler."""
+        self._leaving.stop()
 
     def run(self) -> None:
         """Work until the run is over, or stopped. Raises: UserError, Closed."""
@@ -72,8 +74,11 @@ class WorkerService:
             thread.start()
         try:
             self._watch_models()
+        except Closed:
+            if not self._leaving.told.is_set():
+                raise
         finally:
-            self._stop.set()
+            self._leaving.stop()
             for thread in threads:
                 thread.join()
         if self._error is not None:
@@ -82,7 +87,7 @@ class WorkerService:
     def _watch_models(self) -> None:
         """Count what arrives, and leave when the run that we worked for is over."""
         newest, joined = None, None
-        while not self._stop.is_set():
+        while not self._leaving.told.is_set():
             envelope = self._port.wait_model(newest, _LOOK_UP_S)
             if envelope is None:
                 continue
@@ -116,7 +121,8 @@ class WorkerService:
                 Surroundings(
                     self.worker_id,
                     self._port,
-                    self._stop,
+                    self._leaving.told,
+                    self._leaving.submit,
                     self._say,
                     self._on_turn,
                     self._take_received,
@@ -125,12 +131,12 @@ class WorkerService:
                 )
             ).run()
         except Closed:
-            if not self._stop.is_set():
+            if not self._leaving.told.is_set():
                 self._error = Closed("the connection was closed")
         except BaseException as error:
             self._error = error
         finally:
-            self._stop.set()
+            self._leaving.stop()
 
     def _take_received(self) -> int:
         """Bytes of models received since somebody asked last."""

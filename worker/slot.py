@@ -62,6 +62,8 @@ class Surroundings:
     worker_id: str
     port: WorkerPort
     stop: threading.Event
+    #: As the port's, but raises Closed where a worker that was told to stop has waited enough.
+    submit: Callable[[Envelope], None]
     say: Callable[[str], None]
     #: Is told what a turn brought; None where it was for nobody any more, or was lost.
     on_turn: Callable[[Message | None], None]
@@ -222,7 +224,7 @@ class Slot:
 
     def _send(self, envelope: Envelope) -> None:
         self._worker.journal.sending(envelope)
-        self._port.submit(envelope)
+        self._worker.submit(envelope)
         self._worker.journal.confirmed(envelope)
 
     def _slot_s(self) -> float:

@@ -329,7 +329,10 @@ def test_a_run_that_ended_before_it_came_is_not_its_run(site: Path) -> None:
 class Unconfirmed(EmbeddedWorkerPort):
     """A port whose broker is away: nothing is confirmed until it is closed."""
 
+    asked = False
+
     def submit(self, envelope: Envelope) -> None:
+        self.asked = True
         with self._broker.changed:
             self._broker.changed.wait_for(lambda: self._closed)
         raise Closed
@@ -338,12 +341,12 @@ class Unconfirmed(EmbeddedWorkerPort):
 def test_a_site_told_to_stop_does_not_wait_for_a_broker_for_ever(
     site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.resident.LEAVE_S", 0.1)
+    monkeypatch.setattr("worker.leaving.LEAVE_S", 0.1)
     place = Scripted()
-    place.port = Unconfirmed(place.broker, "lab-3", 0)
+    place.port = port = Unconfirmed(place.broker, "lab-3", 0)
     place.start()
     place.publish(0)
-    while not place.service._submitting:
+    while not port.asked:
         place.thread.join(0.01)
     place.service.stop()
     place.thread.join(60)

@@ -242,6 +242,7 @@ class World:
             name,
             port,
             Flag(self.scheduler),
+            port.submit,
             self.note,
             lambda answer: None,
             lambda: 0,
