@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from schemas import (
     Event,
     GlobalModel,
     Message,
+    Plan,
     UserError,
 )
 from schemas.messages import order, resident_update_id
@@ -41,6 +43,9 @@ from worker.per_plan import PerPlan, make_trainer
 from worker.task import Task
 from worker.tasks import open_data, own
 from worker.turn import failed_update, make_update
+
+if TYPE_CHECKING:
+    from worker.trainer import Trainer
 
 _LOOK_UP_S = 0.5
 
@@ -58,12 +63,15 @@ class ResidentService:
         on_status: Callable[[str], None] = lambda text: None,
         on_model: Callable[[GlobalModel, int], None] = lambda model, size: None,
         on_turn: Callable[[Message | None], None] = lambda answer: None,
+        open_task: Callable[[Plan], Task] = open_data,
+        make_trainer: Callable[[Plan], Trainer] = make_trainer,
     ) -> None:
         """
         stay: wait for the next run when one is over, or does not admit us.
         journal: is told what is sent, before and after.
         on_model: is told of every model that arrives, and its size in bytes.
         on_turn: is told what was sent.
+        open_task: the plan's task, once the site's data have been read.
         """
         self._port = port
         self._client = client
@@ -73,7 +81,7 @@ class ResidentService:
         self._on_model = on_model
         self._on_turn = on_turn
         self._leaving = Leaving(port, on_status)
-        self._tasks = PerPlan(open_data)
+        self._tasks = PerPlan(open_task)
         self._trainers = PerPlan(make_trainer)
         self._contribution: Contribution | None = None
         #: The newest (version, attempt) of this run that needs no training any more.

@@ -1,4 +1,6 @@
-"""The production ledger and store, with points where a process can end and a disk can be full."""
+"""What is kept in files, with points where a process can end and a disk can be full: the production
+ledger and store, and what workers keep for clients.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -14,6 +17,8 @@ import aggregator.service
 from aggregator.archive import Archive, Place
 from aggregator.ledger import Ledger
 from aggregator.store import Store, cannot_write, make_folder
+from schemas import Tensors
+from worker.client_state import ClientStates
 
 if TYPE_CHECKING:
     from tests.chaos.model.world import World
@@ -73,3 +78,32 @@ def faulty_disk(world: World) -> Iterator[None]:
         patch.object(aggregator.service, "MAX_PREFETCH", world.setting.max_prefetch),
     ):
         yield
+
+
+class FaultyStates(ClientStates):
+    """A worker's states: in a folder that all have in common, or, without one, in its memory."""
+
+    def __init__(self, world: World, folder: Path | None) -> None:
+        super().__init__(folder, **({} if folder is None else {"memory_bytes": 0}))
+        self._world = world
+
+    def load(self, run_id: str, client: str, name: str) -> Tensors | None:
+        self._world.point("state.load")
+        state = super().load(run_id, client, name)
+        if state is None:
+            self._world.watch.state_missed(client, name)
+        return state
+
+    def save(self, *arguments: Any) -> None:
+        self._world.point("state.save")
+        super().save(*arguments)
+        self._world.point("state.saved")
+
+    def _write(self, key: tuple[str, str], stem: str, state: Tensors) -> None:
+        assert self._root is not None, "what is in memory here is far below the bound"
+        half = self._root.joinpath(*key, f"{stem}.half.tmp")
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.write_bytes(b"half")
+        self._world.point("state.torn", switch=False)
+        half.unlink()
+        super()._write(key, stem, state)

@@ -135,6 +135,8 @@ class FaultyAggregatorPort:
 class FaultyWorkerPort:
     """``WorkerPort``."""
 
+    user: str | None = None
+
     def __init__(self, world: World, worker_id: str, slots: int) -> None:
         self.inner: EmbeddedWorkerPort = world.broker.worker(worker_id, slots)
         self._world = world

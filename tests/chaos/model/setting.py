@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from schemas import Experiment
+from schemas.steps import remembers
+
+#: What is done to an update before it leaves; of the first kind clients remember something.
+_WITH_MEMORY = (
+    ({"kind": "top_k", "share": 0.4},),
+    ({"kind": "random_k", "share": 0.4},),
+    ({"kind": "clip", "norm": 0.3}, {"kind": "top_k", "share": 0.7}, {"kind": "quantise"}),
+)
+_WITHOUT = (
+    None,
+    None,
+    ({"kind": "quantise", "bits": 8},),
+    (
+        {"kind": "top_k", "share": 0.4, "error_feedback": False},
+        {"kind": "cast", "dtype": "float16"},
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -25,17 +42,29 @@ class Setting:
     as_bytes: bool
     #: Somebody starts the run again where it was aborted, or failed.
     resumes: bool
+    #: Version 0 is given to the aggregator.
+    initial: bool
+    #: Where clients keep state: workers have a folder in common, or each its own memory.
+    states: Literal["none", "shared", "own"]
+    #: Sites wait for the next run when one is over.
+    sites_stay: bool
 
 
 def draw(seed: int) -> Setting:
     """A small run of any kind."""
     random = Random(f"setting {seed}")
     pick = random.choice
-    clients = random.randint(1, 6)
-    mode = random.choices(("concurrent", "cohort", "deterministic"), (3, 2, 1))[0]
+    kind = random.choices(("pooled", "beside", "sites", "stateful"), (6, 2, 1, 2))[0]
+    sites = random.randint(1, 3) if kind in ("beside", "sites") else 0
+    clients = 0 if kind == "sites" else random.randint(1, 6)
+    modes = ("concurrent", "cohort", "deterministic")
+    mode = "concurrent" if sites else random.choices(modes, (3, 2, 1))[0]
     participation: dict[str, Any] = {"assignment_deadline_s": pick((3.0, 10.0, 100.0))}
+    strategies = ("fedbuff", "fedbuff", "fedavg", "fedasync", "fedadam", "median")
+    if kind == "stateful":
+        strategies = ("fedbuff", "fedavg", "fedadam", "median", "scaffold", "scaffold")
     aggregation: dict[str, Any] = {
-        "strategy": pick(("fedbuff", "fedbuff", "fedavg", "fedasync", "fedadam", "median")),
+        "strategy": pick(strategies),
         "deadline_s": pick((1.0, 3.0, 10.0)),
         "hold_s": pick((0.3, 2.0, 60.0)),
         "keep_versions": pick((1, 3)),
@@ -44,8 +73,13 @@ def draw(seed: int) -> Setting:
         "keep_updates": pick((False, False, False, True)),
     }
     if mode == "concurrent":
-        in_flight = random.randint(1, clients)
-        participation["concurrency"] = in_flight
+        in_flight = sites
+        if clients:
+            participation["concurrency"] = random.randint(1, clients)
+            in_flight += participation["concurrency"]
+        if sites:
+            names = [f"site-{number}" for number in range(sites)]
+            participation |= {"residents": names, "identity": "none"}
         aggregation["max_staleness"] = pick((None, None, 0, 1, 3))
     else:
         participation |= {"mode": "cohort", "sampling_rate": pick((1.0, 1.0, 0.5))}
@@ -68,23 +102,35 @@ def draw(seed: int) -> Setting:
         aggregation["server_optimizer"] = pick((None, None, "momentum", "adam"))
     if mode != "deterministic":
         aggregation["on_deadline"] = pick(("step", "step", "step", "extend", "abort"))
-    tables = {
+    tables: dict[str, Any] = {
         "experiment": {"versions": random.randint(3, 5), "seed": random.randrange(1000)},
         "task": {"clients": clients},
+        "training": {"optimizer": "sgd"},
         "participation": participation,
         "aggregation": aggregation,
         "evaluation": {"every_updates": pick((0, 0, 3))},
     }
     if random.random() < 0.1:
         tables["experiment"]["target_accuracy"] = 0.5
+    scaffold = aggregation["strategy"] == "scaffold"
+    if kind == "stateful" and not (scaffold and pick((True, False))):
+        tables["update"] = pick(_WITH_MEMORY)
+    elif aggregation["strategy"] != "fedasync":
+        tables["update"] = pick(_WITHOUT)
+    experiment = Experiment.model_validate(tables)
+    keeps_state = scaffold or remembers(experiment.update or ())
     aggregators = pick((1, 1, 2))
+    slots = tuple(random.randint(1, 2) for _ in range(random.randint(1, 3)))
     return Setting(
-        Experiment.model_validate(tables),
+        experiment,
         aggregators=aggregators,
-        workers=tuple(random.randint(1, 2) for _ in range(random.randint(1, 3))),
+        workers=slots if clients else (),
         max_prefetch=pick((2, 3, 4, 64)),
         failing=pick((0, 0, 0, 7)),
         train_s=pick((0.2, 1.0, 4.0, 8.0)),
         as_bytes=pick((False, False, True)),
         resumes=aggregators == 1 and pick((False, True)),
+        initial=pick((False, True)) if sites else False,
+        states=pick(("shared", "shared", "own")) if keeps_state else "none",
+        sites_stay=pick((False, True)),
     )

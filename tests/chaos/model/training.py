@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from schemas import Tensors
+from schemas import Tensors, group
+from schemas.tensors import model_groups, named
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,14 @@ class Trained:
     metrics: dict[str, float] = field(default_factory=lambda: {"loss": 1.0})
     extra: Tensors = field(default_factory=dict)
     state: Tensors = field(default_factory=dict)
+
+
+def initial_weights() -> Tensors:
+    """Version 0."""
+    return {
+        "trainable/0": np.array([0.1, -0.2, 0.3], np.float32),
+        "non_trainable/0": np.array([0.0, 1.0], np.float32),
+    }
 
 
 class TinyTrainer:
@@ -36,31 +46,39 @@ class TinyTrainer:
     def initial(self) -> Tensors:
         """The weights of version 0."""
         self._sleep()
-        return {
-            "trainable/0": np.array([0.1, -0.2, 0.3], np.float32),
-            "non_trainable/0": np.array([0.0, 1.0], np.float32),
-        }
+        return initial_weights()
 
     def train(
         self,
         base: Tensors,
         client: str,
-        turn: int,
+        turn: int | str,
         epochs: int | None = None,
         state: Tensors | None = None,
     ) -> Trained:
-        """Numbers whose sums are inexact: another order of folding gives other bytes in float32."""
+        """Numbers whose sums are inexact: another order of folding gives other bytes in float32.
+
+        Where the model brings a control variate, the client renews its own, as SCAFFOLD's does.
+        """
         self._sleep()
-        drawn = (int(client) * 7919 + turn * 104_729) % 9973
+        drawn = zlib.crc32(f"{client}:{turn}".encode()) % 9973
         if self._failing and drawn % self._failing == 0:
             raise RuntimeError("this training fails")
         pull = np.float32(drawn / 9973)
+        c = group("control", base)
+        own = c if state is None else group("control", state) or [np.zeros_like(a) for a in c]
+        following = [a * np.float32(0.5) + pull for a in own]
         return Trained(
-            {name: a * np.float32(0.7) + pull * np.float32(0.3) for name, a in base.items()},
+            {
+                name: a * np.float32(0.7) + pull * np.float32(0.3)
+                for name, a in model_groups(base).items()
+            },
             examples=1 + drawn % 50,
+            extra=named("control", [a - b for a, b in zip(following, own, strict=True)]),
+            state=named("control", following),
         )
 
-    def evaluate(self, tensors: Tensors) -> tuple[dict[str, float], int]:
+    def evaluate(self, tensors: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:
         """An accuracy that training raises."""
         self._sleep()
         return {"accuracy": float(np.clip(tensors["trainable/0"].mean(), 0, 1))}, 10

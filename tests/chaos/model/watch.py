@@ -11,9 +11,13 @@ import sqlite3
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from aggregator.admission import restored
 from aggregator.ledger import Ledger
 from aggregator.selection import client_order
-from aggregator.strategies import make_strategy, model_of
+from aggregator.strategies import State, make_strategy, model_of
+from aggregator.strategies.base import asks_of, update_spec
 from aggregator.verify import replay, verify
 from broker import Delivery, Envelope
 from schemas import (
@@ -22,8 +26,14 @@ from schemas import (
     ClientUpdate,
     Evaluation,
     GlobalModel,
+    Plan,
+    group,
     tensors_sha256,
 )
+from schemas.messages import state_name
+from schemas.tensors import model_groups
+from tests.chaos.model.training import initial_weights
+from worker.client_state import ClientStates
 from worker.turn import verdict
 
 if TYPE_CHECKING:
@@ -39,7 +49,14 @@ class Watch:
         self.versions: list[str] = []
         #: Turns that were lost to a deadline, or failed.
         self.turns_lost = 0
+        #: Each client with state: what its last update that counts has left it with.
+        self.heads: dict[str, str] = {}
         self._world = world
+        self._strategy = make_strategy(world.setting.experiment)
+        asks = asks_of(self._strategy)
+        plan = Plan.of(world.setting.experiment, self._strategy.sends, asks)
+        self._keeps_state = plan.keeps_state
+        self._sent: dict[tuple[str, int, float], ClientUpdate] = {}
         self._reader: sqlite3.Connection | None = None
 
     def violated(self, text: str) -> None:
@@ -73,8 +90,10 @@ class Watch:
         """A version is about to be seen: it has to be durable, and count what it was made of."""
         model = envelope.message()
         assert isinstance(model, GlobalModel)
+        if model.asks_for_weights:
+            return
         row = self._row("SELECT weights_sha256 FROM versions WHERE version = ?", model.version)
-        if row is None or row[0] != tensors_sha256(model.tensors):
+        if row is None or row[0] != tensors_sha256(model_groups(model.tensors)):
             self.violated(f"version {model.version} is published and not durable")
         counted = self._row(
             "SELECT COUNT(*) FROM updates WHERE disposition = 'counted'"
@@ -97,6 +116,11 @@ class Watch:
         assert model is None or isinstance(model, GlobalModel)
         if turn.assignment_id not in answered and verdict(turn, model) != "drop":
             self.violated(f"turn {turn.assignment_id} is acked before its answer is confirmed")
+
+    def state_missed(self, client: str, name: str) -> None:
+        """A client's state is not where its worker looks: it starts anew."""
+        if self._world.setting.states == "shared":
+            self.violated(f"what client {client} goes on from ({name}) is not in the folder")
 
     def _recorded(self, envelope: Envelope) -> bool:
         if envelope.content == b"":  # held, and only its name is left
@@ -140,8 +164,11 @@ class Watch:
             ]
             for text in verify(ledger):
                 self.violated(text)
-            for text in (*self._ending(ledger), *self._accounting(ledger), *self._replay(ledger)):
-                self.violated(text)
+            self._sent = self._all_sent()
+            checks = (self._ending, self._accounting, self._sites, self._chains, self._replay)
+            for check in checks:
+                for text in check(ledger):
+                    self.violated(text)
             if self._world.setting.experiment.aggregation.keep_updates:
                 problem = replay(ledger).problem
                 if problem is not None:
@@ -172,7 +199,7 @@ class Watch:
         for body, envelope in {sent.body: sent for sent in self._world.messages}.items():
             message = envelope.message()
             reason = rejected.get(hashlib.sha256(body).hexdigest())
-            if reason not in (None, "late", "too_stale"):
+            if reason is not None and not self._may_be(reason, message):
                 yield f"{message.message_id} is rejected ({reason}), and nothing is wrong with it"
             somewhere = body in waiting or body in dead or reason is not None
             if not somewhere and not self._recorded(envelope):
@@ -185,27 +212,73 @@ class Watch:
         for update_id, *_ in known:
             yield f"{update_id} is in the ledger, and nobody sent it like that"
 
+    def _may_be(self, reason: str, message: object) -> bool:
+        """Whether a message with which nothing is wrong can come to be rejected for this."""
+        if not isinstance(message, ClientUpdate):
+            return False
+        if reason == "superseded":
+            return self._keeps_state
+        if reason == "repeated":
+            same = "updates WHERE client = ? AND base_version >= ?"
+            return message.client in self._world.setting.experiment.residents and self._has(
+                same, message.client, message.base_version
+            )
+        return reason in ("late", "too_stale")
+
+    def _sites(self, ledger: Ledger) -> Iterator[str]:
+        """A resident counts once for a version, and its versions only grow."""
+        counted: dict[str, int] = {}
+        for client, base in ledger.query(
+            "SELECT client, base_version FROM updates WHERE version > 0 ORDER BY version, position"
+        ):
+            if client.isdecimal():
+                continue
+            if base <= counted.get(client, -1):
+                yield f"{client} counts for version {base} after {counted[client]}"
+            counted[client] = base
+
+    def _chains(self, ledger: Ledger) -> Iterator[str]:
+        """Each update of a client with state goes on from what the one before it has left."""
+        if not self._keeps_state:
+            return
+        for update_id, base, slot_s in ledger.query(
+            "SELECT update_id, base_version, slot_s FROM updates WHERE version > 0"
+            " ORDER BY version, position"
+        ):
+            update = self._sent.get((update_id, base, slot_s))
+            if update is None:
+                continue  # the replay says so
+            before = self.heads.get(update.client, "")
+            if update.after != before:
+                yield f"{update_id} goes on from {update.after!r}, and not from {before!r}"
+            self.heads[update.client] = state_name(before, update.turn, base)
+
+    def _all_sent(self) -> dict[tuple[str, int, float], ClientUpdate]:
+        messages = (envelope.message() for envelope in self._world.messages)
+        return {
+            (message.update_id, message.base_version, message.slot_s): message
+            for message in messages
+            if isinstance(message, ClientUpdate)
+        }
+
     def _in_broker(self) -> tuple[set[bytes], set[bytes]]:
         waiting = {entry.envelope.body for entry in self._world.in_updates()}
         return waiting, {envelope.body for envelope in self._world.broker.rejected()}
 
     def _replay(self, ledger: Ledger) -> Iterator[str]:
         """Every version from the one before and its updates, byte for byte."""
-        sent: dict[tuple[str, int, float], ClientUpdate] = {}
-        for envelope in self._world.messages:
-            message = envelope.message()
-            if isinstance(message, ClientUpdate):
-                sent[message.update_id, message.base_version, message.slot_s] = message
-        strategy = make_strategy(self._world.setting.experiment)
-        in_client_order = self._world.setting.experiment.aggregation.deterministic
-        state = None
+        strategy, experiment = self._strategy, self._world.setting.experiment
+        in_client_order = experiment.aggregation.deterministic
+        state: State | None = None
+        if self._world.setting.initial:
+            state = strategy.init(initial_weights())
         for version, sha in enumerate(self.versions):
             rows = ledger.query(
                 "SELECT update_id, base_version, slot_s, staleness FROM updates"
                 " WHERE version = ? ORDER BY position",
                 version,
             )
-            updates = [(sent.get((u, base, slot_s)), tau) for u, base, slot_s, tau in rows]
+            updates = [(self._sent.get((u, base, slot_s)), tau) for u, base, slot_s, tau in rows]
             if any(update is None for update, _ in updates):
                 yield f"version {version} counts what nobody sent"
                 return
@@ -216,7 +289,12 @@ class Watch:
                 if state is None:
                     state = strategy.init({k: a.copy() for k, a in update.tensors.items()})
                 else:
-                    state = strategy.accept(state, update, staleness)
+                    expected = update_spec(strategy, model_of(state))
+                    whole, reason = restored(update, experiment.update or (), expected)
+                    if reason is not None:
+                        yield f"version {version} counts what cannot be restored: {reason}"
+                        return
+                    state = strategy.accept(state, whole, staleness)
             if state is None or (version and not rows):
                 yield f"version {version} is made of nothing"
                 return
@@ -225,3 +303,18 @@ class Watch:
             if tensors_sha256(model_of(state)) != sha:
                 yield f"version {version} is not what its {len(rows)} updates make"
                 return
+        if state is not None and self._world.setting.states == "shared":
+            yield from self._control_variates(state)
+
+    def _control_variates(self, state: State) -> Iterator[str]:
+        """SCAFFOLD's c is the mean of what its clients hold, who all find theirs."""
+        states = ClientStates(self._world.states)
+        held = {client: states.load("run", client, name) for client, name in self.heads.items()}
+        for client, kept in held.items():
+            if kept is None:
+                yield f"what client {client} goes on from ({self.heads[client]}) is gone"
+        clients = self._world.setting.experiment.task.clients
+        for i, c in enumerate(group("server/control", state)):
+            theirs = [kept[f"control/{i}"] for kept in held.values() if kept is not None]
+            if not np.allclose(c, np.sum(theirs, axis=0) / clients, atol=1e-5):
+                yield f"the server's control variate {c} is not the mean of its clients' {theirs}"

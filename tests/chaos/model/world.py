@@ -1,10 +1,11 @@
 """One schedule: the production services on one broker, and everything that can go wrong.
 
-Real are the aggregator's service, coordinator, ledger and store, the workers' slots, the evaluator
-and the embedded broker. Replaced are the trainer (``training``), the clock and the scheduler.
+Real are the aggregator's service, coordinator, ledger and store, the workers' slots and what they
+keep for clients, resident clients, the evaluator and the embedded broker. Replaced are the trainer
+(``training``), the clock and the scheduler.
 
-Aggregators and workers are processes: a fault ends one, and it is started again, as a person or a
-supervisor would. When the faults are used up the world goes on until the run is over.
+Aggregators, workers and sites are processes: a fault ends one, and it is started again, as a person
+or a supervisor would. When the faults are used up the world goes on until the run is over.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from broker.embedded import EmbeddedAggregatorPort, EmbeddedBroker, EmbeddedWork
 from broker.topology import DELIVERY_LIMIT
 from schemas import Plan, UserError
 from tests.chaos.model import faults, setting
-from tests.chaos.model.disk import faulty_disk
+from tests.chaos.model.disk import FaultyStates, faulty_disk
 from tests.chaos.model.faults import KINDS, Fault
 from tests.chaos.model.ports import FaultyAggregatorPort, FaultyWorkerPort
 from tests.chaos.model.scheduler import Crash, Scheduler, Task, current
-from tests.chaos.model.training import TinyTrainer
+from tests.chaos.model.training import TinyTrainer, initial_weights
 from tests.chaos.model.watch import Watch
-from worker.client_state import ClientStates
 from worker.evaluator import EvaluatorService
 from worker.journal import Journal
+from worker.resident import ResidentService
 from worker.slot import Slot, Surroundings
+from worker.tasks import load_task
 
 #: A run without faults takes a few hundred steps of the scheduler.
 MOST_STEPS = 30_000
@@ -110,6 +112,8 @@ class World:
         self._resumes = self.setting.resumes
         base = TMPFS if TMPFS.is_dir() else None
         self.folder = Path(tempfile.mkdtemp(prefix="fluffle-model-", dir=base))
+        #: Where workers that have a folder in common keep what clients remember.
+        self.states = self.folder / "states"
         self.watch = Watch(self)
 
     # ---- the whole
@@ -130,7 +134,9 @@ class World:
             self._start_aggregator(f"aggregator-{number}")
         for number, slots in enumerate(self.setting.workers):
             self._start_worker(f"w{number}", slots)
-        if self.setting.experiment.evaluation.every_updates:
+        for name in self.setting.experiment.residents:
+            self._start_site(name)
+        if self.setting.experiment.evaluation.every_updates or not self.setting.workers:
             self._start_evaluator()
         try:
             while self._goes_on() and not self.watch.violations:
@@ -154,8 +160,11 @@ class World:
 
     @property
     def comparable(self) -> bool:
-        """Whether this run has to give the undisturbed run's bytes: no turn was replaced."""
-        return self.setting.experiment.aggregation.deterministic and not self.watch.turns_lost
+        """Whether this run has to give the undisturbed run's bytes: no turn was replaced, and who
+        trained a client did not matter.
+        """
+        deterministic = self.setting.experiment.aggregation.deterministic
+        return deterministic and self.setting.states != "own" and not self.watch.turns_lost
 
     def note(self, text: str) -> None:
         """Into the history."""
@@ -195,6 +204,7 @@ class World:
             port,
             self.folder,
             run_id="run",
+            initial=initial_weights() if self.setting.initial else None,
             clock_name="virtual",
             clock=lambda: self._clock(process),
             on_status=self.note,
@@ -247,7 +257,7 @@ class World:
             lambda answer: None,
             lambda: 0,
             Journal(),
-            ClientStates(),
+            FaultyStates(self, self.states if self.setting.states == "shared" else None),
         )
         self._start(process, [lambda: self._work(shared)] * slots)
 
@@ -258,6 +268,33 @@ class World:
             pass
         except Exception as error:
             self.watch.violated(f"a worker died of {type(error).__name__}: {error}")
+
+    def _start_site(self, name: str) -> None:
+        process = Process(name, "worker")
+        process.restart = lambda: self._start_site(name)
+        port = FaultyWorkerPort(self, name, 0)
+        process.port = port
+        service = ResidentService(
+            port,
+            name,
+            stay=self.setting.sites_stay,
+            on_status=self.note,
+            open_task=load_task,
+            make_trainer=self._make_trainer,
+        )
+        self._start(process, [lambda: self._reside(service, process)])
+
+    def _reside(self, service: ResidentService, process: Process) -> None:
+        """As ``fluffle worker --client-id`` does."""
+        try:
+            service.run()
+        except UserError as error:
+            self.note(f"ends: {error}")
+        except Exception as error:
+            self.watch.violated(f"a site died of {type(error).__name__}: {error}")
+        assert process.port is not None
+        process.port.close()
+        self._ended(process)
 
     def _start_evaluator(self) -> None:
         process = Process("evaluator", "worker")
