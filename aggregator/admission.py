@@ -30,7 +30,7 @@ REASONS: Mapping[str, str] = {
 }
 
 #: Reasons that depend on when a message came. A recorded one stands, whatever the run does later.
-OF_THEIR_TIME = ("late", "too_stale", "superseded")
+OF_THEIR_TIME = ("late", "too_stale", "superseded", "repeated")
 
 #: Finite values that a million updates could still add up to infinity in float32.
 LIMIT = 1e30
@@ -128,4 +128,5 @@ def finite(tensors: Tensors) -> bool:
 
 def _bounded(array: Array) -> bool:
     # Comparisons with NaN are false, and min and max need no temporary of the array's size.
-    return array.size == 0 or bool(array.min() > -LIMIT and array.max() < LIMIT)
+    # As Python's numbers: LIMIT itself is more than a float16 can be.
+    return array.size == 0 or (float(array.min()) > -LIMIT and float(array.max()) < LIMIT)

@@ -10,7 +10,8 @@ Phases and what moves them::
     start, weights    ──> RUNNING      (publish the current version, issue turns)
     RUNNING ──quorum, or the deadline with min_updates──> RUNNING, version + 1
     RUNNING ──deadline otherwise──> RUNNING (extend, republish; with attempt + 1 if nothing at all
-                                    has come) or FINISHING (on_deadline = abort)
+                                    has come, a resident has failed, or waiting does not help) or
+                                    FINISHING (on_deadline = abort)
     RUNNING ──enough versions, accuracy, patience or minutes; nothing but failures──> FINISHING
     FINISHING ──final version evaluated, or FINAL_WAIT_S over──> DONE
 
@@ -79,6 +80,9 @@ from schemas.messages import INITIALISE, FromWorker, assignment_id
 
 #: How long a finished run waits for the evaluation of its last version.
 FINAL_WAIT_S = 60.0
+#: After so many deadlines residents are asked again even if some have answered: what is missing may
+#: have been lost for good, as what was dead-lettered is.
+ASK_AGAIN = 8
 #: Give up after this many trainings have failed in a row: as many as are in flight, within bounds.
 LEAST_FAILURES, MOST_FAILURES = 3, 30
 
@@ -116,6 +120,7 @@ class Coordinator:
         self._failing_since = 0
         self._attempt = 0
         self._extensions = 0
+        self._resident_failed = False
         self._started_at = 0.0
         self._deadline = float("inf")
         self._held_since: float | None = None
@@ -274,6 +279,8 @@ class Coordinator:
             yield Reject(failure.update_id, reason)
             return
         yield RecordFailure(failure)
+        if not failure.client.isdecimal() and failure.base_version == self.version:
+            self._resident_failed = True
         if failure.update_id not in self.turns.open:
             return
         self.turns.close(failure.update_id)
@@ -320,6 +327,7 @@ class Coordinator:
         self.version += 1
         self.updates += self.buffer.last_size
         self._attempt = self._extensions = 0
+        self._resident_failed = False
         self._held_since = None
         self.turns.start_version()
         yield MakeVersion(self.version, self.buffer.state, closed_by, folds, self.turns.resume_from)
@@ -347,8 +355,10 @@ class Coordinator:
             self._extensions += 1
             # Again at extensions 1, 2, 4, 8, …: a mailbox may have lost it, but need not drown.
             if self._extensions & (self._extensions - 1) == 0:
-                # Residents whose updates are in the buffer must not train for it once more.
-                self._attempt += self.buffer.size == 0
+                # Who is in the buffer would train for it once more, in vain: only if need be.
+                missing = self._resident_failed or self._extensions >= ASK_AGAIN
+                self._attempt += self.buffer.size == 0 or missing
+                self._resident_failed = False
                 yield from self._publish()
 
     def _publish(self, final: bool = False) -> Iterator[Effect]:

@@ -68,7 +68,7 @@ MAX_PREFETCH_BYTES = 256 * 1024**2
 #: No update is longer than this many models (SCAFFOLD sends two), and a head and a table.
 MOST_MODELS, HEAD_BYTES = 4, 4 * 1024**2
 #: Reasons that tell of nothing wrong: somebody was slow.
-ORDINARY = ("late", "too_stale")
+ORDINARY = ("late", "too_stale", "repeated")
 #: A message that came back this often may be what kills us: take what follows one by one.
 SUSPICIOUS = 3
 #: How often the loop looks up from waiting for messages.

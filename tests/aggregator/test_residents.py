@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregator.coordinator import ASK_AGAIN
 from aggregator.effects import (
     Assign,
     Duplicate,
@@ -125,6 +126,31 @@ def test_who_is_in_the_buffer_is_not_asked_to_train_for_it_again() -> None:
     model = only(Publish, sites.wait(10)).model
     # Then whoever lost the model gets it, and for who has it nothing is new
     assert (model.version, model.attempt) == (0, 0)
+
+
+def test_a_site_whose_training_failed_is_asked_again_though_others_have_answered() -> None:
+    # Given a version that waits for all three, of whom one could not train
+    sites = Sites(aggregation={"quorum": 3, "deadline_s": 10, "on_deadline": "extend"})
+    sites.send("clinic-2")
+    sites.send("lab-3")
+    fields = {"run": RUN, "turn": 1, "base_version": 0, "worker": "w", "reason": "MemoryError"}
+    sites.give(ClientFailed(update_id="run:hospital-7:v0.0", client="hospital-7", **fields))
+    # When deadlines pass, then the model comes with another attempt, once
+    assert [only(Publish, sites.wait(10)).model.attempt for _ in range(2)] == [1, 1]
+    # And the one who failed closes the version, which the others cannot
+    assert only(Reject, sites.send("lab-3", attempt=1)).reason == "repeated"
+    assert only(MakeVersion, sites.send("hospital-7", attempt=1)).version == 1
+
+
+def test_whose_update_is_lost_for_good_is_asked_again_after_some_deadlines() -> None:
+    # Given that an update of two was dead-lettered: nothing says so
+    sites = Sites(aggregation={"quorum": 2, "deadline_s": 10, "min_updates": 2})
+    sites.send("clinic-2")
+    # When deadlines pass, then the site is asked again, more and more seldom
+    effects = [effect for _ in range(4 * ASK_AGAIN) for effect in sites.wait(10)]
+    attempts = [effect.model.attempt for effect in effects if isinstance(effect, Publish)]
+    assert attempts == [0, 0, 0, 1, 2, 3]
+    assert only(MakeVersion, sites.send("lab-3", attempt=3)).version == 1
 
 
 def test_a_site_cannot_fill_a_buffer_alone_by_claiming_attempts() -> None:
@@ -397,6 +423,57 @@ def test_an_aggregator_that_dies_again_and_again_counts_each_site_once_a_version
     while (delivery := port.receive(0.01)) is not None:
         queued.add(delivery.envelope.message_id)
     assert {one for site in sites for one in site.sent} == known | rejected | queued
+
+
+def test_what_was_rejected_as_repeated_is_not_counted_when_it_comes_back_first(
+    tmp_path: Path,
+) -> None:
+    # Given a leader that has one update of a site in hand, and has rejected its second as repeated
+    broker = EmbeddedBroker()
+    tables = Experiment.model_validate(
+        {
+            "task": {"clients": 0},
+            "participation": {"residents": list(SITES), "identity": "none"},
+            "aggregation": {"quorum": 3, "deadline_s": 1000.0},
+        }
+    )
+
+    def led() -> tuple[AggregatorService, Any]:
+        port = broker.aggregator()
+        assert port.lead(1.0)
+        initial = {"trainable/0": np.zeros(4, np.float32)}
+        leader = AggregatorService(tables, port, tmp_path, run_id="run", initial=initial)
+        leader.begin()
+        return leader, port
+
+    leader, port = led()
+    site = broker.worker("lab-3", 0)
+    newest = site.newest_model()
+    assert newest is not None
+    model = newest.message()
+    assert isinstance(model, GlobalModel)
+    first = resident_update("lab-3", model)
+    second = resident_update("lab-3", model.model_copy(update={"attempt": 1}))
+    for update in (first, second):
+        site.submit(Envelope.of(update))
+        assert leader.pump(0.0)
+    # When it is killed before either is acked, and they come to the next one in another order
+    leader.close()
+    port.close()
+    site.submit(Envelope.of(second))
+    broker.updates._ready.rotate(1)
+    leader, port = led()
+    while leader.pump(0.0):
+        pass
+    leader.pause()
+    leader.close()
+    # Then each has one disposition
+    ledger = Ledger(tmp_path)
+    assert ledger.query("SELECT update_id FROM updates") == [(first.update_id,)]
+    assert ledger.query("SELECT message_id, reason FROM rejections") == [
+        (second.update_id, "repeated")
+    ]
+    assert verify(ledger) == []
 
 
 def close_when(port: Any, sites: list[Scripted], sent: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 
-from aggregator.admission import restored
+from aggregator.admission import finite, restored
 from schemas import ClientUpdate, Experiment, Run, Tensors, transforms
 from schemas.tensors import spec
 from schemas.transforms import Draws
@@ -31,6 +32,14 @@ def reason_for(experiment: Experiment, tensors: Tensors) -> str | None:
     whole, reason = restored(update, experiment.update or (), spec(DELTA))
     assert reason is not None or spec(whole.tensors) == spec(DELTA)
     return reason
+
+
+def test_numbers_of_16_bits_are_looked_at_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert finite({"trainable/0": np.array([-65504, 65504], np.float16)})
+        for bad in (np.inf, -np.inf, np.nan):
+            assert not finite({"trainable/0": np.array([0, bad], np.float16)})
 
 
 def test_what_a_client_of_ours_sends_is_taken() -> None:

@@ -54,7 +54,7 @@ def draw(seed: int) -> Setting:
     """A small run of any kind."""
     random = Random(f"setting {seed}")
     pick = random.choice
-    kind = random.choices(("pooled", "beside", "sites", "stateful"), (6, 2, 1, 2))[0]
+    kind = random.choices(("pooled", "beside", "sites", "stateful"), (5, 2, 2, 2))[0]
     sites = random.randint(1, 3) if kind in ("beside", "sites") else 0
     clients = 0 if kind == "sites" else random.randint(1, 6)
     modes = ("concurrent", "cohort", "deterministic")
@@ -96,7 +96,7 @@ def draw(seed: int) -> Setting:
     elif aggregation["strategy"] == "fedasync":
         aggregation["quorum"] = 1
     else:
-        quorum = random.randint(1, in_flight)
+        quorum = random.randint(max(1, sites), in_flight)
         aggregation |= {"quorum": quorum, "min_updates": random.randint(1, quorum)}
     if aggregation["strategy"] == "fedbuff":
         aggregation["server_optimizer"] = pick((None, None, "momentum", "adam"))

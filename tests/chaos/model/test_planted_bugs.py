@@ -1,20 +1,25 @@
-"""A checker that finds nothing proves nothing: five bugs, planted one by one, are all found."""
+"""A checker that finds nothing proves nothing: eight bugs, planted one by one, are all found."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 
+from aggregator.coordinator import Coordinator
 from aggregator.effects import MakeVersion, SaveBuffer
 from aggregator.ledger import Ledger
 from aggregator.service import AggregatorService
+from aggregator.turns import Turns
 from broker import Envelope
 from schemas import Assignment, ClientUpdate
+from schemas.messages import state_name
 from tests.chaos.model.explore import broken, explore
 from tests.chaos.model.faults import draw
 from tests.chaos.model.minimise import minimise
+from worker.client_state import ClientStates
 from worker.slot import Slot
 
 #: Each bug is found within so many schedules.
@@ -79,12 +84,58 @@ def lets_a_stale_leader_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "_begun", lambda self: self.epoch)
 
 
+def counts_a_resident_as_often_as_it_sends(patch: pytest.MonkeyPatch) -> None:
+    """Nobody asks which of a resident's versions count already."""
+    on_client_update = Coordinator._on_client_update
+
+    def planted(self: Coordinator, *arguments: Any) -> Any:
+        self._residents.clear()
+        return on_client_update(self, *arguments)
+
+    patch.setattr(Coordinator, "_on_client_update", planted)
+
+
+def names_the_state_that_was_asked_for_last(patch: pytest.MonkeyPatch) -> None:
+    """A client goes on from what its newest turn will leave it with, folded or not."""
+    open_turn = Turns._open
+
+    def planted(self: Turns, client: str, version: int, now: float) -> Assignment:
+        turn = open_turn(self, client, version, now)
+        if self._states is not None:
+            self._states[client] = state_name(turn.after or "", turn.turn, version)
+        return turn
+
+    patch.setattr(Turns, "_open", planted)
+    patch.setattr(Turns, "superseded", lambda self, update: False)
+
+
+def sends_an_update_before_its_state_is_kept(patch: pytest.MonkeyPatch) -> None:
+    """A worker that ends in between has lost what its client goes on from."""
+    save, send = ClientStates.save, Slot._send
+    late: WeakKeyDictionary[ClientStates, list[Any]] = WeakKeyDictionary()
+
+    def planted_save(self: ClientStates, *arguments: Any) -> None:
+        late.setdefault(self, []).append(arguments)
+
+    def planted_send(self: Slot, envelope: Envelope) -> None:
+        send(self, envelope)
+        states = self._worker.states
+        for arguments in late.pop(states, []):
+            save(states, *arguments)
+
+    patch.setattr(ClientStates, "save", planted_save)
+    patch.setattr(Slot, "_send", planted_send)
+
+
 BUGS: Sequence[Plant] = (
     acks_before_the_commit,
     dedupes_outside_the_transaction,
     acks_turns_before_the_confirm,
     acks_what_the_open_buffer_holds,
     lets_a_stale_leader_commit,
+    counts_a_resident_as_often_as_it_sends,
+    names_the_state_that_was_asked_for_last,
+    sends_an_update_before_its_state_is_kept,
 )
 
 

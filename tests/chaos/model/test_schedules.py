@@ -35,6 +35,7 @@ def test_processes_crash_between_any_two_effects_and_inside_the_ledger(findings:
         *("aggregator: ledger.begin", "aggregator: ledger.commit", "aggregator: ledger.committed"),
         *("aggregator: store.", "aggregator: ack", "aggregator: assign", "aggregator: publish"),
         *("worker: submit", "worker: confirmed", "worker: ack"),
+        *("worker: state.torn", "worker: state.saved"),
     )
     for point in wanted:
         assert any(crash.startswith(point) for crash in findings.crashes), findings.crashes
