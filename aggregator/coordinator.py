@@ -118,7 +118,7 @@ class Coordinator:
         self._elapsed_s = checkpoint.elapsed_s
         self._failures = 0
         self._failing_since = 0
-        self._attempt = 0
+        self._attempt = checkpoint.attempt
         self._extensions = 0
         self._resident_failed = False
         self._started_at = 0.0

@@ -158,6 +158,8 @@ class Checkpoint:
     states: dict[str, str] = field(default_factory=dict)
     #: Of each resident client, the newest version that a folded update of its was trained from.
     residents: dict[str, int] = field(default_factory=dict)
+    #: The attempt to ask residents for: above those at this version that were used up for nothing.
+    attempt: int = 0
     #: Seconds that the run has taken before this start.
     elapsed_s: float = 0.0
     #: Versions that have been evaluated, in order, with their metrics.

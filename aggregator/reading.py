@@ -16,6 +16,8 @@ from schemas import ClientUpdate, UserError, decode
 from schemas.messages import state_name
 
 LEDGER = "ledger.sqlite"
+#: No aggregator asks so often.
+_MOST_ATTEMPTS = 2**31
 
 
 def standing(folder: Path) -> tuple[str, str] | None:
@@ -155,8 +157,15 @@ class LedgerReader:
         checkpoint.residents = dict(
             self._db.execute(
                 "SELECT client, MAX(base_version) FROM updates"
-                " WHERE client GLOB '*[^0-9]*' GROUP BY client"
+                " WHERE client GLOB '*[^0-9]*' AND disposition != 'unused' GROUP BY client"
             )
+        )
+        # A resident's turn is its attempt, counted from 1; it may claim one that nobody asked for.
+        ((checkpoint.attempt,),) = self.query(
+            "SELECT COALESCE(MAX(turn), 0) FROM updates WHERE client GLOB '*[^0-9]*'"
+            " AND disposition = 'unused' AND base_version = ? AND turn < ?",
+            checkpoint.version,
+            _MOST_ATTEMPTS,
         )
         return checkpoint
 

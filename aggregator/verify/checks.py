@@ -155,7 +155,7 @@ def residents_count_once(ledger: LedgerReader, experiment: Experiment) -> Iterat
     """A resident client counts once for each version that it was sent."""
     rows = ledger.query(
         "SELECT client, base_version, COUNT(*) FROM updates WHERE client GLOB '*[^0-9]*'"
-        " GROUP BY client, base_version HAVING COUNT(*) > 1"
+        " AND disposition != 'unused' GROUP BY client, base_version HAVING COUNT(*) > 1"
     )
     for client, base, times in rows:
         yield f"resident client {client} counts {times} times for training version {base}"

@@ -425,6 +425,61 @@ def test_an_aggregator_that_dies_again_and_again_counts_each_site_once_a_version
     assert {one for site in sites for one in site.sent} == known | rejected | queued
 
 
+def test_sites_can_go_on_with_a_run_that_was_aborted_with_their_updates_unused(
+    tmp_path: Path,
+) -> None:
+    # Given a run that was aborted when one of two sites had answered
+    broker, now = EmbeddedBroker(), 0.0
+    tables = Experiment.model_validate(
+        {
+            "experiment": {"versions": 1},
+            "task": {"clients": 0},
+            "participation": {"residents": list(SITES), "identity": "none"},
+            "aggregation": {"quorum": 2, "on_deadline": "abort", "deadline_s": 10.0},
+            "evaluation": {"every_updates": 0},
+        }
+    )
+
+    def led() -> tuple[AggregatorService, Any]:
+        port = broker.aggregator()
+        assert port.lead(1.0)
+        initial = {"trainable/0": np.zeros(4, np.float32)}
+        leader = AggregatorService(
+            tables, port, tmp_path, run_id="run", initial=initial, clock=lambda: now
+        )
+        leader.begin()
+        return leader, port
+
+    sites = {name: broker.worker(name, 0) for name in ("lab-3", "clinic-2")}
+
+    def answer(*names: str) -> None:
+        for name in names:
+            newest = sites[name].newest_model()
+            assert newest is not None
+            model = newest.message()
+            assert isinstance(model, GlobalModel)
+            sites[name].submit(Envelope.of(resident_update(name, model)))
+        while leader.pump(0.0):
+            pass
+
+    leader, port = led()
+    answer("lab-3")
+    now = 10.0
+    leader.pump(0.0)
+    assert leader.outcome == "aborted"
+    leader.close()
+    port.close()
+    # When a person starts it again, then both sites are asked, and both count
+    leader, port = led()
+    answer("lab-3", "clinic-2")
+    assert leader.outcome == "finished"
+    leader.close()
+    ledger = Ledger(tmp_path)
+    rows = ledger.query("SELECT disposition, client FROM updates ORDER BY version, client")
+    assert rows == [("unused", "lab-3"), ("counted", "clinic-2"), ("counted", "lab-3")]
+    assert verify(ledger) == []
+
+
 def test_what_was_rejected_as_repeated_is_not_counted_when_it_comes_back_first(
     tmp_path: Path,
 ) -> None:
