@@ -55,13 +55,18 @@ class Balance:
         """What does not hold, a line each.
 
         one_base: an update has the same base version however often it is trained (cohorts). Else
-            one copy may be counted and another, trained from another version, be too stale.
+            one copy may be counted and another, trained from another version, be too stale. A copy
+            that is dead-lettered nobody has looked at: its turn is issued again in any case.
         """
         dispositions = self._dispositions()
         found = Counter(i for ids in dispositions.values() for i in ids)
         lost = self.confirmed.keys() - found.keys()
         invented = found.keys() - self.sent.keys()
-        twice = {i for i, n in found.items() if n > 1 and (one_base or n > self.sent[i])}
+        twice = {
+            i
+            for i, n in found.items()
+            if n > 1 and (n > self.sent[i] or (one_base and i not in self.dead))
+        }
         twice -= self.queued  # a copy that nobody has looked at yet
         where = {i: [what for what, ids in dispositions.items() if i in ids] for i in twice}
         return [

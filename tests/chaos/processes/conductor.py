@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,6 +121,35 @@ class Conductor:
             self._tick()
             assert time.monotonic() < deadline, f"version {wanted} was not made"
 
+    def kill(self, member: Member) -> None:
+        """SIGKILL; it stays down until ``start``."""
+        assert member.started is not None
+        member.started.kill()
+        member.started.wait()
+        member.started = None
+        self.note(f"{member.name} is down")
+
+    def dead_letter(self, count: int) -> set[str]:
+        """Kill the aggregator; the ids of ``count`` updates whose takers die until they are dead.
+
+        What it would do itself if it died at each start with them in hand. It stays down.
+        """
+        aggregator, names = self.members[AGGREGATOR], Topology()
+        already = self._ready(names.rejected.name)
+        self.kill(aggregator)
+        while not self._comes_true(lambda: self._ready(names.updates.name) >= count, RECOVERY_S):
+            self.start(aggregator)  # nobody had a turn under way: another moment
+            self.wait_for_version(self.version + 1)
+            self.kill(aggregator)
+        dead: set[str] = set()
+        while not self._comes_true(lambda: self._ready(names.rejected.name) >= already + count, 0):
+            taken = self._take_and_die(names.updates.name, count)
+            dead = dead or taken
+            if taken and not taken & dead:
+                break  # they are on their way, and those behind them shall live
+        self.note(f"dead-lettered: {sorted(dead)}")
+        return dead
+
     def finish(self, after: int) -> int:
         """Let the run end ``after`` more versions; its last version. Nobody is left.
 
@@ -187,9 +217,7 @@ class Conductor:
         assert started is not None
         match fault.kind:
             case "kill":
-                started.kill()
-                started.wait()
-                member.started = None
+                self.kill(member)
                 return lambda: self.start(member)
             case "stop":
                 started.kill(signal.SIGSTOP)
@@ -218,6 +246,27 @@ class Conductor:
                     "SIGKILL: a queue so young may be forgotten by RabbitMQ 3.10.8, kill later"
                 )
                 time.sleep(0.5)
+
+    def _ready(self, queue: str) -> int:
+        """How many messages wait in this queue."""
+        with closing(pika.BlockingConnection(pika.URLParameters(self.node.url))) as connection:
+            declared = connection.channel().queue_declare(queue, passive=True)
+            return int(declared.method.message_count)
+
+    def _take_and_die(self, queue: str, count: int) -> set[str]:
+        """The ids of the first messages, which go back to their place as not acked."""
+        with closing(pika.BlockingConnection(pika.URLParameters(self.node.url))) as connection:
+            channel = connection.channel()
+            got = [channel.basic_get(queue) for _ in range(count)]
+            return {str(properties.message_id) for _, properties, _ in got if properties}
+
+    def _comes_true(self, true: Callable[[], bool], within_s: float) -> bool:
+        deadline = time.monotonic() + within_s
+        while not true():
+            if time.monotonic() > deadline:
+                return False
+            self._tick()
+        return True
 
     def _is_there(self, queue: str) -> bool:
         try:

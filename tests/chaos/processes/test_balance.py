@@ -29,6 +29,11 @@ def test_a_balance_that_holds() -> None:
     assert "5 confirmed (1 of them once more) and 1 sent that their worker" in str(GOOD)
 
 
+def test_a_copy_that_was_dead_lettered_beside_one_that_was_counted() -> None:
+    both = replace(GOOD, rejected={"d": "late"}, dead={"c"})
+    assert both.problems(one_base=True) == both.problems(one_base=False) == []
+
+
 @pytest.mark.parametrize(
     ("bad", "says"),
     [

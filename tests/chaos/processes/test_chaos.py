@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -118,6 +119,24 @@ def versions_of(out: Path) -> list[tuple[int, str]]:
         ).fetchall()
 
 
+def undisturbed(start: Start, chaos: Conductor, last: int) -> list[tuple[int, str]]:
+    """What the versions of this run are where nothing happens."""
+    quiet = chaos.folder / "quiet"
+    alone = start(
+        *("run", chaos.folder / "experiment.toml", "--clock", "virtual"),
+        *("--out", quiet, "--set", f"experiment.versions={last}"),
+    )
+    assert alone.wait() == 0, alone.output
+    return versions_of(quiet)
+
+
+def counted(out: Path, clients: set[str]) -> Counter[str]:
+    """How many updates of each of these clients are in a version."""
+    with closing(sqlite3.connect(out / "ledger.sqlite")) as db:
+        rows = db.execute("SELECT client FROM updates WHERE disposition = 'counted' AND turn > 0")
+        return Counter(client for (client,) in rows if client in clients)
+
+
 @pytest.mark.timeout(600 + 30 * FAULTS)
 @pytest.mark.parametrize(
     ("experiment", "count"),
@@ -145,10 +164,37 @@ def test_a_run_survives_whatever_is_done_to_it(start: Start, experiment: str, co
         assert [version for version, _ in made] == list(range(last + 1))
         # And where the order is certain, every version has the bytes of a run that was left alone
         if cohort:
-            quiet = chaos.folder / "quiet"
-            alone = start(
-                *("run", chaos.folder / "experiment.toml", "--clock", "virtual"),
-                *("--out", quiet, "--set", f"experiment.versions={last}"),
-            )
-            assert alone.wait() == 0, alone.output
-            assert versions_of(quiet) == made
+            assert made == undisturbed(start, chaos, last)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "experiment", [COMMON + COHORT, COMMON + CONCURRENT], ids=["cohort", "concurrent"]
+)
+def test_updates_that_nobody_survives_are_set_aside_and_accounted_for(
+    start: Start, experiment: str
+) -> None:
+    with federation(SEED, experiment) as chaos:
+        # Given a run whose aggregator is killed, with updates on their way
+        chaos.wait_for_version(1)
+        # When it dies at each start with the same two in hand, until the broker gives them up
+        dead = chaos.dead_letter(2)
+        clients = {update_id.rsplit(":", 1)[1] for update_id in dead}
+        before = counted(chaos.out, clients)
+        # Then the run goes on, and their clients take part again
+        chaos.start(chaos.members[AGGREGATOR])
+        while len(counted(chaos.out, clients) - before) < len(clients):
+            chaos.wait_for_version(chaos.version + 1)
+        last = chaos.finish(after=1)
+        chaos.note(verified(start, chaos.out, "--replay", "--broker", chaos.node.url).strip())
+        # And the balance finds those two where the broker has put them, and all others
+        balance = balance_of(chaos.out, [chaos.folder / f"{w}.jsonl" for w in WORKERS], chaos.node)
+        chaos.note(str(balance))
+        cohort = CONCURRENT not in experiment
+        assert balance.dead == dead <= balance.confirmed.keys()
+        assert balance.problems(one_base=cohort) == []
+        made = versions_of(chaos.out)
+        assert [version for version, _ in made] == list(range(last + 1))
+        # A cohort has trained them once more, for the bytes of a run that was left alone
+        if cohort:
+            assert made == undisturbed(start, chaos, last)
