@@ -25,8 +25,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from schemas import Plan, Tensors
-from schemas.tensors import Array, model_groups, named, spec
+from schemas.tensors import model_groups, named, spec
 from worker import optimizers
+from worker.bases import Bases
 from worker.by_client import ByClient
 from worker.execution import Execution
 from worker.losses import compile_model, named_accuracy
@@ -39,6 +40,7 @@ _EVALUATION_BATCH = 250
 #: Building models and tracing take process-wide state (the seeds that initialisers draw).
 BUILDING = threading.RLock()
 
+_bases = Bases()
 _tensors: WeakKeyDictionary[Task, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
 
 
@@ -74,8 +76,6 @@ class Trainer:
         self._generators = [v for v in self._model.variables if id(v) not in known]
         self._weights = [*self._model.trainable_weights, *self._model.non_trainable_weights]
         self._spec = spec(payload(self._model))
-        #: The last arrays that came, and their tensors: clients of one version share it.
-        self._converted: tuple[list[Array], list[Any]] = [], []
 
     def initial(self) -> Tensors:
         """The weights of version 0: a function of the plan's seed alone."""
@@ -137,6 +137,9 @@ class Trainer:
         )
 
     def _checked(self, tensors: Tensors) -> list[Any]:
+        known = _bases.find([tensors[name] for name in self._spec if name in tensors])
+        if known is not None:
+            return known
         if (found := spec(model_groups(tensors))) != self._spec:
             both = self._spec | found
             wrong = next(name for name in both if found.get(name) != self._spec.get(name))
@@ -144,10 +147,7 @@ class Trainer:
                 f"these weights do not fit the model of {self._plan.task.name}: {wrong} is "
                 f"{found.get(wrong, 'missing')}, not {self._spec.get(wrong, 'there')}"
             )
-        arrays = [tensors[name] for name in self._spec]
-        if not _same(arrays, self._converted[0]):
-            self._converted = arrays, [tf.convert_to_tensor(array) for array in arrays]
-        return self._converted[1]
+        return _bases.make([tensors[name] for name in self._spec])
 
     @cached_property
     def _test_indices(self) -> NDArray[np.int32]:
@@ -305,13 +305,6 @@ def _seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-def _same(arrays: list[Array], known: list[Array]) -> bool:
-    """Whether these are the very same arrays, and nobody can have changed them."""
-    return len(arrays) == len(known) and all(
-        a is b and not a.flags.writeable for a, b in zip(arrays, known, strict=True)
-    )
 
 
 def payload(model: keras.Model) -> Tensors:
