@@ -18,7 +18,7 @@ from aggregator.archive import Archive, Place
 from aggregator.ledger import Ledger
 from aggregator.store import Store, cannot_write, make_folder
 from schemas import Tensors
-from worker.client_state import ClientStates
+from worker.client_state import MEMORY_BYTES, ClientStates
 
 if TYPE_CHECKING:
     from tests.chaos.model.world import World
@@ -84,7 +84,7 @@ class FaultyStates(ClientStates):
     """A worker's states: in a folder that all have in common, or, without one, in its memory."""
 
     def __init__(self, world: World, folder: Path | None) -> None:
-        super().__init__(folder, **({} if folder is None else {"memory_bytes": 0}))
+        super().__init__(folder, memory_bytes=MEMORY_BYTES if folder is None else 0)
         self._world = world
 
     def load(self, run_id: str, client: str, name: str) -> Tensors | None:

@@ -91,6 +91,8 @@ class Watch:
         model = envelope.message()
         assert isinstance(model, GlobalModel)
         if model.asks_for_weights:
+            if self._has("versions"):
+                self.violated("weights are asked for, and there are some")
             return
         row = self._row("SELECT weights_sha256 FROM versions WHERE version = ?", model.version)
         if row is None or row[0] != tensors_sha256(model_groups(model.tensors)):
