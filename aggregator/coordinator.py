@@ -153,7 +153,7 @@ class Coordinator:
         elif seen_in == "ledger":
             effects = chain([Duplicate(update.update_id)], self._closed(update.update_id, now))
         elif seen_in == "buffer":
-            effects = iter([Hold(update.update_id)])
+            effects = chain([Hold(update.update_id)], self._save_if_enough())
         elif self.phase == "initialising":
             effects = self._on_initial(update, now)
         else:
@@ -264,8 +264,8 @@ class Coordinator:
         self._held_since = now if self._held_since is None else self._held_since
         if self.buffer.size >= self.experiment.quorum:
             yield from self._step("quorum", now)
-        elif self.buffer.unrecorded >= self.hold_updates:
-            yield from self._save_buffer()
+        else:
+            yield from self._save_if_enough()
         yield from self._issue(now)
 
     def _on_failed(self, failure: ClientFailed, now: float) -> Iterator[Effect]:
@@ -336,6 +336,11 @@ class Coordinator:
         else:
             yield from self._publish()
             self._restart_deadline(now)
+
+    def _save_if_enough(self) -> Iterator[Effect]:
+        """One that comes back may find fewer allowed: held on, it would keep all others out."""
+        if self.buffer.unrecorded >= self.hold_updates:
+            yield from self._save_buffer()
 
     def _save_buffer(self) -> Iterator[Effect]:
         self._held_since = None

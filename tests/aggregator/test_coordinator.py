@@ -288,6 +288,20 @@ def test_an_update_of_the_open_buffer_that_comes_back_is_held_again_and_not_fold
     assert driver.coordinator.buffer.size == 1
 
 
+def test_one_that_comes_back_to_hands_that_may_hold_only_one_is_recorded_at_once() -> None:
+    # Given two updates in hand, of which one comes back a third time
+    driver = Driver()
+    update = driver.update()
+    driver.give(update)
+    assert none(SaveBuffer, driver.give())
+    # When no more than one may be held from now on
+    driver.coordinator.hold_updates = 1
+    effects = driver.give(update, seen_in="buffer")
+    # Then it does not keep all others out until the end of hold_s
+    assert [type(effect) for effect in effects] == [Hold, SaveBuffer, CallAt]
+    assert len(only(SaveBuffer, effects).folds) == 2
+
+
 def test_staleness_is_counted_and_bounded() -> None:
     driver = Driver(aggregation={"quorum": 1, "max_staleness": 1})
     old = driver.update()

@@ -103,7 +103,7 @@ class Conductor:
         self._may_kill_broker_at = time.monotonic() + YOUNG_S
         seen = self.version
         for number, fault in enumerate(faults, 1):
-            self._wait(fault.after_s)
+            self.let_pass(fault.after_s)
             if not fault.at_once:
                 self._recover(seen)
             seen = self.version
@@ -120,6 +120,12 @@ class Conductor:
         while self.version < wanted:
             self._tick()
             assert time.monotonic() < deadline, f"version {wanted} was not made"
+
+    def let_pass(self, seconds: float) -> None:
+        """Some time, in which nobody leaves who should be there."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._tick()
 
     def kill(self, member: Member) -> None:
         """SIGKILL; it stays down until ``start``."""
@@ -285,11 +291,6 @@ class Conductor:
     def _settle(self, target: str) -> None:
         """Until nothing is wrong with this one any more."""
         while any(name == target for _, name, _ in self._undo):
-            self._tick()
-
-    def _wait(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
             self._tick()
 
     def _tick(self) -> None:

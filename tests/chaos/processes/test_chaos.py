@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import tempfile
 from collections import Counter
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from aggregator.service import SUSPICIOUS
 from broker.node import Node
 from tests.chaos.processes.balance import balance_of
 from tests.chaos.processes.conductor import Conductor
@@ -198,3 +200,29 @@ def test_updates_that_nobody_survives_are_set_aside_and_accounted_for(
         # A cohort has trained them once more, for the bytes of a run that was left alone
         if cohort:
             assert made == undisturbed(start, chaos, last)
+
+
+@pytest.mark.timeout(600)
+def test_an_aggregator_that_is_cut_off_again_and_again_is_not_held_up_by_what_it_holds(
+    start: Start,
+) -> None:
+    # Given an aggregator that may hold updates for long, and waits for those of a stopped worker
+    patient = (COMMON + COHORT).replace("hold_s = 2", "hold_s = 3600")
+    with federation(SEED, patient) as chaos:
+        chaos.wait_for_version(1)
+        stopped = chaos.members[WORKERS[1]].started
+        assert stopped is not None
+        stopped.kill(signal.SIGSTOP)
+        # When its connection is cut so often that the broker's count of deliveries is suspicious
+        for _ in range(2 * SUSPICIOUS):
+            chaos.let_pass(1.0)
+            chaos.members[AGGREGATOR].proxy.reset()
+        stopped.kill(signal.SIGCONT)
+        # Then it goes on, and none of what it held is given up by the broker
+        chaos.wait_for_version(chaos.version + 2)
+        chaos.finish(after=1)
+        chaos.note(verified(start, chaos.out, "--replay").strip())
+        balance = balance_of(chaos.out, [chaos.folder / f"{w}.jsonl" for w in WORKERS], chaos.node)
+        chaos.note(str(balance))
+        assert balance.dead == set()
+        assert balance.problems(one_base=True) == []
