@@ -44,8 +44,8 @@ from pathlib import Path
 from schemas import DecodeError, Tensors, UserError
 from schemas.codec import pack, unpack
 
-#: States made from the same one; no more answers of one client are on their way.
-SPARE = 3
+#: States made from the same one: so many overdue turns of a client may answer, whichever counts.
+SPARE = 8
 _SUFFIX = ".msgpack"
 #: How much stays in memory where not everything has to be durable at once.
 MEMORY_BYTES = 256 * 1024**2
