@@ -54,7 +54,8 @@ def test_a_codec_that_changes_what_it_carries_is_found(monkeypatch: pytest.Monke
 @pytest.mark.timeout(SECONDS + 300)
 def test_a_moment_of_fuzzing_breaks_no_promise(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris is not here: pip install 'fluffle[fuzz]'")
-    options = (f"-max_total_time={SECONDS}", "-timeout=10", "-rss_limit_mb=1024", "-max_len=4096")
+    options = (f"-max_total_time={SECONDS}", "-timeout=10", "-rss_limit_mb=1024", "-max_len=4096",
+               f"-artifact_prefix={tmp_path}/")  # fmt: skip
     # By way of a shell: Linux counts our own memory as the peak of what we start.
     shell = ("sh", "-c", '"$@"; exit $?', "sh")
     fuzzer = subprocess.run(
