@@ -45,7 +45,7 @@ from aggregator.room import room_for_updates
 from aggregator.strategies import make_strategy, protected
 from aggregator.strategies.base import asks_of
 from aggregator.strategies.own import keep_code
-from broker import AggregatorPort, Delivery, Envelope, LeadershipLost
+from broker import AggregatorPort, Closed, Delivery, Envelope, LeadershipLost
 from schemas import (
     ClientUpdate,
     DecodeError,
@@ -73,6 +73,8 @@ ORDINARY = ("late", "too_stale", "repeated")
 SUSPICIOUS = 3
 #: How often the loop looks up from waiting for messages.
 _LOOK_UP_S = 0.5
+#: Who is told to stop waits so long for a broker that takes nothing.
+_LEAVE_S = 10.0
 
 
 class AggregatorService:
@@ -112,6 +114,7 @@ class AggregatorService:
         self._on_timing = on_timing
         self._complaints = Complaints(on_status, clock)
         self._stop = threading.Event()
+        self._at_work = False
         #: How the run stood when this aggregator came: whoever stands by has seen no end.
         self._found = standing(folder)
         self._hands = Hands()
@@ -131,12 +134,21 @@ class AggregatorService:
     def stop(self) -> None:
         """Stop soon, after a partial checkpoint. From any thread, or a signal handler."""
         self._stop.set()
+        if self._at_work:
+            timer = threading.Timer(_LEAVE_S, self._give_up)
+            timer.daemon = True
+            timer.start()
+
+    def _give_up(self) -> None:
+        if self._at_work:
+            self._port.close()
 
     def run(self) -> str:
         """Lead until the end: "finished", "failed", "aborted", or "stopped" (resume later).
 
         Raises: UserError (another leader took over, disk full, another experiment's folder, …).
         """
+        self._at_work = True
         try:
             if not self._lead():
                 return "stopped"
@@ -152,6 +164,12 @@ class AggregatorService:
                 f"another aggregator took over the run in {self.folder} ({error}): "
                 "this one has stopped and nothing is lost"
             ) from error
+        except Closed:
+            if not self._stop.is_set():
+                raise
+            self._say("stopped before the broker had taken what was sent; it is sent again")
+        finally:
+            self._at_work = False
         return self.outcome or "stopped"
 
     # ---- the pieces of ``run``, for who drives it step by step

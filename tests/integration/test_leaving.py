@@ -1,4 +1,4 @@
-"""A pooled worker that the broker takes nothing from leaves all the same, and nothing is lost."""
+"""Who is told to stop while the broker takes nothing leaves all the same, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -128,4 +128,28 @@ def test_a_worker_whose_update_is_not_taken_leaves_when_it_is_told_to(
     again = start(*lead, "--set", f"experiment.versions={version(out) + 3}")
     other = start("worker", *where)
     assert again.wait() == 0, (again.output, other.output)
+    verified(start, out)
+
+
+def test_an_aggregator_whose_model_is_not_taken_leaves_when_it_is_told_to(
+    start: Start, rabbitmq: Node, federation: str, tmp_path: Path
+) -> None:
+    # Given an aggregator that waits for the broker to take a version
+    file, out = tmp_path / "experiment.toml", tmp_path / "out"
+    file.write_text(EXPERIMENT)
+    where = ("--broker", rabbitmq.url, "--federation", federation)
+    lead = ("aggregator", file, *where, "--out", out)
+    first, worker = start(*lead), start("worker", *where)
+    wait_for_version(out, 2, first, worker)
+    with out_of_memory(rabbitmq, federation) as says:
+        until(lambda: says in first.output, first, worker)
+        # When it is told to stop
+        first.kill(signal.SIGTERM)
+        # Then it leaves as ever, and says so
+        assert first.wait() == 0, first.output
+    assert "stopped before the broker had taken what was sent" in first.output
+    assert "Traceback" not in first.output
+    # And the next one goes on where it was
+    again = start(*lead, "--set", f"experiment.versions={version(out) + 3}")
+    assert again.wait() == 0, (again.output, worker.output)
     verified(start, out)
