@@ -34,9 +34,11 @@ SEEDS = tuple(range(1, 9))
 SEARCH_SEEDS = (100, 101, 102, 103)
 #: The more local steps, the smaller each of them.
 LEARNING_RATES = {
-    ("SGD", 1): (0.3, 1.0, 3.0, 10.0),
+    ("SGD", 1): (0.3, 1.0, 3.0, 10.0, 30.0),
     **{(method, 1): (0.3, 1.0, 3.0) for method in ("FedAvg", "SCAFFOLD")},
-    **{(method, e): (0.1, 0.3, 1.0) for method in ("FedAvg", "SCAFFOLD") for e in (5, 10, 20)},
+    **{
+        (method, e): (0.03, 0.1, 0.3, 1.0) for method in ("FedAvg", "SCAFFOLD") for e in (5, 10, 20)
+    },
 }
 
 
