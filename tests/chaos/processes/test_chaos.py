@@ -19,7 +19,7 @@ import pytest
 
 from aggregator.service import SUSPICIOUS
 from broker.node import Node
-from tests.chaos.processes.balance import balance_of
+from tests.chaos.processes.balance import Balance, balance_of
 from tests.chaos.processes.conductor import Conductor
 from tests.chaos.processes.faults import AGGREGATOR, WORKERS, draw
 from tests.integration.processes import Start, verified
@@ -139,6 +139,23 @@ def counted(out: Path, clients: set[str]) -> Counter[str]:
         return Counter(client for (client,) in rows if client in clients)
 
 
+def check(start: Start, chaos: Conductor, last: int, *, cohort: bool) -> Balance:
+    """The ledger holds, versions are contiguous, and every confirmed update is accounted for.
+
+    Where the order is certain every version has the bytes of a run that was left alone.
+    """
+    where = ("--replay", "--broker", chaos.node.url)
+    chaos.note(verified(start, chaos.out, *where).strip())
+    balance = balance_of(chaos.out, [chaos.folder / f"{w}.jsonl" for w in WORKERS], chaos.node)
+    chaos.note(str(balance))
+    assert balance.problems(one_base=cohort) == []
+    made = versions_of(chaos.out)
+    assert [version for version, _ in made] == list(range(last + 1))
+    if cohort:
+        assert made == undisturbed(start, chaos, last)
+    return balance
+
+
 @pytest.mark.timeout(600 + 30 * FAULTS)
 @pytest.mark.parametrize(
     ("experiment", "count"),
@@ -155,18 +172,8 @@ def test_a_run_survives_whatever_is_done_to_it(start: Start, experiment: str, co
         chaos.let_loose(draw(SEED, count))
         # When it may come to its end
         last = chaos.finish(after=3)
-        # Then the ledger holds, versions are contiguous, and nothing is lost or counted twice
-        where = ("--replay", "--broker", chaos.node.url)
-        chaos.note(verified(start, chaos.out, *where).strip())
-        balance = balance_of(chaos.out, [chaos.folder / f"{w}.jsonl" for w in WORKERS], chaos.node)
-        chaos.note(str(balance))
-        cohort = CONCURRENT not in experiment
-        assert balance.problems(one_base=cohort) == []
-        made = versions_of(chaos.out)
-        assert [version for version, _ in made] == list(range(last + 1))
-        # And where the order is certain, every version has the bytes of a run that was left alone
-        if cohort:
-            assert made == undisturbed(start, chaos, last)
+        # Then nothing is lost, counted twice or changed
+        check(start, chaos, last, cohort=CONCURRENT not in experiment)
 
 
 @pytest.mark.timeout(600)
@@ -188,18 +195,10 @@ def test_updates_that_nobody_survives_are_set_aside_and_accounted_for(
         while len(counted(chaos.out, clients) - before) < len(clients):
             chaos.wait_for_version(chaos.version + 1)
         last = chaos.finish(after=1)
-        chaos.note(verified(start, chaos.out, "--replay", "--broker", chaos.node.url).strip())
         # And the balance finds those two where the broker has put them, and all others
-        balance = balance_of(chaos.out, [chaos.folder / f"{w}.jsonl" for w in WORKERS], chaos.node)
-        chaos.note(str(balance))
-        cohort = CONCURRENT not in experiment
+        # (a cohort has trained them once more)
+        balance = check(start, chaos, last, cohort=CONCURRENT not in experiment)
         assert balance.dead == dead <= balance.confirmed.keys()
-        assert balance.problems(one_base=cohort) == []
-        made = versions_of(chaos.out)
-        assert [version for version, _ in made] == list(range(last + 1))
-        # A cohort has trained them once more, for the bytes of a run that was left alone
-        if cohort:
-            assert made == undisturbed(start, chaos, last)
 
 
 @pytest.mark.timeout(600)
@@ -220,9 +219,5 @@ def test_an_aggregator_that_is_cut_off_again_and_again_is_not_held_up_by_what_it
         stopped.kill(signal.SIGCONT)
         # Then it goes on, and none of what it held is given up by the broker
         chaos.wait_for_version(chaos.version + 2)
-        chaos.finish(after=1)
-        chaos.note(verified(start, chaos.out, "--replay").strip())
-        balance = balance_of(chaos.out, [chaos.folder / f"{w}.jsonl" for w in WORKERS], chaos.node)
-        chaos.note(str(balance))
-        assert balance.dead == set()
-        assert balance.problems(one_base=True) == []
+        last = chaos.finish(after=1)
+        assert check(start, chaos, last, cohort=True).dead == set()
