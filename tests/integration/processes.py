@@ -83,12 +83,19 @@ def version(folder: Path) -> int:
 
 def wait_for_version(folder: Path, wanted: int, *running: Started) -> None:
     """Until the run has got that far; fails early where somebody who should run has ended."""
-    deadline = time.monotonic() + PATIENCE_S
-    while version(folder) < wanted:
+    wait_until(lambda: version(folder) >= wanted, *running)
+
+
+def wait_until(
+    true: Callable[[], object], *running: Started, patience_s: float = PATIENCE_S
+) -> None:
+    """Until it is true; fails early where somebody who should run has ended."""
+    deadline = time.monotonic() + patience_s
+    while not true():
         for one in running:
             assert one.process.poll() is None, one.output
         assert time.monotonic() < deadline, [one.output for one in running]
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def verified(start: Start, folder: Path, *more: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
@@ -15,12 +14,11 @@ import pytest
 from broker.node import Node
 from broker.topology import Topology
 from tests.integration.processes import (
-    PATIENCE_S,
     Start,
-    Started,
     verified,
     version,
     wait_for_version,
+    wait_until,
 )
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.tensorflow, pytest.mark.slow]
@@ -42,15 +40,6 @@ every_updates = 0
 
 #: While it lasts, the broker takes no update; what a worker says then.
 Trouble = Callable[[Node, str], AbstractContextManager[str]]
-
-
-def until(true: Callable[[], bool], *running: Started) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        said = [one.output for one in running]
-        assert all(one.process.poll() is None for one in running), said
-        assert time.monotonic() < deadline, said
-        time.sleep(0.05)
 
 
 @contextmanager
@@ -103,12 +92,12 @@ def test_a_worker_whose_update_is_not_taken_leaves_when_it_is_told_to(
     first, worker = start(*lead), start("worker", *where, "--journal", journal)
     wait_for_version(out, 2, first, worker)
     worker.kill(signal.SIGSTOP)
-    until(lambda: waiting(rabbitmq, federation) > 2, first, worker)
+    wait_until(lambda: waiting(rabbitmq, federation) > 2, first, worker)
     first.kill()
     first.wait()
     with takes_nothing(rabbitmq, federation) as says:
         worker.kill(signal.SIGCONT)
-        until(lambda: says in worker.output, worker)
+        wait_until(lambda: says in worker.output, worker)
         # When the worker is told to stop
         worker.kill(signal.SIGTERM)
         # Then it leaves as ever, and says in one line what was not confirmed
@@ -142,7 +131,7 @@ def test_an_aggregator_whose_model_is_not_taken_leaves_when_it_is_told_to(
     first, worker = start(*lead), start("worker", *where)
     wait_for_version(out, 2, first, worker)
     with out_of_memory(rabbitmq, federation) as says:
-        until(lambda: says in first.output, first, worker)
+        wait_until(lambda: says in first.output, first, worker)
         # When it is told to stop
         first.kill(signal.SIGTERM)
         # Then it leaves as ever, and says so

@@ -8,10 +8,10 @@ import shutil
 import signal
 import sqlite3
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ from broker.rights import of_resident
 from broker.topology import EVENTS, UPDATES, Topology
 from schemas import ClientFailed, ClientUpdate, Event, decode
 from schemas.tensors import spec
-from tests.integration.processes import PATIENCE_S, Start, Started, verified, version
+from tests.integration.processes import PATIENCE_S, Start, Started, verified, version, wait_until
 from tests.integration.test_errors import refused
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.tensorflow, pytest.mark.slow]
@@ -115,13 +115,8 @@ def places(start: Start, rabbitmq: Node, federation: str, tmp_path: Path) -> Ite
     federated.remove_users()
 
 
-def until(what: Callable[[], object], *running: Started) -> None:
-    deadline = time.monotonic() + 2 * PATIENCE_S
-    while not what():
-        for one in running:
-            assert one.process.poll() is None, one.output
-        assert time.monotonic() < deadline, [one.output for one in running]
-        time.sleep(0.1)
+#: Several sites start one after the other.
+until = partial(wait_until, patience_s=2 * PATIENCE_S)
 
 
 class Shadow:
@@ -160,6 +155,12 @@ def waits_for_weights(lead: Started) -> bool:
 
 def contributed(one: Started) -> bool:
     return ": trained on " in one.output
+
+
+def counted(out: Path) -> dict[str, int]:
+    """How many updates of each client are in the ledger."""
+    with closing(sqlite3.connect(out / "ledger.sqlite")) as ledger:
+        return dict(ledger.execute("SELECT client, COUNT(*) FROM updates GROUP BY client"))
 
 
 def samples(folder: Path) -> set[bytes]:
@@ -329,7 +330,13 @@ def test_a_site_beside_pooled_clients_outlives_the_broker(
             initial=weights(tmp_path),
         )
         pool, site = place.pool("person-1"), place.site("person-0")
-        until(lambda: contributed(site) and version(place.out) > 3, lead, pool, site)
+        everybody = {"0", "1", "person-0"}
+        until(
+            lambda: version(place.out) > 3 and set(counted(place.out)) == everybody,
+            lead,
+            pool,
+            site,
+        )
         # When the broker goes, and comes back
         node.stop()
         until(lambda: "trying again" in site.output, lead, pool, site)
@@ -343,7 +350,5 @@ def test_a_site_beside_pooled_clients_outlives_the_broker(
             assert one.wait() == 0, one.output
     assert "contributed to run" in site.output
     verified(start, place.out)
-    with closing(sqlite3.connect(place.out / "ledger.sqlite")) as ledger:
-        counted = dict(ledger.execute("SELECT client, COUNT(*) FROM updates GROUP BY client"))
-    assert set(counted) == {"0", "1", "person-0"}
-    assert counted["person-0"] > 3
+    assert set(counted(place.out)) == everybody
+    assert counted(place.out)["person-0"] > 3

@@ -7,7 +7,6 @@ import re
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tests.integration.processes import (
     verified,
     version,
     wait_for_version,
+    wait_until,
 )
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.tensorflow, pytest.mark.slow]
@@ -52,15 +52,6 @@ def epoch(out: Path) -> int:
         return int(db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0])
 
 
-def wait_for(true: Callable[[], bool], *running: Started) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        said = [one.output for one in running]
-        assert all(one.process.poll() is None for one in running), said
-        assert time.monotonic() < deadline, said
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
@@ -87,7 +78,7 @@ def pair(start: Start, aggregator: Start, out: Path, where: tuple[str, ...]) -> 
     worker = start("worker", *where, "--slots", 2)
     wait_for_version(out, 2, leader, worker)
     standby = aggregator()
-    wait_for(lambda: "another aggregator leads here" in standby.output, leader, standby)
+    wait_until(lambda: "another aggregator leads here" in standby.output, leader, standby)
     return leader, standby
 
 
@@ -112,7 +103,7 @@ def test_a_standby_takes_over_from_a_leader_that_was_killed(
     killed = time.monotonic()
     at = version(out)
     # Then the standby leads, and makes the next version
-    wait_for(lambda: epoch(out) > before, standby)
+    wait_until(lambda: epoch(out) > before, standby)
     led_s = time.monotonic() - killed
     wait_for_version(out, at + 1, standby)
     made_s = time.monotonic() - killed
@@ -128,7 +119,7 @@ def test_a_stopped_leader_that_wakes_up_changes_nothing_and_leaves(
     leader, standby = pair
     before = epoch(out)
     leader.kill(signal.SIGSTOP)
-    wait_for(lambda: epoch(out) > before, standby)
+    wait_until(lambda: epoch(out) > before, standby)
     wait_for_version(out, version(out) + 2, standby)
     # When it wakes up
     leader.kill(signal.SIGCONT)
@@ -159,9 +150,9 @@ def test_a_standby_waits_for_a_ledger_that_a_stopped_leader_has_locked(
         leader.kill()
         leader.wait()
         # Then the standby waits, and says what for
-        wait_for(lambda: "has locked the ledger" in standby.output, standby)
+        wait_until(lambda: "has locked the ledger" in standby.output, standby)
         db.execute("ROLLBACK")
     # And goes on as soon as it may
-    wait_for(lambda: epoch(out) > before, standby)
+    wait_until(lambda: epoch(out) > before, standby)
     wait_for_version(out, version(out) + 1, standby)
     finish(aggregator, start, standby, out)
