@@ -74,6 +74,14 @@ def sweep(jobs: Iterable[tuple[Any, Tables]]) -> Iterator[tuple[Any, list[Measur
         yield from pool.imap_unordered(_job, jobs)
 
 
+def save(figure: Any, path: Path) -> None:
+    """A matplotlib figure as SVG: the same bytes for the same figure."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "fluffle"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
 def reached(run: list[Measured], target: float) -> Measured | None:
     """The first evaluation with this accuracy."""
     return next((m for m in run if m.accuracy >= target), None)

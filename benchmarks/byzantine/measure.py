@@ -11,15 +11,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
-import os
 import statistics
-import tempfile
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-Tables = dict[str, dict[str, Any]]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from sweep import Tables, save, sweep
 
 CLIENTS, BAD, ROUNDS = 20, 4, 30
 SEEDS = (1, 2, 3)
@@ -57,33 +57,16 @@ def tables(rule: str, partition: str, attack: str, seed: int) -> Tables:
     }
 
 
-def run(job: tuple[str, str, str, int]) -> dict[str, Any]:
-    """The test accuracy by version of one run."""
-    from aggregator.reading import LedgerReader
-    from schemas import Experiment
-    from simulation.virtual import VirtualRun
-    from worker.runtime import configure
-
-    rule, partition, attack, seed = job
-    configure(1)
-    with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment.model_validate(tables(*job))
-        VirtualRun(experiment, Path(folder), run_id="run", slots=1).run()
-        ledger = LedgerReader(Path(folder))
-        rows = ledger.query("SELECT version, metrics FROM evaluations ORDER BY version")
-        ledger.close()
-    accuracy = {version: json.loads(metrics)["accuracy"] for version, metrics in rows}
-    return {
-        **{"rule": rule, "partition": partition, "attack": attack, "seed": seed},
-        "accuracy": accuracy,
-    }
-
-
 def measure(jobs: list[tuple[str, str, str, int]]) -> list[dict[str, Any]]:
-    """One process for each core, a job at a time in each."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(os.cpu_count(), maxtasksperchild=30) as pool:
-        return sorted(pool.imap_unordered(run, jobs), key=lambda row: jobs.index(_job(row)))
+    """The test accuracy by version of each run."""
+    rows = [
+        {
+            **{"rule": rule, "partition": partition, "attack": attack, "seed": seed},
+            "accuracy": {m.version: m.accuracy for m in run},
+        }
+        for (rule, partition, attack, seed), run in sweep((job, tables(*job)) for job in jobs)
+    ]
+    return sorted(rows, key=lambda row: jobs.index(_job(row)))
 
 
 def _job(row: dict[str, Any]) -> tuple[str, str, str, int]:
@@ -118,8 +101,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         if j == 0:
             axis.set_ylabel("test accuracy")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    pyplot.rcParams["svg.hashsalt"] = "fluffle"
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, path)
 
 
 def table(rows: list[dict[str, Any]]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sweep import Measured, Tables, merged, reached, sweep
+from sweep import Measured, Tables, merged, reached, save, sweep
 
 TARGET = 0.9
 SEEDS = (1, 2, 3)
@@ -83,8 +83,7 @@ def draw(runs: dict[str, list[list[Measured]]], path: Path) -> None:
     axis.axhline(100 * TARGET, color="0.6", linewidth=0.8)
     axis.set(xscale="log", xlabel="sent by all clients (MB)", ylabel="accuracy (%)")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
-    pyplot.rcParams["svg.hashsalt"] = "fluffle"
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, path)
 
 
 def row(name: str, of: list[list[Measured]], plain_mb: float | None) -> tuple[str, float | None]:

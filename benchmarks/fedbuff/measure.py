@@ -12,16 +12,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
-import os
 import statistics
-import tempfile
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-Tables = dict[str, dict[str, Any]]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from sweep import Tables, merged, reached, save, sweep
 
 TARGET = 0.85
 CONCURRENCY = (10, 50, 100, 150, 200)
@@ -99,39 +99,24 @@ def grid() -> Iterable[tuple[str, Tables]]:
             yield f"FedAsync, {rate}, mixing {mixing}", tables
 
 
-def to_target(job: tuple[str, int, int, Tables]) -> dict[str, Any]:
-    """Run one experiment; updates and virtual seconds to the target, None where it was not met."""
-    from aggregator.ledger import Ledger
-    from schemas import Experiment
-    from simulation.virtual import VirtualRun
-    from worker.runtime import configure
-
-    name, concurrency, seed, tables = job
-    configure(1)
-    document: Tables = {key: {**COMMON.get(key, {}), **tables.get(key, {})} for key in
-                        {**COMMON, **tables}}  # fmt: skip
-    document["experiment"]["seed"] = seed
-    with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment.model_validate(document)
-        VirtualRun(experiment, Path(folder), run_id="run", slots=1).run()
-        ledger = Ledger(Path(folder))
-        rows = ledger.query(
-            "SELECT e.elapsed_s, e.metrics, (SELECT COUNT(*) FROM updates u WHERE"
-            " u.disposition = 'counted' AND u.version BETWEEN 1 AND e.version)"
-            " FROM evaluations e ORDER BY e.version"
+def measure(jobs: Iterable[tuple[str, int, int, Tables]]) -> list[dict[str, Any]]:
+    """Of each run the updates and virtual seconds to the target, None where it was not met."""
+    documents = {
+        (name, concurrency, seed): merged(COMMON, tables, {"experiment": {"seed": seed}})
+        for name, concurrency, seed, tables in jobs
+    }
+    rows = []
+    for (name, concurrency, seed), run in sweep(documents.items()):
+        met = reached(run, TARGET)
+        rows.append(
+            {
+                **{"name": name, "concurrency": concurrency, "seed": seed},
+                "best": max(m.accuracy for m in run),
+                "updates": met.updates if met else None,
+                "time": met.at if met else None,
+            }
         )
-        ledger.close()
-    met = next((row for row in rows if json.loads(row[1])["accuracy"] >= TARGET), None)
-    best = max(json.loads(row[1])["accuracy"] for row in rows)
-    found = {"updates": met[2], "time": met[0]} if met else {"updates": None, "time": None}
-    return {"name": name, "concurrency": concurrency, "seed": seed, "best": best, **found}
-
-
-def measure(jobs: list[tuple[str, int, int, Tables]]) -> list[dict[str, Any]]:
-    """One process for each core, a job at a time in each."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(os.cpu_count(), maxtasksperchild=12) as pool:
-        return list(pool.imap_unordered(to_target, jobs))
+    return rows
 
 
 def spread(values: list[float | None]) -> str:
@@ -170,8 +155,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0].set(ylabel=f"virtual time to {TARGET:.0%} accuracy (s)")
     axes[1].set(ylabel=f"client updates to {TARGET:.0%} accuracy")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    pyplot.rcParams["svg.hashsalt"] = "fluffle"
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, path)
 
 
 def main() -> None:

@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
-import os
 import statistics
-import tempfile
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from sweep import reached, sweep
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
@@ -84,27 +86,6 @@ def document(cell: Cell, learning_rate: float, seed: int) -> dict[str, Any]:
     }
 
 
-def rounds_to_target(job: tuple[Cell, float, int]) -> dict[str, Any]:
-    """Run one experiment; after how many rounds it met the target, None where it did not."""
-    from aggregator.ledger import Ledger
-    from schemas import Experiment
-    from simulation.virtual import VirtualRun
-    from worker.runtime import configure
-
-    cell, learning_rate, seed = job
-    configure(1)
-    with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment.model_validate(document(cell, learning_rate, seed))
-        VirtualRun(experiment, Path(folder), run_id="run", slots=1).run()
-        ledger = Ledger(Path(folder))
-        rows = ledger.query("SELECT version, metrics FROM evaluations ORDER BY version")
-        ledger.close()
-    accuracies = {version: json.loads(metrics)["accuracy"] for version, metrics in rows}
-    met = next((version for version, accuracy in accuracies.items() if accuracy >= TARGET), None)
-    best = max(accuracies.values())
-    return {"cell": cell, "learning_rate": learning_rate, "seed": seed, "rounds": met, "best": best}
-
-
 def recorded() -> list[dict[str, Any]]:
     """What results.jsonl has, one run a line."""
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
@@ -119,9 +100,14 @@ def measure(jobs: list[tuple[Cell, float, int]], resume: bool) -> list[dict[str,
     RESULTS.write_text(
         "".join(json.dumps(row) + "\n" for job, row in known.items() if job not in todo)
     )
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(os.cpu_count(), maxtasksperchild=40) as pool, RESULTS.open("a") as file:
-        for row in pool.imap_unordered(rounds_to_target, todo):
+    with RESULTS.open("a") as file:
+        for (cell, rate, seed), run in sweep((job, document(*job)) for job in todo):
+            met = reached(run, TARGET)
+            row = {
+                **{"cell": cell, "learning_rate": rate, "seed": seed},
+                "rounds": met.version if met else None,
+                "best": max(m.accuracy for m in run),
+            }
             file.write(json.dumps(row) + "\n")
             file.flush()
     known = {(row["cell"], row["learning_rate"], row["seed"]): row for row in recorded()}
@@ -140,9 +126,10 @@ def search(resume: bool) -> dict[str, float]:
     chosen = {}
     for cell in CELLS:
         means = {
-            rate: mean_rounds([row for row in rows if (row["cell"], row["learning_rate"]) == key])
+            rate: mean_rounds(
+                [row for row in rows if row["cell"] == cell and row["learning_rate"] == rate]
+            )
             for rate in LEARNING_RATES[cell.method, cell.epochs]
-            if (key := (cell, rate))
         }
         print(f"{cell.name}: {means}", flush=True)
         chosen[cell.name] = min(means, key=lambda rate: means[rate])
