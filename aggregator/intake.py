@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from aggregator.admission import reason_against_user
-from broker import Envelope
-from schemas import DecodeError, Experiment
-from schemas.messages import FromWorker
+from fluffle.aggregator.coordinator.admission import reason_against_user
+from fluffle.broker import Envelope
+from fluffle.schemas import DecodeError, Experiment
+from fluffle.schemas.messages import FromWorker
 
 
 class Unusable(Exception):

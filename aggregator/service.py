@@ -17,10 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from aggregator.admission import OF_THEIR_TIME, REASONS
-from aggregator.complaints import Complaints
-from aggregator.coordinator import Coordinator
-from aggregator.effects import (
+from fluffle.aggregator.coordinator.admission import OF_THEIR_TIME, REASONS
+from fluffle.aggregator.coordinator.coordinator import Coordinator
+from fluffle.aggregator.coordinator.effects import (
     Assign,
     CallAt,
     Checkpoint,
@@ -36,17 +35,18 @@ from aggregator.effects import (
     Reject,
     SaveBuffer,
 )
-from aggregator.hands import Hands
-from aggregator.intake import Unusable, message_of
-from aggregator.ledger import Ledger, StaleLeader
-from aggregator.privacy import require_accounting
-from aggregator.reading import standing
-from aggregator.room import room_for_updates
-from aggregator.strategies import make_strategy, protected
-from aggregator.strategies.base import asks_of
-from aggregator.strategies.own import keep_code
-from broker import AggregatorPort, Closed, Delivery, Envelope, LeadershipLost
-from schemas import (
+from fluffle.aggregator.disk_space import room_for_updates
+from fluffle.aggregator.intake import Unusable, message_of
+from fluffle.aggregator.ledger.privacy import require_accounting
+from fluffle.aggregator.ledger.reader import standing
+from fluffle.aggregator.ledger.writer import Ledger, StaleLeader
+from fluffle.aggregator.rate_limited_log import Complaints
+from fluffle.aggregator.strategies.base import asks_of
+from fluffle.aggregator.strategies.custom import keep_code
+from fluffle.aggregator.strategies.registry import make_strategy, protected
+from fluffle.aggregator.unacked import Unacked
+from fluffle.broker import AggregatorPort, Closed, Delivery, Envelope, LeadershipLost
+from fluffle.schemas import (
     ClientUpdate,
     DecodeError,
     Event,
@@ -58,9 +58,9 @@ from schemas import (
     UserError,
     transforms,
 )
-from schemas.codec import MAX_MESSAGE_BYTES, one_line
-from schemas.messages import FromWorker
-from schemas.user_code import is_own
+from fluffle.schemas.codec import MAX_MESSAGE_BYTES, one_line
+from fluffle.schemas.messages import FromWorker
+from fluffle.schemas.user_code import is_custom
 
 #: Updates that may be in our hands at once, by number and by bytes.
 MAX_PREFETCH = 64
@@ -117,7 +117,7 @@ class AggregatorService:
         self._at_work = False
         #: How the run stood when this aggregator came: whoever stands by has seen no end.
         self._found = standing(folder)
-        self._hands = Hands()
+        self._unacked = Unacked()
         #: When the coordinator wants to be called, by the service's clock.
         self.call_at = 0.0
         #: How the run ended; None while it goes on.
@@ -252,7 +252,7 @@ class AggregatorService:
         if Plan.of(experiment, strategy.sends, asks_of(strategy)).keeps_state:
             checkpoint.states = ledger.client_states()
         self.coordinator = Coordinator(experiment, strategy, run, checkpoint)
-        if is_own(experiment.aggregation.strategy):
+        if is_custom(experiment.aggregation.strategy):
             keep_code(experiment.aggregation.strategy, self._code, self.folder)
         self._resume_text(checkpoint)
         if checkpoint.state is not None:
@@ -321,7 +321,7 @@ class AggregatorService:
             return None  # a record closes the turn, so there is none: no need to ask the ledger
         if not open_turn:
             self._answered = max(self._answered, message.turn)
-        if message.update_id in self._hands:
+        if message.update_id in self._unacked:
             return "buffer"
         return "ledger" if self._ledger.seen(message.update_id) else None
 
@@ -359,10 +359,10 @@ class AggregatorService:
                     self._check_room()
                 keep = self.experiment.aggregation.keep_versions
                 with self._timed("commit"):
-                    ledger.make_version(effect, self._hands.sizes(), elapsed_s, keep)
+                    ledger.make_version(effect, self._unacked.sizes(), elapsed_s, keep)
                 self._settle()
             case SaveBuffer():
-                ledger.save_buffer(effect, self._hands.sizes(), elapsed_s)
+                ledger.save_buffer(effect, self._unacked.sizes(), elapsed_s)
                 self._settle()
             case Publish(model):
                 # A model that is published again follows no transaction that would notice.
@@ -372,7 +372,7 @@ class AggregatorService:
             case Assign(assignments, expires_s):
                 self._port.assign([Envelope.of(a) for a in assignments], expires_s)
             case Finish(status, detail, unused):
-                ledger.finish(status, detail, unused, self._hands.sizes(), elapsed_s)
+                ledger.finish(status, detail, unused, self._unacked.sizes(), elapsed_s)
                 self._settle()
                 self.outcome = status
 
@@ -383,12 +383,12 @@ class AggregatorService:
         self._on_timing(stage, time.perf_counter() - started)
 
     def _hold(self, update_id: str, delivery: Delivery) -> None:
-        if self._ledger.keeps_updates and update_id not in self._hands:
+        if self._ledger.keeps_updates and update_id not in self._unacked:
             self._ledger.keep_update(update_id, delivery.envelope.body)
-        self._hands.take(update_id, delivery)
+        self._unacked.take(update_id, delivery)
 
     def _settle(self) -> None:
-        self._port.ack(self._hands.release())
+        self._port.ack(self._unacked.release())
 
     def _reject(self, delivery: Delivery, reason: str, detail: str = "") -> None:
         envelope = delivery.envelope

@@ -12,15 +12,15 @@ import threading
 import time
 from pathlib import Path
 
-from worker.runtime import configure
+from fluffle.worker.training.runtime import configure
 
 
 def main() -> None:
     file, threads, updates = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     configure(threads)
     from fluffle.experiment_file import load_experiment
-    from schemas import Plan
-    from worker.trainer import Trainer
+    from fluffle.schemas import Plan
+    from fluffle.worker.training.trainer import Trainer
 
     plan = Plan.of(load_experiment(file), "delta")
     trainers = [Trainer(plan) for _ in range(threads)]

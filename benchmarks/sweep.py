@@ -41,10 +41,10 @@ def merged(*documents: Tables) -> dict[str, Any]:
 
 def simulate(document: Tables) -> list[Measured]:
     """Run one experiment under the virtual clock; its evaluations, in order."""
-    from aggregator.reading import LedgerReader
-    from schemas import Experiment
-    from simulation.virtual import VirtualRun
-    from worker.runtime import configure
+    from fluffle.aggregator.ledger.reader import LedgerReader
+    from fluffle.schemas import Experiment
+    from fluffle.simulation.virtual import VirtualRun
+    from fluffle.worker.training.runtime import configure
 
     configure(1)
     with tempfile.TemporaryDirectory() as folder:

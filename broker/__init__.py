@@ -1,6 +1,6 @@
 """How messages travel: the Transport protocol, in memory and over RabbitMQ. No machine learning."""
 
-from broker.errors import (
+from fluffle.broker.errors import (
     AccessRefused,
     BrokerUnreachable,
     Closed,
@@ -8,7 +8,7 @@ from broker.errors import (
     MessageTooLarge,
     TopologyMismatch,
 )
-from broker.transport import AggregatorPort, Broker, Delivery, Envelope, WorkerPort
+from fluffle.broker.transport import AggregatorPort, Broker, Delivery, Envelope, WorkerPort
 
 __all__ = [
     "AccessRefused",

@@ -12,11 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from broker.errors import Closed, LeadershipLost, MessageTooLarge
-from broker.queues import Newest, Order, WorkQueue
-from broker.topology import DELIVERY_LIMIT, EVENTS_MAX_LENGTH, EVENTS_TTL_S
-from broker.transport import Delivery, Envelope
-from schemas.codec import MAX_MESSAGE_BYTES
+from fluffle.broker.errors import Closed, LeadershipLost, MessageTooLarge
+from fluffle.broker.memory_queues import Newest, Order, WorkQueue
+from fluffle.broker.topology import DELIVERY_LIMIT, EVENTS_MAX_LENGTH, EVENTS_TTL_S
+from fluffle.broker.transport import Delivery, Envelope
+from fluffle.schemas.codec import MAX_MESSAGE_BYTES
 
 MIB = 1024**2
 

@@ -1,6 +1,6 @@
 """What can go wrong between us and a broker. All but two are a person's to mend: exit code 2."""
 
-from schemas.errors import UserError
+from fluffle.schemas.errors import UserError
 
 
 class BrokerUnreachable(UserError):

@@ -6,7 +6,7 @@ not confirmed has been published again, and every delivery that was not acked co
 new receipt (acking an old one does nothing). Order between messages is never promised.
 
 The transport moves bytes. It reads only an envelope's headers, and of those only what
-``schemas.messages.order`` needs to tell a newer model from an older one.
+``fluffle.schemas.messages.order`` needs to tell a newer model from an older one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from schemas import Message, decode, encode, encoded_size
-from schemas.codec import MAX_MESSAGE_BYTES
+from fluffle.schemas import Message, decode, encode, encoded_size
+from fluffle.schemas.codec import MAX_MESSAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)

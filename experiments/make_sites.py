@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worker.datasets import load
+from fluffle.worker.datasets import load
 
 PEOPLE = 5
 

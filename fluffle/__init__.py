@@ -9,20 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aggregator.strategies.base import State, Strategy
-    from aggregator.strategies.tree import (
+    from fluffle.aggregator.strategies.base import State, Strategy
+    from fluffle.aggregator.strategies.operations import (
         add_to_buffer,
         buffered,
         mean_of,
         next_version,
         with_model,
     )
-    from schemas import ClientUpdate, Tensors
-    from worker.client_data import ClientData
-    from worker.files.arrays import read_npz
-    from worker.files.images import read_images
-    from worker.files.tables import read_csv, read_parquet
-    from worker.task import Examples, StreamedTask, Task
+    from fluffle.schemas import ClientUpdate, Tensors
+    from fluffle.worker.files.arrays import read_npz
+    from fluffle.worker.files.images import read_images
+    from fluffle.worker.files.tables import read_csv, read_parquet
+    from fluffle.worker.tasks.client_data import ClientData
+    from fluffle.worker.tasks.task import Examples, StreamedTask, Task
 
 __all__ = [
     "ClientData",
@@ -45,15 +45,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ClientData": "worker.client_data",
-    "read_npz": "worker.files.arrays",
-    "read_images": "worker.files.images",
-    **dict.fromkeys(("read_csv", "read_parquet"), "worker.files.tables"),
-    **dict.fromkeys(("Examples", "StreamedTask", "Task"), "worker.task"),
-    **dict.fromkeys(("State", "Strategy"), "aggregator.strategies.base"),
+    "ClientData": "fluffle.worker.tasks.client_data",
+    "read_npz": "fluffle.worker.files.arrays",
+    "read_images": "fluffle.worker.files.images",
+    **dict.fromkeys(("read_csv", "read_parquet"), "fluffle.worker.files.tables"),
+    **dict.fromkeys(("Examples", "StreamedTask", "Task"), "fluffle.worker.tasks.task"),
+    **dict.fromkeys(("State", "Strategy"), "fluffle.aggregator.strategies.base"),
     **dict.fromkeys(
         ("add_to_buffer", "buffered", "mean_of", "next_version", "with_model"),
-        "aggregator.strategies.tree",
+        "fluffle.aggregator.strategies.operations",
     ),
     **dict.fromkeys(("ClientUpdate", "Tensors"), "schemas"),
 }

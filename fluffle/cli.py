@@ -11,9 +11,9 @@ from typing import Annotated, Any, Optional
 import typer
 
 from fluffle.data import data_app
-from fluffle.secure import secure
+from fluffle.schemas.errors import UserError
+from fluffle.secrets_in_files import secure
 from fluffle.users import broker_app
-from schemas.errors import UserError
 
 app = typer.Typer(
     help="Asynchronous, dropout-tolerant federated learning over RabbitMQ.",
@@ -103,13 +103,13 @@ def run(
     ] = False,
 ) -> None:
     """Run an experiment, or resume it."""
-    from aggregator.strategies import make_strategy
+    from fluffle.aggregator.strategies.registry import make_strategy
+    from fluffle.custom_task import check_reachable, use_folder_of
     from fluffle.display import Display, print_summary
     from fluffle.experiment_file import load_experiment
-    from fluffle.own_task import check_reachable, use_folder_of
     from fluffle.run import run_experiment, run_virtual
     from fluffle.tracking import trackers
-    from worker.tasks import check, prepare
+    from fluffle.worker.tasks.registry import check, prepare
 
     experiment = load_experiment(file, settings or [], os.environ)
     if clock not in ("real", "virtual"):
@@ -192,7 +192,7 @@ def aggregator(
     ] = False,
 ) -> None:
     """Lead a run: consume updates, make versions."""
-    from aggregator.strategies import make_strategy
+    from fluffle.aggregator.strategies.registry import make_strategy
     from fluffle.experiment_file import load_experiment
     from fluffle.services import connect, lead, metrics_at
     from fluffle.tracking import trackers
@@ -243,7 +243,7 @@ def worker(
 
     With --client-id it is a site: one resident client, which trains on its own data.
     """
-    from fluffle.own_task import check_site, use_task
+    from fluffle.custom_task import check_site, use_task
     from fluffle.services import connect, default_name, metrics_at, reside, work
 
     if client_id:
@@ -274,7 +274,7 @@ def evaluator(
     parent: Parent = 0,
 ) -> None:
     """Measure versions of the global model on held-out examples."""
-    from fluffle.own_task import use_task
+    from fluffle.custom_task import use_task
     from fluffle.services import connect, default_name, evaluate, metrics_at
 
     use_task(task, data, 1)
@@ -351,8 +351,8 @@ def export_run(
     data: Data = None,
 ) -> None:
     """Write a run's model for Keras, TensorFlow or NumPy, or its metrics as a table."""
+    from fluffle.custom_task import use_task
     from fluffle.export import export
-    from fluffle.own_task import use_task
 
     if kind in ("keras", "saved_model"):
         use_task(task, data, 1)

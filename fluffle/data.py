@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from numpy.typing import NDArray
 
-from schemas import Experiment, UserError
+from fluffle.schemas import Experiment, UserError
 
 if TYPE_CHECKING:
     from fluffle.heatmap import Shares
-    from worker.datasets import Dataset, Progress
+    from fluffle.worker.datasets import Dataset, Progress
 
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
 
@@ -26,7 +26,7 @@ Name = Annotated[str, typer.Argument(help="As in fluffle data list.")]
 @data_app.command("list")
 def data_list() -> None:
     """The data sets, and whether they are here."""
-    from worker.datasets import describe
+    from fluffle.worker.datasets import describe
 
     for recipe, path in describe():
         where = str(path) if path else f"not here yet: fluffle data fetch {recipe.name}"
@@ -44,7 +44,7 @@ def data_fetch(
 ) -> None:
     """Fetch a data set, and check it."""
     from fluffle.display import Display
-    from worker.datasets import fetch
+    from fluffle.worker.datasets import fetch
 
     with Display(name) as display:
         path = fetch(name, display.fetching, place)
@@ -84,7 +84,7 @@ def data_show(
 def _shares(name: str, kind: str, clients: int, settings: list[str], progress: Progress) -> Shares:
     from fluffle.experiment_file import load_experiment
     from fluffle.heatmap import Shares, describe
-    from worker.partitions import partition
+    from fluffle.worker.tasks.partitions import partition
 
     chosen = [f"partition.kind='{kind}'"] if kind else []
     chosen += [f"task.clients={clients}"] if clients else []
@@ -103,10 +103,10 @@ def _shares(name: str, kind: str, clients: int, settings: list[str], progress: P
 
 
 def _data(name: str, experiment: Experiment, progress: Progress) -> tuple[Dataset, tuple[str, ...]]:
-    from worker.datasets import load, names, recipe, synthetic
+    from fluffle.worker.datasets import load, names, recipe, synthetic
 
     if name == _SYNTHETIC:
-        from worker.tasks.synthetic import SyntheticLr
+        from fluffle.worker.tasks.synthetic import SyntheticLr
 
         task = SyntheticLr.of(experiment.task, experiment.partition, experiment.experiment.seed)
         return task.data, tuple(map(str, range(synthetic.CLASSES)))

@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from aggregator.room import human_bytes
-from aggregator.service import AggregatorService
+from fluffle.aggregator.disk_space import human_bytes
+from fluffle.aggregator.service import AggregatorService
 
 _LINE_EVERY_S = 10.0
 #: Rates are over this much of the recent past.

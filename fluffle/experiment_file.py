@@ -15,8 +15,8 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from schemas import Experiment, UserError
-from schemas.experiment import Table
+from fluffle.schemas import Experiment, UserError
+from fluffle.schemas.experiment import Table
 
 _PREFIX = "FLUFFLE_"
 

@@ -16,11 +16,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from aggregator.reading import LedgerReader
-from aggregator.strategies.base import model_of
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.strategies.base import model_of
 from fluffle.history import columns, history
-from schemas import Experiment, Plan, Tensors, UserError
-from schemas.tensors import model_groups
+from fluffle.schemas import Experiment, Plan, Tensors, UserError
+from fluffle.schemas.tensors import model_groups
 
 Format = Literal["keras", "saved_model", "npz", "csv", "jsonl"]
 #: What the last version takes for what, beside its Keras file: for the report.
@@ -133,12 +133,12 @@ def _model(weights: Weights, kind: str) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         if kind == "keras" and path.suffix != ".keras":
             raise UserError(f"--out {path}: Keras wants a name that ends in .keras")
-        from worker.runtime import configure
+        from fluffle.worker.training.runtime import configure
 
         configure(1)
-        from worker.confusion import confusion
-        from worker.saving import keras_model, save
-        from worker.tasks import load_task, trying
+        from fluffle.worker.tasks.registry import load_task, trying
+        from fluffle.worker.training.confusion import confusion
+        from fluffle.worker.training.saving import keras_model, save
 
         plan = Plan.of(weights.experiment, "delta")
 

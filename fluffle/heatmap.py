@@ -10,8 +10,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas import UserError
-from schemas.experiment import PartitionTable
+from fluffle.schemas import UserError
+from fluffle.schemas.experiment import PartitionTable
 
 #: Columns and rows that a terminal shows; more clients share a column, rarer labels a line.
 _COLUMNS = 60

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from aggregator.reading import LedgerReader
+from fluffle.aggregator.ledger.reader import LedgerReader
 
 Row = dict[str, Any]
 

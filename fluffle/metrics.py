@@ -34,11 +34,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from aggregator.totals import Totals, TotalsReader
-from schemas import ClientFailed, ClientUpdate, Evaluation, GlobalModel, Message, UserError
+from fluffle.aggregator.ledger.totals import Totals, TotalsReader
+from fluffle.schemas import ClientFailed, ClientUpdate, Evaluation, GlobalModel, Message, UserError
 
 if TYPE_CHECKING:
-    from aggregator.service import AggregatorService
+    from fluffle.aggregator.service import AggregatorService
 
 #: Buckets in seconds: from one fold of a small model to a training of ten minutes.
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 600)

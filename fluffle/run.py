@@ -15,20 +15,20 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from aggregator.archive import UPDATES
-from aggregator.ledger import Ledger
-from aggregator.service import AggregatorService
-from aggregator.store import make_folder
-from aggregator.strategies.own import CODE
-from aggregator.summary import summarise
-from broker import Broker
+from fluffle.aggregator.ledger.archive import UPDATES
+from fluffle.aggregator.ledger.summary import summarise
+from fluffle.aggregator.ledger.weights import make_folder
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.service import AggregatorService
+from fluffle.aggregator.strategies.custom import CODE
+from fluffle.broker import Broker
 from fluffle.display import Display, snapshot
 from fluffle.export import save_models
 from fluffle.memory import MemoryWatch
-from fluffle.team import Processes, Team, Threads
+from fluffle.schemas import Experiment, UserError
 from fluffle.tracking import Tracker, tracked
-from schemas import Experiment, UserError
-from worker.client_state import MEMORY_BYTES, ClientStates
+from fluffle.worker.services.client_state import MEMORY_BYTES, ClientStates
+from fluffle.worker_group import Processes, Threads, WorkerGroup
 
 _REFRESH_S = 0.2
 #: Where ``--broker local`` keeps its queues, in the run folder.
@@ -83,13 +83,13 @@ def run_experiment(
         )
         # An update that a real broker has must not outlive its client's state.
         states = ClientStates(folder / STATES, memory_bytes=0 if url else MEMORY_BYTES)
-        team: Team = (
+        group: WorkerGroup = (
             Processes(url, federation, workers, slots, evaluates, folder / "logs", folder / STATES)
             if workers
             else Threads(place, slots, evaluates, states, display.say)
         )
         with tracked(service, trackers, display.say):
-            _drive(service, service, display, team)
+            _drive(service, service, display, group)
         summary = read_summary(folder, memory.peak_mb)
     if summary["status"] == "finished" and not workers:
         save_models(folder, display.say)  # TensorFlow is here already
@@ -111,8 +111,8 @@ def run_virtual(
 
     A run that was stopped starts over, which gives the same bytes. Raises: UserError.
     """
-    from simulation.virtual import VirtualRun
-    from worker.runtime import configure
+    from fluffle.simulation.virtual import VirtualRun
+    from fluffle.worker.training.runtime import configure
 
     with ExitStack() as stack:
         memory = MemoryWatch()
@@ -198,7 +198,7 @@ class _Job(Protocol):
 
 
 def _drive(
-    job: _Job, service: AggregatorService, display: Display, team: Team | None = None
+    job: _Job, service: AggregatorService, display: Display, group: WorkerGroup | None = None
 ) -> None:
     """The job works in a thread of its own; this one shows the service and hears Ctrl-C."""
     failure: list[BaseException] = []
@@ -213,18 +213,18 @@ def _drive(
     try:
         with stopping(job.stop):
             thread.start()
-            if team is not None:
-                team.start()
+            if group is not None:
+                group.start()
             while thread.is_alive():
                 display.show(snapshot(service))
                 thread.join(_REFRESH_S)
-                if team is not None:
-                    team.check()
+                if group is not None:
+                    group.check()
     finally:
         job.stop()
         thread.join()
-        if team is not None:
-            team.stop()
+        if group is not None:
+            group.stop()
     if failure:
         raise failure[0]
 
@@ -235,7 +235,7 @@ def _url(broker: str, folder: Path, stack: ExitStack, display: Display) -> str:
         return ""
     if broker != "local":
         return broker
-    from broker.node import Node
+    from fluffle.broker.admin.node import Node
 
     display.say("starting a private RabbitMQ node …")
     return stack.enter_context(Node(folder / NODE)).url
@@ -243,10 +243,10 @@ def _url(broker: str, folder: Path, stack: ExitStack, display: Display) -> str:
 
 def _broker(url: str, federation: str, connect_timeout_s: float, display: Display) -> Broker:
     if not url:
-        from broker.embedded import EmbeddedBroker
+        from fluffle.broker.embedded import EmbeddedBroker
 
         return EmbeddedBroker()
-    from broker.rabbitmq import RabbitMQBroker
+    from fluffle.broker.rabbitmq.broker import RabbitMQBroker
 
     return RabbitMQBroker(
         url, federation, connect_timeout_s=connect_timeout_s, on_status=display.say

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
 
-from broker import Broker
-from broker.rabbitmq import RabbitMQBroker
+from fluffle.broker import Broker
+from fluffle.broker.rabbitmq.broker import RabbitMQBroker
 from fluffle.metrics import (
     AggregatorMetrics,
     EvaluatorMetrics,
@@ -27,8 +27,8 @@ from fluffle.metrics import (
     served,
 )
 from fluffle.run import new_run_id, read_summary, stopping
+from fluffle.schemas import Experiment, Tensors, UserError
 from fluffle.tracking import Tracker, tracked
-from schemas import Experiment, Tensors, UserError
 
 _PARENT_EVERY_S = 1.0
 
@@ -94,7 +94,7 @@ def lead(
 
     code: the folder of a strategy from a file; trackers: where curves go.
     """
-    from aggregator.service import AggregatorService
+    from fluffle.aggregator.service import AggregatorService
 
     _may_leave_early()
     metrics = AggregatorMetrics(registry, folder)
@@ -130,10 +130,10 @@ def work(
     registry: CollectorRegistry,
 ) -> None:
     """Train clients until the run is over, or a signal. Raises: UserError."""
-    from worker.client_state import ClientStates, state_folder
-    from worker.journal import Journal
-    from worker.runtime import configure
-    from worker.service import WorkerService
+    from fluffle.worker.services.client_state import ClientStates, state_folder
+    from fluffle.worker.services.journal import Journal
+    from fluffle.worker.services.worker import WorkerService
+    from fluffle.worker.training.runtime import configure
 
     _may_leave_early()
     kept = Journal(journal)
@@ -164,9 +164,9 @@ def reside(
     registry: CollectorRegistry,
 ) -> None:
     """Train one site's own data until the run is over, or a signal. Raises: UserError."""
-    from worker.journal import Journal
-    from worker.resident import ResidentService
-    from worker.runtime import configure
+    from fluffle.worker.services.journal import Journal
+    from fluffle.worker.services.resident import ResidentService
+    from fluffle.worker.training.runtime import configure
 
     _may_leave_early()
     kept = Journal(journal)
@@ -189,8 +189,8 @@ def evaluate(
     place: Broker, name: str, stay: bool, parent: int, registry: CollectorRegistry
 ) -> None:
     """Evaluate until the run is over, or a signal. Raises: UserError."""
-    from worker.evaluator import EvaluatorService
-    from worker.runtime import configure
+    from fluffle.worker.services.evaluator import EvaluatorService
+    from fluffle.worker.training.runtime import configure
 
     _may_leave_early()
     name = name or default_name("evaluator")
@@ -239,7 +239,7 @@ def _leave_with(parent: int, service: _Service) -> None:
 
 
 def _read_weights(path: Path) -> Tensors:
-    from schemas.codec import unpack
+    from fluffle.schemas.codec import unpack
 
     try:
         tensors = unpack(path.read_bytes())[1] or {}

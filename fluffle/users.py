@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from schemas.errors import UserError
+from fluffle.schemas.errors import UserError
 
 broker_app = typer.Typer(help="Prepare a RabbitMQ server.", no_args_is_help=True)
 
@@ -38,8 +38,13 @@ def users(
 
     Passwords are drawn once and kept in files that only you can read; they are not printed.
     """
-    from broker.rights import of_aggregator, of_evaluator, of_pool_worker, of_resident
-    from broker.topology import Topology
+    from fluffle.broker.admin.permissions import (
+        of_aggregator,
+        of_evaluator,
+        of_pool_worker,
+        of_resident,
+    )
+    from fluffle.broker.topology import Topology
 
     names = Topology(federation)
     roles = {

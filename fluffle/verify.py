@@ -6,10 +6,10 @@ from pathlib import Path
 
 import typer
 
-from aggregator.reading import LedgerReader
-from aggregator.summary import summarise
-from aggregator.verify import CHECKS, live, verify
-from aggregator.verify import replay as replayed
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.ledger.summary import summarise
+from fluffle.aggregator.verify import CHECKS, live, verify
+from fluffle.aggregator.verify import replay as replayed
 
 
 def verify_run(folder: Path, *, replay: bool, broker: str, federation: str) -> int:
@@ -46,19 +46,19 @@ def _check(ledger: LedgerReader, replay: bool) -> list[str]:
 
 
 def _check_broker(ledger: LedgerReader, url: str, federation: str) -> list[str]:
-    from broker.sight import look
+    from fluffle.broker.admin.inspection import inspect_federation
 
-    sight = look(url, federation)
+    view = inspect_federation(url, federation)
     with ledger.snapshot():
-        problems = list(live.wrong_at_broker(ledger, sight))
-        end = live.unpublished_end(ledger, sight)
+        problems = list(live.wrong_at_broker(ledger, view))
+        end = live.unpublished_end(ledger, view)
         if end is not None:  # perhaps it ended between the two looks
-            sight = look(url, federation)
-            end = live.unpublished_end(ledger, sight)
+            view = inspect_federation(url, federation)
+            end = live.unpublished_end(ledger, view)
         problems += [] if end is None else [end]
         if not problems:
-            typer.echo(f"ok: as far as can be seen at {sight.where}:")
-        for line in live.seen_at_broker(ledger, sight):
+            typer.echo(f"ok: as far as can be seen at {view.where}:")
+        for line in live.seen_at_broker(ledger, view):
             typer.echo(f"  {line}")
     return problems
 

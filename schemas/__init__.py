@@ -1,9 +1,9 @@
 """What travels and what is configured: messages, the tensor codec, the experiment file. No I/O."""
 
-from schemas.codec import SCHEMA_VERSION, decode, encode, encoded_size
-from schemas.errors import DecodeError, UserError
-from schemas.experiment import Experiment, Plan
-from schemas.messages import (
+from fluffle.schemas.codec import SCHEMA_VERSION, decode, encode, encoded_size
+from fluffle.schemas.errors import DecodeError, UserError
+from fluffle.schemas.experiment import Experiment, Plan
+from fluffle.schemas.messages import (
     Assignment,
     ClientFailed,
     ClientUpdate,
@@ -13,7 +13,7 @@ from schemas.messages import (
     Message,
     Run,
 )
-from schemas.tensors import Tensors, group, tensors_sha256
+from fluffle.schemas.tensors import Tensors, group, tensors_sha256
 
 __all__ = [
     "SCHEMA_VERSION",

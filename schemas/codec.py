@@ -26,9 +26,9 @@ import msgpack
 import numpy as np
 from pydantic import ValidationError
 
-from schemas.errors import DecodeError
-from schemas.messages import TYPES, Message
-from schemas.tensors import DTYPES, NAME, Array, Tensors, dtype_name, raw
+from fluffle.schemas.errors import DecodeError
+from fluffle.schemas.messages import TYPES, Message
+from fluffle.schemas.tensors import DTYPES, NAME, Array, Tensors, dtype_name, raw
 
 SCHEMA_VERSION = 1
 

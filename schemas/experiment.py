@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from schemas.steps import Steps, remembers
-from schemas.user_code import is_own
+from fluffle.schemas.steps import Steps, remembers
+from fluffle.schemas.user_code import is_custom
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -212,7 +212,7 @@ PRIVATE = ("fedbuff", "ringmaster", *BY_EXAMPLES)
 
 
 def _known_strategy(name: str) -> str:
-    if name in STRATEGIES or is_own(name):
+    if name in STRATEGIES or is_custom(name):
         return name
     raise ValueError(
         f"aggregation.strategy = {name!r} is none of {', '.join(STRATEGIES)}, and no file of your "
@@ -421,7 +421,7 @@ class Experiment(Table):
             raise ValueError("ringmaster needs aggregation.delay_threshold (R)")
         if strategy == "norm-bounding" and self.aggregation.norm_bound is None:
             raise ValueError("norm-bounding needs aggregation.norm_bound (M)")
-        if self.aggregation.parameters is not None and not is_own(strategy):
+        if self.aggregation.parameters is not None and not is_custom(strategy):
             raise ValueError(
                 f"[aggregation.parameters] are for a strategy from a file, and {strategy} is none"
             )

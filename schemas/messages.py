@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SkipValidation
 
-from schemas.experiment import Plan
-from schemas.tensors import Tensors
+from fluffle.schemas.experiment import Plan
+from fluffle.schemas.tensors import Tensors
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[FiniteFloat, Field(ge=0)]

@@ -15,12 +15,12 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from schemas.errors import UserError
+from fluffle.schemas.errors import UserError
 
 _NAME = re.compile(r"[^:]+:[A-Za-z_]\w*")
 
 
-def is_own(name: str) -> bool:
+def is_custom(name: str) -> bool:
     """Whether this names a class in a file: ``my_file.py:MyClass`` or ``my_file:MyClass``."""
     return _NAME.fullmatch(name) is not None
 

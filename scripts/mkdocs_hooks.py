@@ -23,9 +23,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from reference import commands_page, experiment_page
 
-from worker.datasets.cache import cache_folder
-from worker.datasets.packages import npm_pack
-from worker.datasets.recipe import Unavailable
+from fluffle.worker.datasets.cache import cache_folder
+from fluffle.worker.datasets.packages import npm_pack
+from fluffle.worker.datasets.recipe import Unavailable
 
 ROOT = Path(__file__).parents[1]
 MERMAID = "mermaid@11.17.2"

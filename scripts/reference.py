@@ -20,10 +20,10 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-import schemas.experiment
-import schemas.steps
+import fluffle.schemas.experiment
+import fluffle.schemas.steps
 from fluffle.cli import app
-from schemas.experiment import STRATEGIES, Experiment
+from fluffle.schemas.experiment import STRATEGIES, Experiment
 
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "table"}
 _OF_KEYS = """\
@@ -37,7 +37,7 @@ undoes them in reverse. See [updates](../updates.md)."""
 _OF_COMMANDS = """\
 `fluffle COMMAND --help` says the same. What a person can mend ends with one line and exit code 2.
 Where a variable is named, it does what the option does."""
-_STEPS = get_args(get_args(schemas.steps.Step)[0])
+_STEPS = get_args(get_args(fluffle.schemas.steps.Step)[0])
 
 
 @dataclass(frozen=True)

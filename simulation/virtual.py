@@ -26,10 +26,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from aggregator.service import AggregatorService
-from broker import Delivery, Envelope
-from broker.embedded import EmbeddedBroker
-from schemas import (
+from fluffle.aggregator.service import AggregatorService
+from fluffle.broker import Delivery, Envelope
+from fluffle.broker.embedded import EmbeddedBroker
+from fluffle.schemas import (
     Assignment,
     ClientFailed,
     ClientUpdate,
@@ -41,19 +41,25 @@ from schemas import (
     Tensors,
     UserError,
 )
-from schemas.messages import order, state_name
-from simulation.pool import Job, Pool
-from worker.client_state import ClientStates
-from worker.devices import Devices, Fate
-from worker.evaluator import Cadence
-from worker.outgoing import noise_of_turn, outgoing, upload_bytes
-from worker.per_plan import make_trainer
-from worker.task import StreamedTask
-from worker.turn import failed_update, initial_update, make_update, payload_bytes, verdict
+from fluffle.schemas.messages import order, state_name
+from fluffle.simulation.pool import Job, Pool
+from fluffle.worker.devices import DeviceOutcome, Devices
+from fluffle.worker.services.client_state import ClientStates
+from fluffle.worker.services.evaluator import Cadence
+from fluffle.worker.services.outgoing import noise_of_turn, outgoing, upload_bytes
+from fluffle.worker.services.turn import (
+    failed_update,
+    initial_update,
+    make_update,
+    payload_bytes,
+    verdict,
+)
+from fluffle.worker.tasks.task import StreamedTask
+from fluffle.worker.training.per_plan import make_trainer
 
 if TYPE_CHECKING:
-    from worker.task import Task
-    from worker.trainer import Trainer
+    from fluffle.worker.tasks.task import Task
+    from fluffle.worker.training.trainer import Trainer
 
 WORKER = "virtual"
 _JSON = json.JSONEncoder(separators=(",", ":"))
@@ -78,7 +84,7 @@ class Turn:
     delivery: Delivery
     assignment: Assignment
     issued: float
-    fate: Fate | None = None
+    outcome: DeviceOutcome | None = None
     model: GlobalModel | None = None
     started: float = 0.0
     train_s: float = 0.0
@@ -243,7 +249,9 @@ class VirtualRun:
             self._at(self.clock.now, lambda: self._initialised(turn, job))
             return
         assert self._model is not None
-        turn.fate = self._devices_for(self._model.plan).fate(assignment.client, assignment.turn)
+        turn.outcome = self._devices_for(self._model.plan).outcome(
+            assignment.client, assignment.turn
+        )
         ready = max(self.clock.now, self._free_at.get(assignment.client, 0.0))
         start = self._devices_for(self._model.plan).next_start(assignment.client, ready)
         patience = self._experiment.participation.assignment_deadline_s
@@ -262,9 +270,9 @@ class VirtualRun:
         self._port.ack(turn.delivery)
 
     def _start(self, turn: Turn) -> None:
-        model, fate = self._model, turn.fate
+        model, outcome = self._model, turn.outcome
         assert model is not None
-        assert fate is not None
+        assert outcome is not None
         if verdict(turn.assignment, model) != "train":
             self._port.ack(turn.delivery)
             return
@@ -272,19 +280,19 @@ class VirtualRun:
         client, number = turn.assignment.client, turn.assignment.turn
         size = payload_bytes(model.tensors)
         pool = self._pool_for(model.plan)
-        fetched = self.clock.now + fate.download_s(size)
-        turn.train_s = fate.train_s(self._examples(model.plan, client))
+        fetched = self.clock.now + outcome.download_s(size)
+        turn.train_s = outcome.train_s(self._examples(model.plan, client))
         trained = fetched + turn.train_s
         sent = upload_bytes(model.plan, model.tensors)
-        self._free_at[client] = trained + fate.upload_s(sent) + fate.pause_s
+        self._free_at[client] = trained + outcome.upload_s(sent) + outcome.pause_s
         self._note("start", client=client, turn=number, version=model.version)
-        match fate.lost_at:
+        match outcome.lost_at:
             case "before_training":
                 self._at(fetched, lambda: self._lost(turn))
             case "after_training":
                 self._at(trained, lambda: self._lost(turn))
             case "upload":
-                self._at(trained + fate.upload_s(sent), lambda: self._lost(turn))
+                self._at(trained + outcome.upload_s(sent), lambda: self._lost(turn))
             case None:
                 turn.job = pool.submit(
                     trained, lambda trainer: self._update(turn, trainer, trained)
@@ -297,31 +305,31 @@ class VirtualRun:
         In a slot's thread, long before its time maybe: ``at`` is the virtual one. What the client
         goes on from was saved before its turn was issued, so there is nothing to wait for.
         """
-        model, fate = turn.model, turn.fate
+        model, outcome = turn.model, turn.outcome
         assert model is not None
-        assert fate is not None
+        assert outcome is not None
         client, number, state = turn.assignment.client, turn.assignment.turn, None
         if model.plan.keeps_state:
             after = turn.assignment.after or ""
             state = self._states.load(model.run.run_id, client, after)
-        trained = trainer.train(model.tensors, client, number, fate.epochs, state)
+        trained = trainer.train(model.tensors, client, number, outcome.epochs, state)
         trained = dataclasses.replace(trained, seconds=turn.train_s)
         size = payload_bytes(model.tensors)
         update = make_update(turn.assignment, model, trained, WORKER, 0.0, size)
         noise = partial(noise_of_turn, model.plan, update)
         update, memory = outgoing(update, model.plan, state, noise)
-        took_s = at + fate.upload_s(payload_bytes(update.tensors)) - turn.started
+        took_s = at + outcome.upload_s(payload_bytes(update.tensors)) - turn.started
         return update.model_copy(update={"slot_s": took_s}), trained.state | memory
 
     def _trained(self, turn: Turn) -> None:
-        model, fate, job = turn.model, turn.fate, turn.job
+        model, outcome, job = turn.model, turn.outcome, turn.job
         assert model is not None
-        assert fate is not None
+        assert outcome is not None
         assert job is not None
         answer: ClientUpdate | ClientFailed
         try:
             update, state = self._pool_for(model.plan).wait(job)
-            upload_s, answer = fate.upload_s(payload_bytes(update.tensors)), update
+            upload_s, answer = outcome.upload_s(payload_bytes(update.tensors)), update
             if model.plan.keeps_state:
                 after = turn.assignment.after or ""
                 name = state_name(after, update.turn, model.version)
@@ -344,9 +352,11 @@ class VirtualRun:
         self._port.ack(turn.delivery)
 
     def _lost(self, turn: Turn) -> None:
-        assert turn.fate is not None
+        assert turn.outcome is not None
         assignment = turn.assignment
-        self._note("lost", client=assignment.client, turn=assignment.turn, where=turn.fate.lost_at)
+        self._note(
+            "lost", client=assignment.client, turn=assignment.turn, where=turn.outcome.lost_at
+        )
         turn.model = None
         self._port.ack(turn.delivery)
 
@@ -368,7 +378,7 @@ class VirtualRun:
 
     def _examples(self, plan: Plan, client: str) -> int:
         if self._task is None:
-            from worker.tasks import load_task
+            from fluffle.worker.tasks.registry import load_task
 
             self._task = load_task(plan)
             if isinstance(self._task, StreamedTask):

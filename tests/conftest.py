@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import settings
 
-from broker.node import Node, find_server
-from schemas.errors import UserError
+from fluffle.broker.admin.node import Node, find_server
+from fluffle.schemas.errors import UserError
 
 # A busy machine is no reason to fail.
 settings.register_profile("fluffle", deadline=None)

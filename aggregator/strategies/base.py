@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from typing import Literal, Protocol, runtime_checkable
 
-from schemas import ClientUpdate, Tensors
-from schemas.experiment import Asks
-from schemas.tensors import Spec, spec
+from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.schemas.experiment import Asks
+from fluffle.schemas.tensors import Spec, spec
 
 State = Tensors
 

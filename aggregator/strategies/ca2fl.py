@@ -24,21 +24,21 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from aggregator.room import human_bytes
-from aggregator.strategies.base import State
-from aggregator.strategies.fold import Sum, add_scaled
-from aggregator.strategies.optimizers import ServerOptimizer
-from aggregator.strategies.staleness import Staleness, constant
-from aggregator.strategies.tree import (
+from fluffle.aggregator.disk_space import human_bytes
+from fluffle.aggregator.strategies.base import State
+from fluffle.aggregator.strategies.fold import Sum, add_scaled
+from fluffle.aggregator.strategies.operations import (
     add_to_buffer,
     add_to_sum,
     buffered,
-    is_value,
+    is_non_trainable,
     server_step,
     sum_of,
     with_model,
 )
-from schemas import ClientUpdate, Tensors, UserError
+from fluffle.aggregator.strategies.optimizers import ServerOptimizer
+from fluffle.aggregator.strategies.staleness import Staleness, constant
+from fluffle.schemas import ClientUpdate, Tensors, UserError
 
 _MEAN, _CACHE, _NEW = "server/h/", "cache/", "buffer/new_"
 
@@ -57,7 +57,7 @@ class Ca2fl:
 
     def init(self, weights: Tensors) -> State:
         """The model, and h = 0. Raises: UserError where the cache could outgrow its bound."""
-        parameters = {key: array for key, array in weights.items() if not is_value(key)}
+        parameters = {key: array for key, array in weights.items() if not is_non_trainable(key)}
         needed = self.clients * sum(array.nbytes for array in parameters.values())
         if needed > self.max_cache_bytes:
             raise UserError(
@@ -74,7 +74,7 @@ class Ca2fl:
         s, entry = self.s(staleness), entry_of(update.client)
         state = add_to_buffer(state, s, update.tensors)
         for key, delta in update.tensors.items():
-            if not is_value(key):
+            if not is_non_trainable(key):
                 if (cached := state.get(f"{_CACHE}{entry}/{key}")) is not None:
                     add_to_sum(state, key, -s, cached)
                 kept = delta.copy()  # a view would keep the whole message

@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from aggregator.strategies.base import State
-from aggregator.strategies.staleness import Staleness
-from aggregator.strategies.tree import mix_into_buffer, next_version, with_model
-from schemas import ClientUpdate, Tensors
+from fluffle.aggregator.strategies.base import State
+from fluffle.aggregator.strategies.operations import mix_into_buffer, next_version, with_model
+from fluffle.aggregator.strategies.staleness import Staleness
+from fluffle.schemas import ClientUpdate, Tensors
 
 
 @dataclass(frozen=True, slots=True)

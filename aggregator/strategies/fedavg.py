@@ -12,10 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from aggregator.strategies.base import State
-from aggregator.strategies.staleness import Staleness, constant
-from aggregator.strategies.tree import add_to_buffer, mean_of, next_version, with_model
-from schemas import ClientUpdate, Tensors
+from fluffle.aggregator.strategies.base import State
+from fluffle.aggregator.strategies.operations import (
+    add_to_buffer,
+    mean_of,
+    next_version,
+    with_model,
+)
+from fluffle.aggregator.strategies.staleness import Staleness, constant
+from fluffle.schemas import ClientUpdate, Tensors
 
 
 @dataclass(frozen=True, slots=True)

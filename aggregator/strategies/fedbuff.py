@@ -16,11 +16,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from aggregator.strategies.base import State
-from aggregator.strategies.optimizers import ServerOptimizer
-from aggregator.strategies.staleness import Staleness
-from aggregator.strategies.tree import add_to_buffer, buffered, server_step, sum_of, with_model
-from schemas import ClientUpdate, Tensors
+from fluffle.aggregator.strategies.base import State
+from fluffle.aggregator.strategies.operations import (
+    add_to_buffer,
+    buffered,
+    server_step,
+    sum_of,
+    with_model,
+)
+from fluffle.aggregator.strategies.optimizers import ServerOptimizer
+from fluffle.aggregator.strategies.staleness import Staleness
+from fluffle.schemas import ClientUpdate, Tensors
 
 
 @dataclass(frozen=True, slots=True)

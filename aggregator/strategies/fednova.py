@@ -21,19 +21,19 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from aggregator.strategies.base import State
-from aggregator.strategies.fold import Sum
-from aggregator.strategies.tree import (
+from fluffle.aggregator.strategies.base import State
+from fluffle.aggregator.strategies.fold import Sum
+from fluffle.aggregator.strategies.operations import (
     add_to_buffer,
     buffered,
     count,
-    is_value,
+    is_non_trainable,
     mean_of,
     next_version,
     with_model,
 )
-from schemas import ClientUpdate, Tensors
-from schemas.experiment import Asks
+from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.schemas.experiment import Asks
 
 _NORM = "fednova/norm"
 
@@ -71,6 +71,6 @@ class FedNova:
         tau_eff = buffered(state, "work") / n
 
         def formula(key: str, x: Sum, total: Sum) -> Sum:
-            return mean_of(state, x, total) if is_value(key) else x + tau_eff / n * total
+            return mean_of(state, x, total) if is_non_trainable(key) else x + tau_eff / n * total
 
         return next_version(state, formula)

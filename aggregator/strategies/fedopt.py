@@ -15,10 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from aggregator.strategies.base import State
-from aggregator.strategies.optimizers import ServerOptimizer
-from aggregator.strategies.staleness import Staleness, constant
-from aggregator.strategies.tree import (
+from fluffle.aggregator.strategies.base import State
+from fluffle.aggregator.strategies.operations import (
     add_to_buffer,
     buffered,
     count,
@@ -26,7 +24,9 @@ from aggregator.strategies.tree import (
     sum_of,
     with_model,
 )
-from schemas import ClientUpdate, Tensors
+from fluffle.aggregator.strategies.optimizers import ServerOptimizer
+from fluffle.aggregator.strategies.staleness import Staleness, constant
+from fluffle.schemas import ClientUpdate, Tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.tensors import Array
+from fluffle.schemas.tensors import Array
 
 Sum = NDArray[np.float64]
 

@@ -20,13 +20,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from aggregator.strategies.base import State, model_of
-from aggregator.strategies.fold import Sum, blocks
-from aggregator.strategies.kept import in_turn, keep_update, rows_of
-from aggregator.strategies.optimizers import ServerOptimizer
-from aggregator.strategies.staleness import Staleness, constant
-from aggregator.strategies.tree import is_value, server_step, with_model
-from schemas import ClientUpdate, Tensors
+from fluffle.aggregator.strategies.base import State, model_of
+from fluffle.aggregator.strategies.fold import Sum, blocks
+from fluffle.aggregator.strategies.operations import is_non_trainable, server_step, with_model
+from fluffle.aggregator.strategies.optimizers import ServerOptimizer
+from fluffle.aggregator.strategies.per_update import in_turn, keep_update, rows_of
+from fluffle.aggregator.strategies.staleness import Staleness, constant
+from fluffle.schemas import ClientUpdate, Tensors
 
 #: Numbers of all updates together that are compared at once: 512 KiB of float64.
 _SCRATCH = 2**16
@@ -89,7 +89,7 @@ def squared_distances(state: State, numbers: list[int]) -> Sum:
     n = len(numbers)
     distances = np.zeros((n, n))
     for key, model in model_of(state).items():
-        if is_value(key):
+        if is_non_trainable(key):
             continue
         for part in blocks(model.size, max(1, _SCRATCH // n)):
             rows = np.array(rows_of(state, numbers, key, part), np.float64)

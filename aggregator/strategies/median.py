@@ -18,14 +18,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from aggregator.strategies.base import State
-from aggregator.strategies.fold import Sum
-from aggregator.strategies.kept import in_turn, keep_update, rows_of
-from aggregator.strategies.optimizers import ServerOptimizer
-from aggregator.strategies.sorting import Sorter, block_length
-from aggregator.strategies.staleness import Staleness, constant
-from aggregator.strategies.tree import server_step, with_model
-from schemas import ClientUpdate, Tensors
+from fluffle.aggregator.strategies.base import State
+from fluffle.aggregator.strategies.fold import Sum
+from fluffle.aggregator.strategies.operations import server_step, with_model
+from fluffle.aggregator.strategies.optimizers import ServerOptimizer
+from fluffle.aggregator.strategies.per_update import in_turn, keep_update, rows_of
+from fluffle.aggregator.strategies.sorting import Sorter, block_length
+from fluffle.aggregator.strategies.staleness import Staleness, constant
+from fluffle.schemas import ClientUpdate, Tensors
 
 
 @dataclass(frozen=True, slots=True)

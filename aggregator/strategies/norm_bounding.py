@@ -16,19 +16,19 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from aggregator.strategies.base import State
-from aggregator.strategies.fold import squared_norm
-from aggregator.strategies.optimizers import ServerOptimizer
-from aggregator.strategies.staleness import Staleness, constant
-from aggregator.strategies.tree import (
+from fluffle.aggregator.strategies.base import State
+from fluffle.aggregator.strategies.fold import squared_norm
+from fluffle.aggregator.strategies.operations import (
     add_to_buffer,
     buffered,
-    is_value,
+    is_non_trainable,
     server_step,
     sum_of,
     with_model,
 )
-from schemas import ClientUpdate, Tensors
+from fluffle.aggregator.strategies.optimizers import ServerOptimizer
+from fluffle.aggregator.strategies.staleness import Staleness, constant
+from fluffle.schemas import ClientUpdate, Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class NormBounding:
 
     def accept(self, state: State, update: ClientUpdate, staleness: int) -> State:
         """sum += s(tau) Delta / max(1, |Delta| / M)"""
-        deltas = (array for key, array in update.tensors.items() if not is_value(key))
+        deltas = (array for key, array in update.tensors.items() if not is_non_trainable(key))
         norm = math.sqrt(sum(map(squared_norm, deltas)))
         s = self.s(staleness)
         return add_to_buffer(state, s / max(1.0, norm / self.bound), update.tensors, value_weight=s)

@@ -26,8 +26,8 @@ from typing import Protocol
 
 import numpy as np
 
-from aggregator.strategies.fold import Sum
-from schemas.experiment import AggregationTable
+from fluffle.aggregator.strategies.fold import Sum
+from fluffle.schemas.experiment import AggregationTable
 
 #: What an optimizer keeps of each coordinate, by name.
 Slots = Mapping[str, Sum]

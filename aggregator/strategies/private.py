@@ -6,7 +6,7 @@ Private Recurrent Language Models, arXiv 1710.06963, Algorithm 1 with flat clipp
 
 and then any strategy that adds up what it accepts, each with a weight of one at most: no update can
 move its sum by more than C. The division by how many there are needs no noise, since that depends
-on nobody's data. ``aggregator.privacy`` says what it comes to.
+on nobody's data. ``fluffle.aggregator.ledger.privacy`` says what it comes to.
 
 The noise of a version is a function of the run's secret key and the number of the step, so that a
 version can be recomputed by who has the key, and by nobody else.
@@ -20,11 +20,11 @@ from typing import Literal
 
 import numpy as np
 
-from aggregator.strategies.base import State, Strategy
-from aggregator.strategies.fold import Sum, blocks, squared_norm
-from aggregator.strategies.tree import is_value
-from schemas import ClientUpdate, Tensors, UserError
-from schemas.tensors import Array
+from fluffle.aggregator.strategies.base import State, Strategy
+from fluffle.aggregator.strategies.fold import Sum, blocks, squared_norm
+from fluffle.aggregator.strategies.operations import is_non_trainable
+from fluffle.schemas import ClientUpdate, Tensors, UserError
+from fluffle.schemas.tensors import Array
 
 _STEPS = "server/private/steps"
 _SUM = "buffer/sum/"
@@ -49,7 +49,7 @@ class Private:
 
     def init(self, weights: Tensors) -> State:
         """As the strategy. Raises: UserError for a model with values that are averaged bare."""
-        if any(map(is_value, weights)):
+        if any(map(is_non_trainable, weights)):
             raise UserError(
                 "[privacy] covers trainable weights alone, and this model has others that are "
                 "averaged (batch normalisation): use one without, such as with layer normalisation"

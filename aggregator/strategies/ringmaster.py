@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aggregator.strategies.fedbuff import FedBuff
+from fluffle.aggregator.strategies.fedbuff import FedBuff
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,19 +18,19 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from aggregator.strategies.base import State
-from aggregator.strategies.fold import Sum, add_scaled, cast_like, writable
-from aggregator.strategies.tree import (
+from fluffle.aggregator.strategies.base import State
+from fluffle.aggregator.strategies.fold import Sum, add_scaled, cast_like, writable
+from fluffle.aggregator.strategies.operations import (
     add_to_buffer,
     buffered,
-    is_value,
+    is_non_trainable,
     mean_of,
     next_version,
     with_model,
 )
-from schemas import ClientUpdate, Tensors, group
-from schemas.experiment import Asks
-from schemas.tensors import named
+from fluffle.schemas import ClientUpdate, Tensors, group
+from fluffle.schemas.experiment import Asks
+from fluffle.schemas.tensors import named
 
 _C, _SUM = "server/control", "buffer/control"
 
@@ -80,7 +80,7 @@ class Scaffold:
         rate = self.server_learning_rate / buffered(state, "updates")
 
         def formula(key: str, x: Sum, total: Sum) -> Sum:
-            return mean_of(state, x, total) if is_value(key) else x + rate * total
+            return mean_of(state, x, total) if is_non_trainable(key) else x + rate * total
 
         following = next_version(state, formula)
         pairs = zip(group(_C, state), group(_SUM, state), strict=True)

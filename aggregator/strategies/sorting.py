@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.tensors import Array
+from fluffle.schemas.tensors import Array
 
 #: Numbers in the scratch, all rows together (1 MiB of float32), and the bounds of one row.
 _SCRATCH, _SHORTEST, _LONGEST = 2**18, 2**12, 2**14

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from schemas.experiment import AggregationTable
+from fluffle.schemas.experiment import AggregationTable
 
 Staleness = Callable[[int], float]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 
-from aggregator.reading import LedgerReader
-from aggregator.verify.checks import (
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.verify.checks import (
     Check,
     cohorts_count_once,
     evaluations_are_of_versions,
@@ -21,14 +21,14 @@ from aggregator.verify.checks import (
     versions_say_what_they_are_made_of,
     waiting_updates_are_buffered,
 )
-from aggregator.verify.files import (
+from fluffle.aggregator.verify.files import (
     cache_is_there,
     kept_updates_are_there,
     open_buffer_is_there,
     weights_are_there,
 )
-from aggregator.verify.replay import Replayed, replay
-from schemas import Experiment
+from fluffle.aggregator.verify.replay import Replayed, replay
+from fluffle.schemas import Experiment
 
 __all__ = ["CHECKS", "Replayed", "replay", "verify"]
 

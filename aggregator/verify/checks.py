@@ -10,9 +10,9 @@ import json
 import math
 from collections.abc import Callable, Iterator
 
-from aggregator.admission import REASONS, own_id
-from aggregator.reading import LedgerReader
-from schemas import ClientUpdate, DecodeError, Experiment, decode
+from fluffle.aggregator.coordinator.admission import REASONS, own_id
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.schemas import ClientUpdate, DecodeError, Experiment, decode
 
 Check = Callable[[LedgerReader, Experiment], Iterator[str]]
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aggregator.archive import UPDATES
-from aggregator.reading import LedgerReader
-from aggregator.strategies.base import model_of
-from schemas import Experiment, UserError, tensors_sha256
+from fluffle.aggregator.ledger.archive import UPDATES
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.strategies.base import model_of
+from fluffle.schemas import Experiment, UserError, tensors_sha256
 
 
 def weights_are_there(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aggregator.reading import LedgerReader
-from broker.sight import Sight
-from schemas import DecodeError, GlobalModel, decode, tensors_sha256
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.broker.admin.inspection import FederationView
+from fluffle.schemas import DecodeError, GlobalModel, decode, tensors_sha256
 
 #: What is the model's own of what travels with it.
 _WEIGHTS = ("trainable/", "non_trainable/")
 
 
-def wrong_at_broker(ledger: LedgerReader, sight: Sight) -> Iterator[str]:
+def wrong_at_broker(ledger: LedgerReader, view: FederationView) -> Iterator[str]:
     """What the newest published model says that the ledger does not know.
 
-    ``sight`` has to be older than the ledger's snapshot: a version is durable before it is
+    ``view`` has to be older than the ledger's snapshot: a version is durable before it is
     published, so whatever was seen must be recorded by now.
     """
-    model = _model_of_this_run(ledger, sight)
+    model = _model_of_this_run(ledger, view)
     if model is None:
         return
     latest, meta = ledger.latest_version(), ledger.meta
@@ -58,10 +58,10 @@ def wrong_at_broker(ledger: LedgerReader, sight: Sight) -> Iterator[str]:
         )
 
 
-def unpublished_end(ledger: LedgerReader, sight: Sight) -> str | None:
-    """What is wrong with the end of a finished run; ``sight`` has to be newer than the ledger's."""
+def unpublished_end(ledger: LedgerReader, view: FederationView) -> str | None:
+    """What is wrong with the end of a finished run; ``view`` has to be newer than the ledger's."""
     latest = ledger.latest_version()
-    model = _model_of_this_run(ledger, sight)
+    model = _model_of_this_run(ledger, view)
     if ledger.meta["status"] == "running" or latest < 0 or model is None:
         return None
     if model.final and model.version == latest:
@@ -72,28 +72,28 @@ def unpublished_end(ledger: LedgerReader, sight: Sight) -> str | None:
     )
 
 
-def seen_at_broker(ledger: LedgerReader, sight: Sight) -> Iterator[str]:
+def seen_at_broker(ledger: LedgerReader, view: FederationView) -> Iterator[str]:
     """The balance as far as it can be seen, and what could not be."""
-    model = _model_of_this_run(ledger, sight)
+    model = _model_of_this_run(ledger, view)
     if model is not None:
         what = f"version {model.version}" if model.tensors else "a call for version 0"
         yield f"the newest model there is {what} of epoch {model.run.epoch}"
-    elif sight.newest is not None:
-        yield f"the newest model there is of another run ({sight.newest.message_id})"
-    elif not any(one.startswith("the newest model") for one in sight.unseen):
+    elif view.newest is not None:
+        yield f"the newest model there is of another run ({view.newest.message_id})"
+    elif not any(one.startswith("the newest model") for one in view.unseen):
         yield "there is no model: the broker has lost it, or the run was on another"
-    if sight.led is not None:
-        yield "an aggregator leads there" if sight.led else "no aggregator leads there"
+    if view.led is not None:
+        yield "an aggregator leads there" if view.led else "no aggregator leads there"
     counted = ledger.count("updates WHERE disposition = 'counted' AND version > 0")
     rest = ledger.count("updates WHERE disposition != 'counted'")
-    if sight.updates is not None:
+    if view.updates is not None:
         yield (
-            f"{sight.updates} messages wait for an aggregator, beside {counted} updates counted "
+            f"{view.updates} messages wait for an aggregator, beside {counted} updates counted "
             f"and {rest} buffered or unused; what one holds unacked cannot be seen"
         )
-    if sight.rejected is not None:
-        yield _rejected(ledger, sight.rejected)
-    for one in sight.unseen:
+    if view.rejected is not None:
+        yield _rejected(ledger, view.rejected)
+    for one in view.unseen:
         yield f"could not look at {one}"
 
 
@@ -107,11 +107,11 @@ def _rejected(ledger: LedgerReader, there: int) -> str:
     return line
 
 
-def _model_of_this_run(ledger: LedgerReader, sight: Sight) -> GlobalModel | None:
-    if sight.newest is None:
+def _model_of_this_run(ledger: LedgerReader, view: FederationView) -> GlobalModel | None:
+    if view.newest is None:
         return None
     try:
-        model = decode(sight.newest.body)
+        model = decode(view.newest.body)
     except DecodeError:
         return None
     ours = isinstance(model, GlobalModel) and model.run.run_id == ledger.meta["run_id"]

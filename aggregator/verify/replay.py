@@ -14,17 +14,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from aggregator.admission import restored
-from aggregator.archive import Place, read_kept
-from aggregator.arithmetic import arithmetic
-from aggregator.reading import LedgerReader
-from aggregator.room import human_bytes
-from aggregator.selection import client_order
-from aggregator.strategies import State, Strategy, make_strategy, model_of, protected
-from aggregator.strategies.base import update_spec
-from aggregator.strategies.own import CODE
-from schemas import ClientUpdate, DecodeError, Experiment, Tensors, UserError, decode
-from schemas.tensors import Array, spec, tensors_sha256
+from fluffle.aggregator.coordinator.admission import restored
+from fluffle.aggregator.coordinator.selection import client_order
+from fluffle.aggregator.disk_space import human_bytes
+from fluffle.aggregator.ledger.archive import Place, read_kept
+from fluffle.aggregator.ledger.arithmetic import arithmetic
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.strategies.base import update_spec
+from fluffle.aggregator.strategies.custom import CODE
+from fluffle.aggregator.strategies.registry import (
+    State,
+    Strategy,
+    make_strategy,
+    model_of,
+    protected,
+)
+from fluffle.schemas import ClientUpdate, DecodeError, Experiment, Tensors, UserError, decode
+from fluffle.schemas.tensors import Array, spec, tensors_sha256
 
 #: How far weights may be apart on another machine, relative to the largest of their tensor.
 TOLERANCE = 1e-5

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator.strategies import State, make_strategy, model_of
-from schemas import ClientUpdate, Experiment, Run
+from fluffle.aggregator.strategies.registry import State, make_strategy, model_of
+from fluffle.schemas import ClientUpdate, Experiment, Run
 
 Weights = list[NDArray[np.float64]]
 #: A client's weights after training, and how many examples it has.

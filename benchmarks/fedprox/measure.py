@@ -87,10 +87,10 @@ def document(job: Job) -> dict[str, Any]:
 
 def measure(job: Job) -> Row:
     """Run one experiment: test accuracy and training loss of its versions."""
-    from aggregator.ledger import Ledger
-    from schemas import Experiment, Plan
-    from simulation.virtual import VirtualRun
-    from worker.tasks import load_task
+    from fluffle.aggregator.ledger.writer import Ledger
+    from fluffle.schemas import Experiment, Plan
+    from fluffle.simulation.virtual import VirtualRun
+    from fluffle.worker.tasks.registry import load_task
 
     experiment = Experiment.model_validate(document(job))
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +153,7 @@ def all_jobs(seeds: int) -> Iterator[Job]:
 
 def measure_all(jobs: list[Job], out: Path, resume: bool, processes: int) -> list[Row]:
     """Every row; ``out`` has it as soon as it is known."""
-    from worker.runtime import configure
+    from fluffle.worker.training.runtime import configure
 
     rows: list[Row] = json.loads(out.read_text()) if resume and out.exists() else []
     known = {job_of(row) for row in rows}

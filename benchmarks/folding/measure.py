@@ -17,10 +17,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator.strategies import Krum, Median, State, Strategy, TrimmedMean
-from aggregator.strategies.fold import add_scaled
-from aggregator.strategies.optimizers import Sgd
-from schemas import ClientUpdate, Run
+from fluffle.aggregator.strategies.fold import add_scaled
+from fluffle.aggregator.strategies.optimizers import Sgd
+from fluffle.aggregator.strategies.registry import Krum, Median, State, Strategy, TrimmedMean
+from fluffle.schemas import ClientUpdate, Run
 
 PARAMETERS = 1_000_000
 #: Larger than any cache, so that copying it measures the memory.

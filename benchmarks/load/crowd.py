@@ -14,11 +14,11 @@ import threading
 import time
 from pathlib import Path
 
-from broker.rabbitmq import RabbitMQBroker
-from worker.client_state import ClientStates
-from worker.journal import Journal
-from worker.runtime import configure
-from worker.service import WorkerService
+from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+from fluffle.worker.services.client_state import ClientStates
+from fluffle.worker.services.journal import Journal
+from fluffle.worker.services.worker import WorkerService
+from fluffle.worker.training.runtime import configure
 
 #: Until all have connected, on a busy machine.
 _CONNECT_S = 300.0

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from watch import Watch
 
-from broker.node import Node
+from fluffle.broker.admin.node import Node
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -26,8 +26,8 @@ from pathlib import Path
 from federation import FLUFFLE, Federation
 from watch import MB, Watch, trend_of
 
-from broker.node import Node
-from broker.topology import Topology
+from fluffle.broker.admin.node import Node
+from fluffle.broker.topology import Topology
 
 #: Versions until everybody has done everything once.
 WARM = 40

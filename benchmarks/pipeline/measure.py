@@ -40,7 +40,7 @@ def run(*flags: str) -> dict[str, Any]:
 
 def aggregator_alone(slots: int, *flags: str) -> dict[str, Any]:
     """The summary of ``fluffle aggregator`` in a process of its own, over RabbitMQ."""
-    from broker.node import Node
+    from fluffle.broker.admin.node import Node
 
     with tempfile.TemporaryDirectory() as folder, Node() as node:
         where = ["--broker", node.url]

@@ -36,7 +36,7 @@ def bare(threads: int, updates: int) -> float:
 
 def simulated(threads: int, *settings: str) -> tuple[float, dict[str, Any]]:
     """Updates/s once a fifth of the run is done (the trainers are traced then), and the summary."""
-    from aggregator.ledger import Ledger
+    from fluffle.aggregator.ledger.writer import Ledger
 
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "fluffle", "run", SMALL, "--clock", "virtual", "--json"]

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from broker.node import Node
+from fluffle.broker.admin.node import Node
 
 FLUFFLE = [sys.executable, "-m", "fluffle"]
 PATIENCE_S = 180.0

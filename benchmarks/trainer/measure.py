@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from schemas import Experiment, Plan
+from fluffle.schemas import Experiment, Plan
 
 #: Examples per client and training of each task: experiments/seed.toml; McMahan et al. 2017.
 WORK: dict[str, tuple[int, dict[str, Any]]] = {
@@ -45,7 +45,7 @@ def keras_fit(name: str) -> Callable[[], object]:
     """compile and fit, as in a tutorial, on float32 arrays that are ready in memory."""
     import keras
 
-    from worker.tasks import load_task
+    from fluffle.worker.tasks.registry import load_task
 
     examples, training = WORK[name]
     task = load_task(plan_of(name))
@@ -62,7 +62,7 @@ def keras_fit(name: str) -> Callable[[], object]:
 
 def trainer(name: str, threads: int = 1) -> Callable[[], object]:
     """One update on each of this many threads."""
-    from worker.trainer import Trainer
+    from fluffle.worker.training.trainer import Trainer
 
     trainers = [Trainer(plan_of(name)) for _ in range(threads)]
     base = trainers[0].initial()
@@ -82,7 +82,7 @@ def trainer(name: str, threads: int = 1) -> Callable[[], object]:
 
 def evaluation(name: str) -> Callable[[], object]:
     """All 10,000 test images."""
-    from worker.trainer import Trainer
+    from fluffle.worker.training.trainer import Trainer
 
     one = Trainer(plan_of(name))
     weights = one.initial()
@@ -93,10 +93,10 @@ def streamed(name: str, read: Callable[[Any, Any, str], Any]) -> Callable[[], ob
     """One update, its examples from a ``tf.data`` stream."""
     import tensorflow as tf
 
-    from worker import tasks
-    from worker.streamed import StreamingTrainer
-    from worker.task import Examples, StreamedTask
-    from worker.tasks import TASKS, load_task
+    from fluffle.worker.tasks import registry as tasks
+    from fluffle.worker.tasks.registry import TASKS, load_task
+    from fluffle.worker.tasks.task import Examples, StreamedTask
+    from fluffle.worker.training.streamed import StreamingTrainer
 
     examples, _ = WORK[name]
     model_of = TASKS[name]
@@ -162,7 +162,7 @@ def serve(side: str, name: str, pipe: Connection) -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     make, configured = SIDES[side]
     if configured:
-        from worker.runtime import configure
+        from fluffle.worker.training.runtime import configure
 
         configure(2)
     work = make(name)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from aggregator.effects import Fold, MakeVersion
-from aggregator.ledger import Ledger
-from aggregator.reading import LedgerReader
-from aggregator.strategies import make_strategy
-from aggregator.verify import replay, verify
-from schemas import ClientUpdate, Experiment, Run, encode
+from fluffle.aggregator.coordinator.effects import Fold, MakeVersion
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.strategies.registry import make_strategy
+from fluffle.aggregator.verify import replay, verify
+from fluffle.schemas import ClientUpdate, Experiment, Run, encode
 
 #: Updates in a version; in those of the long run.
 QUORUM, LONG_QUORUM = 10, 100

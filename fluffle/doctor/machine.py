@@ -112,8 +112,8 @@ def find_disk(out: Path) -> Finding:
 
 def find_data() -> Finding:
     """Data sets in the cache, every byte checked."""
-    from worker.datasets import describe
-    from worker.datasets.cache import cache_folder
+    from fluffle.worker.datasets import describe
+    from fluffle.worker.datasets.cache import cache_folder
 
     described = describe()
     here = [recipe.name for recipe, path in described if path]

@@ -6,15 +6,15 @@ import re
 from dataclasses import asdict
 
 from fluffle.doctor.finding import Finding
-from schemas import UserError
+from fluffle.schemas import UserError
 
 _MIB = 1024**2
-_LARGER = "max_message_size in its rabbitmq.conf raises it (ours: broker/rabbitmq.conf)"
+_LARGER = "max_message_size in its rabbitmq.conf raises it (ours: broker/admin/rabbitmq.conf)"
 
 
 def find_server() -> Finding:
     """A server that ``--broker local`` can start."""
-    from broker.node import find_server as look
+    from fluffle.broker.admin.node import find_server as look
 
     try:
         scripts = look()
@@ -44,7 +44,7 @@ def find_broker(url: str, federation: str) -> Finding:
     if not url:
         text = "none was looked at"
         return Finding("broker", "note", text, "fluffle doctor --broker amqp://…", {"url": False})
-    from broker.probe import COMMON_LIMIT, probe
+    from fluffle.broker.admin.probe import COMMON_LIMIT, probe
 
     try:
         seen = probe(url, federation)

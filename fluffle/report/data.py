@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator.ledger import Ledger
-from aggregator.privacy import epsilons
+from fluffle.aggregator.ledger.privacy import epsilons
+from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.export import CONFUSION
-from schemas import Experiment, UserError
+from fluffle.schemas import Experiment, UserError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

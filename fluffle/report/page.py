@@ -15,8 +15,8 @@ from fluffle.report.costs import target_of
 from fluffle.report.data import Run, read_runs
 from fluffle.report.figures import PICTURES
 from fluffle.report.style import RC, Empty, inline, save
-from schemas import UserError
-from schemas.experiment import CostTable
+from fluffle.schemas import UserError
+from fluffle.schemas.experiment import CostTable
 
 
 def write_report(

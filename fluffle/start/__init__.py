@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from schemas import UserError
+from fluffle.schemas import UserError
 
 #: What a person gets. They lie beside this file.
 FILES = ("my_task.py", "experiment.toml", "README.md")

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from aggregator.reading import LedgerReader
-from aggregator.service import AggregatorService
-from aggregator.summary import CLIENT
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.ledger.summary import CLIENT
+from fluffle.aggregator.service import AggregatorService
 from fluffle.history import Row, history
-from schemas import Experiment, UserError
-from schemas.codec import one_line
+from fluffle.schemas import Experiment, UserError
+from fluffle.schemas.codec import one_line
 
 EVERY_S = 3.0
 #: Versions this far behind the newest get no evaluation any more, until the run is over.

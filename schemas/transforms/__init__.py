@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from schemas.steps import Cast, Clip, Noise, Sparsify, Step
-from schemas.tensors import Spec, Tensors, spec
-from schemas.transforms.base import Draws, Transform
-from schemas.transforms.clip import ClipTransform, NoiseTransform
-from schemas.transforms.rounding import CastTransform, QuantiseTransform
-from schemas.transforms.sparse import SparseTransform
+from fluffle.schemas.steps import Cast, Clip, Noise, Sparsify, Step
+from fluffle.schemas.tensors import Spec, Tensors, spec
+from fluffle.schemas.transforms.base import Draws, Transform
+from fluffle.schemas.transforms.clip import ClipTransform, NoiseTransform
+from fluffle.schemas.transforms.rounding import CastTransform, QuantiseTransform
+from fluffle.schemas.transforms.sparse import SparseTransform
 
 __all__ = ["Draws", "apply", "restore", "sent_spec"]
 
@@ -24,7 +24,7 @@ def apply(
 ) -> tuple[Tensors, Tensors]:
     """What leaves of this delta, and what the client keeps for its next (empty: nothing).
 
-    memory: what it kept the last time; see ``schemas.transforms.sparse``.
+    memory: what it kept the last time; see ``fluffle.schemas.transforms.sparse``.
     """
     kept: Tensors = {}
     for transform in map(_transform, steps):

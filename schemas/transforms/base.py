@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.tensors import Spec, Tensors
+from fluffle.schemas.tensors import Spec, Tensors
 
 Floats = NDArray[np.float32]
 
@@ -42,6 +42,6 @@ class Transform(Protocol):
         ...
 
 
-def is_value(name: str) -> bool:
+def is_trainable(name: str) -> bool:
     """Whether a transform works on this tensor."""
     return name.startswith("trainable/") or name == "sparse/values"

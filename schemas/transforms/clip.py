@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from schemas.tensors import Array, Spec, Tensors
-from schemas.transforms.base import Draws, is_value
+from fluffle.schemas.tensors import Array, Spec, Tensors
+from fluffle.schemas.transforms.base import Draws, is_trainable
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class ClipTransform:
 
     def apply(self, tensors: Tensors, draws: Draws) -> Tensors:
         """Shorten."""
-        length = math.sqrt(sum(_square(a) for name, a in tensors.items() if is_value(name)))
+        length = math.sqrt(sum(_square(a) for name, a in tensors.items() if is_trainable(name)))
         if length <= self.norm:
             return tensors
         factor = self.norm / length
         return {
             name: (array.astype(np.float64) * factor).astype(array.dtype)
-            if is_value(name)
+            if is_trainable(name)
             else array
             for name, array in tensors.items()
         }
@@ -52,7 +52,7 @@ class NoiseTransform:
     def apply(self, tensors: Tensors, draws: Draws) -> Tensors:
         """Add noise."""
         return {
-            name: self._noisy(array, draws) if is_value(name) else array
+            name: self._noisy(array, draws) if is_trainable(name) else array
             for name, array in tensors.items()
         }
 

@@ -18,8 +18,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.tensors import Spec, Tensors
-from schemas.transforms.base import Draws, Floats, is_value
+from fluffle.schemas.tensors import Spec, Tensors
+from fluffle.schemas.transforms.base import Draws, Floats, is_trainable
 
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 
@@ -34,7 +34,7 @@ class QuantiseTransform:
         """Bytes, and two float32 for each tensor."""
         after: Spec = {}
         for name, (dtype, shape) in before.items():
-            if is_value(name):
+            if is_trainable(name):
                 after[name] = ("uint8", (-(-math.prod(shape) * self.bits // 8),))
                 after[_range(name)] = ("float32", (2,))
             else:
@@ -45,7 +45,7 @@ class QuantiseTransform:
         """Round and pack."""
         sent: Tensors = {}
         for name, array in tensors.items():
-            if not is_value(name):
+            if not is_trainable(name):
                 sent[name] = array
                 continue
             x: Floats = array.astype(np.float32).reshape(-1)
@@ -61,7 +61,7 @@ class QuantiseTransform:
         """X_min + r (X_max - X_min) / (2^bits - 1)"""
         restored: Tensors = {}
         for name, (dtype, shape) in before.items():
-            if not is_value(name):
+            if not is_trainable(name):
                 restored[name] = tensors[name]
                 continue
             low, high = tensors[_range(name)].astype(np.float64)
@@ -98,13 +98,15 @@ class CastTransform:
     def spec(self, before: Spec) -> Spec:
         """16 bits a value."""
         wire = "float16" if self.dtype == "float16" else "uint16"
-        return {n: (wire if is_value(n) else dtype, shape) for n, (dtype, shape) in before.items()}
+        return {
+            n: (wire if is_trainable(n) else dtype, shape) for n, (dtype, shape) in before.items()
+        }
 
     def apply(self, tensors: Tensors, draws: Draws) -> Tensors:
         """Round."""
         cast = _to_half if self.dtype == "float16" else _to_bfloat
         return {
-            name: cast(array.astype(np.float32), draws.rounding) if is_value(name) else array
+            name: cast(array.astype(np.float32), draws.rounding) if is_trainable(name) else array
             for name, array in tensors.items()
         }
 
@@ -113,7 +115,7 @@ class CastTransform:
         restored: Tensors = {}
         for name, (dtype, _) in before.items():
             array = tensors[name]
-            if is_value(name) and self.dtype == "bfloat16":
+            if is_trainable(name) and self.dtype == "bfloat16":
                 array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
             restored[name] = array.astype(dtype, copy=False)
         return restored

@@ -17,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from schemas.tensors import Spec, Tensors
-from schemas.transforms.base import Draws, Floats
+from fluffle.schemas.tensors import Spec, Tensors
+from fluffle.schemas.transforms.base import Draws, Floats
 
 VALUES, INDICES, SEED, MEMORY = "sparse/values", "sparse/indices", "sparse/seed", "memory/0"
 

@@ -12,14 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from aggregator.service import AggregatorService
-from aggregator.strategies import make_strategy
-from aggregator.strategies.base import update_spec
-from broker import Envelope
-from broker.embedded import EmbeddedBroker
-from schemas import Assignment, ClientUpdate, Experiment, Tensors, decode, transforms
-from schemas.tensors import Spec, spec
-from schemas.transforms import Draws
+from fluffle.aggregator.service import AggregatorService
+from fluffle.aggregator.strategies.base import update_spec
+from fluffle.aggregator.strategies.registry import make_strategy
+from fluffle.broker import Envelope
+from fluffle.broker.embedded import EmbeddedBroker
+from fluffle.schemas import Assignment, ClientUpdate, Experiment, Tensors, decode, transforms
+from fluffle.schemas.tensors import Spec, spec
+from fluffle.schemas.transforms import Draws
 
 #: A tensor of each kind: learned, a batch-norm statistic, a counter.
 MODEL: Tensors = {

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.effects import Fold, MakeVersion
-from aggregator.ledger import Ledger
-from aggregator.strategies import Ca2fl, FedBuff, State, Strategy, model_of
-from aggregator.strategies.optimizers import Sgd
-from aggregator.strategies.staleness import constant
-from aggregator.verify.files import cache_is_there
-from schemas import ClientUpdate, Experiment, Run, Tensors, UserError
+from fluffle.aggregator.coordinator.effects import Fold, MakeVersion
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.strategies.optimizers import Sgd
+from fluffle.aggregator.strategies.registry import Ca2fl, FedBuff, State, Strategy, model_of
+from fluffle.aggregator.strategies.staleness import constant
+from fluffle.aggregator.verify.files import cache_is_there
+from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors, UserError
 
 CLIENTS = 6
 STRATEGY = Ca2fl(Sgd(0.5), CLIENTS, 10**6)

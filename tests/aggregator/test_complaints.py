@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aggregator.complaints import EVERY_S, FIRST, Complaints
+from fluffle.aggregator.rate_limited_log import EVERY_S, FIRST, Complaints
 
 
 def test_the_first_few_of_each_kind_are_said_and_the_rest_counted_now_and_then() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.coordinator import FINAL_WAIT_S, Coordinator
-from aggregator.effects import (
+from fluffle.aggregator.coordinator.coordinator import FINAL_WAIT_S, Coordinator
+from fluffle.aggregator.coordinator.effects import (
     Assign,
     CallAt,
     Checkpoint,
@@ -24,8 +24,8 @@ from aggregator.effects import (
     Reject,
     SaveBuffer,
 )
-from aggregator.strategies import make_strategy
-from schemas import (
+from fluffle.aggregator.strategies.registry import make_strategy
+from fluffle.schemas import (
     Assignment,
     ClientFailed,
     ClientUpdate,
@@ -35,7 +35,7 @@ from schemas import (
     Run,
     Tensors,
 )
-from schemas.messages import state_name
+from fluffle.schemas.messages import state_name
 
 RUN = Run(run_id="run", run_started=1, epoch=1)
 
@@ -452,7 +452,7 @@ def test_an_update_for_the_version_before_is_late_though_its_client_is_in_the_co
 
 
 def test_selection_is_fair_even_when_nearly_all_are_busy() -> None:
-    from aggregator.selection import choose
+    from fluffle.aggregator.coordinator.selection import choose
 
     idle = {"3", "17", "64", "99"}
     busy = {str(c) for c in range(100)} - idle

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.effects import Fold, MakeVersion, SaveBuffer
-from aggregator.ledger import Ledger, StaleLeader
-from aggregator.store import Store
-from aggregator.summary import summarise
-from aggregator.verify import verify
-from schemas import Evaluation, Experiment, Run, UserError
-from schemas.messages import state_name
+from fluffle.aggregator.coordinator.effects import Fold, MakeVersion, SaveBuffer
+from fluffle.aggregator.ledger.summary import summarise
+from fluffle.aggregator.ledger.weights import Store
+from fluffle.aggregator.ledger.writer import Ledger, StaleLeader
+from fluffle.aggregator.verify import verify
+from fluffle.schemas import Evaluation, Experiment, Run, UserError
+from fluffle.schemas.messages import state_name
 
 
 def state(value: float) -> dict[str, Any]:
@@ -236,9 +236,9 @@ DISK_FULL = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from aggregator.effects import MakeVersion
-from aggregator.ledger import Ledger
-from schemas import Experiment, UserError
+from fluffle.aggregator.coordinator.effects import MakeVersion
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.schemas import Experiment, UserError
 
 ledger = Ledger(Path(sys.argv[1]))
 ledger.open_run(Experiment(), "run", 1000)

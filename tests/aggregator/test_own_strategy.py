@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from aggregator.strategies import Strategy, make_strategy, model_of
-from aggregator.strategies.own import keep_code
-from schemas import ClientUpdate, Experiment, Run, Tensors, UserError
+from fluffle.aggregator.strategies.custom import keep_code
+from fluffle.aggregator.strategies.registry import Strategy, make_strategy, model_of
+from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors, UserError
 from tests.docs import example
 
 GOOD = example("docs/strategies.md", "class HalfLife(Strategy)")
@@ -123,13 +123,13 @@ def test_what_it_does_wrong_later_is_said_in_one_line_too(
 def test_a_file_may_import_its_neighbours_and_shadows_none_of_ours(tmp_path: Path) -> None:
     (tmp_path / "neighbour.py").write_text("RATE = 0.5")
     (tmp_path / "worker.py").write_text("raise RuntimeError('not this one')")
-    code = "from neighbour import RATE\nimport worker.task\n" + GOOD
+    code = "from neighbour import RATE\nimport fluffle.worker.tasks.task\n" + GOOD
     load(tmp_path, code.replace("= 1.0\n\n", "= RATE\n\n"))
 
 
 def test_a_strategy_that_asks_clients_for_more_may_be_built_on_ours(tmp_path: Path) -> None:
     code = (
-        "from aggregator.strategies import Scaffold\n"
+        "from fluffle.aggregator.strategies.registry import Scaffold\n"
         "class HalfLife(Scaffold):\n"
         "    def __init__(self): super().__init__(1.0, 5, 'II')\n"
     )

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from aggregator.effects import Fold, MakeVersion
-from aggregator.ledger import Ledger
-from aggregator.privacy import epsilon, epsilons
-from aggregator.strategies import make_strategy, model_of, protected
-from aggregator.summary import summarise
-from schemas import ClientUpdate, Experiment, Run, Tensors, UserError
+from fluffle.aggregator.coordinator.effects import Fold, MakeVersion
+from fluffle.aggregator.ledger.privacy import epsilon, epsilons
+from fluffle.aggregator.ledger.summary import summarise
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.strategies.registry import make_strategy, model_of, protected
+from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors, UserError
 
 KEY = "ab" * 16
 PRIVACY = {"clip_norm": 2.0, "noise_multiplier": 0.5}

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from aggregator.archive import UPDATES, Archive
-from aggregator.ledger import Ledger
-from aggregator.reading import LedgerReader
-from aggregator.verify import Replayed, replay, verify
-from schemas import UserError
-from schemas.experiment import ONE_BY_ONE, STRATEGIES
+from fluffle.aggregator.ledger.archive import UPDATES, Archive
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.verify import Replayed, replay, verify
+from fluffle.schemas import UserError
+from fluffle.schemas.experiment import ONE_BY_ONE, STRATEGIES
 from tests.aggregator.scripted import Federation
 
 COHORT = {"mode": "cohort", "sampling_rate": 0.5}
@@ -223,7 +223,7 @@ def test_the_disk_it_takes_is_said_beforehand(tmp_path: Path) -> None:
 DISK_FULL = """
 import resource, signal, sys
 from pathlib import Path
-from schemas import UserError
+from fluffle.schemas import UserError
 from tests.aggregator.scripted import Federation
 
 federation = Federation(Path(sys.argv[1]), aggregation={"hold_s": 1.0, "deadline_s": 99.0})

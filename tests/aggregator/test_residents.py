@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.coordinator import ASK_AGAIN
-from aggregator.effects import (
+from fluffle.aggregator.coordinator.coordinator import ASK_AGAIN
+from fluffle.aggregator.coordinator.effects import (
     Assign,
     Duplicate,
     Finish,
@@ -23,14 +23,22 @@ from aggregator.effects import (
     RecordFailure,
     Reject,
 )
-from aggregator.ledger import Ledger
-from aggregator.service import AggregatorService
-from aggregator.summary import summarise
-from aggregator.verify import verify
-from broker import Closed, Envelope
-from broker.embedded import EmbeddedBroker
-from schemas import ClientFailed, ClientUpdate, Evaluation, Experiment, GlobalModel, Message, decode
-from schemas.messages import assignment_id, order, resident_update_id
+from fluffle.aggregator.ledger.summary import summarise
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.service import AggregatorService
+from fluffle.aggregator.verify import verify
+from fluffle.broker import Closed, Envelope
+from fluffle.broker.embedded import EmbeddedBroker
+from fluffle.schemas import (
+    ClientFailed,
+    ClientUpdate,
+    Evaluation,
+    Experiment,
+    GlobalModel,
+    Message,
+    decode,
+)
+from fluffle.schemas.messages import assignment_id, order, resident_update_id
 from tests.aggregator.scripted import Federation
 from tests.aggregator.test_coordinator import RUN, Driver, none, only, weights
 

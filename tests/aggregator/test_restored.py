@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.admission import finite, restored
-from schemas import ClientUpdate, Experiment, Run, Tensors, transforms
-from schemas.tensors import spec
-from schemas.transforms import Draws
+from fluffle.aggregator.coordinator.admission import finite, restored
+from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors, transforms
+from fluffle.schemas.tensors import spec
+from fluffle.schemas.transforms import Draws
 
 DELTA: Tensors = {"trainable/0": np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8)}
 

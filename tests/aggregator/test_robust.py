@@ -12,10 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from aggregator.strategies import Krum, Median, NormBounding, Strategy, TrimmedMean, model_of
-from aggregator.strategies.optimizers import Adaptive, Sgd, adam
-from aggregator.strategies.sorting import Sorter, block_length
-from schemas import ClientUpdate, Experiment, Run, Tensors, UserError
+from fluffle.aggregator.strategies.optimizers import Adaptive, Sgd, adam
+from fluffle.aggregator.strategies.registry import (
+    Krum,
+    Median,
+    NormBounding,
+    Strategy,
+    TrimmedMean,
+    model_of,
+)
+from fluffle.aggregator.strategies.sorting import Sorter, block_length
+from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors, UserError
 
 Floats = NDArray[np.float32]
 STEP = Sgd(1.0)

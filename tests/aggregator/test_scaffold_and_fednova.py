@@ -10,10 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from aggregator.strategies import FedAvg, FedNova, Scaffold, Strategy, make_strategy, model_of
-from aggregator.strategies.base import State, broadcast_of, update_spec
-from schemas import ClientUpdate, Experiment, Run, Tensors
-from schemas.tensors import group, spec
+from fluffle.aggregator.strategies.base import State, broadcast_of, update_spec
+from fluffle.aggregator.strategies.registry import (
+    FedAvg,
+    FedNova,
+    Scaffold,
+    Strategy,
+    make_strategy,
+    model_of,
+)
+from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors
+from fluffle.schemas.tensors import group, spec
 
 RUN = Run(run_id="r", run_started=0, epoch=1)
 CLIENTS = 20

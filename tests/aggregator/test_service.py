@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.ledger import Ledger, StaleLeader
-from aggregator.service import AggregatorService
-from aggregator.summary import summarise
-from aggregator.verify import verify
-from broker import Closed, Envelope
-from broker.embedded import EmbeddedBroker
-from schemas import (
+from fluffle.aggregator.ledger.summary import summarise
+from fluffle.aggregator.ledger.writer import Ledger, StaleLeader
+from fluffle.aggregator.service import AggregatorService
+from fluffle.aggregator.verify import verify
+from fluffle.broker import Closed, Envelope
+from fluffle.broker.embedded import EmbeddedBroker
+from fluffle.schemas import (
     Assignment,
     ClientFailed,
     ClientUpdate,

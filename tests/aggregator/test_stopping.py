@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aggregator.stopping import Stopping
-from schemas.experiment import ExperimentTable
+from fluffle.aggregator.coordinator.stopping import Stopping
+from fluffle.schemas.experiment import ExperimentTable
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,17 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from aggregator.strategies import (
+from fluffle.aggregator.strategies.fold import add_scaled
+from fluffle.aggregator.strategies.optimizers import (
+    Adaptive,
+    Momentum,
+    SecondMoment,
+    Sgd,
+    adagrad,
+    adam,
+    yogi,
+)
+from fluffle.aggregator.strategies.registry import (
     Ca2fl,
     FedAsync,
     FedAvg,
@@ -29,20 +39,10 @@ from aggregator.strategies import (
     make_strategy,
     model_of,
 )
-from aggregator.strategies.fold import add_scaled
-from aggregator.strategies.optimizers import (
-    Adaptive,
-    Momentum,
-    SecondMoment,
-    Sgd,
-    adagrad,
-    adam,
-    yogi,
-)
-from aggregator.strategies.staleness import constant, hinge, polynomial, staleness_of
-from schemas import ClientUpdate, Experiment, Run, Tensors
-from schemas.codec import pack, unpack
-from schemas.experiment import AggregationTable
+from fluffle.aggregator.strategies.staleness import constant, hinge, polynomial, staleness_of
+from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors
+from fluffle.schemas.codec import pack, unpack
+from fluffle.schemas.experiment import AggregationTable
 
 Floats = NDArray[np.float32]
 RUN = Run(run_id="r", run_started=0, epoch=1)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.strategies import make_strategy
-from aggregator.strategies.base import broadcast_of
-from schemas import ClientUpdate, Experiment, Run, Tensors
-from schemas.experiment import STRATEGIES
+from fluffle.aggregator.strategies.base import broadcast_of
+from fluffle.aggregator.strategies.registry import make_strategy
+from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors
+from fluffle.schemas.experiment import STRATEGIES
 
 GOLDEN = Path(__file__).parent / "golden"
 STORIES = sorted(path.stem for path in GOLDEN.glob("*.json"))

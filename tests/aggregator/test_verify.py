@@ -12,16 +12,16 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 
-from aggregator.archive import UPDATES
-from aggregator.ledger import Ledger
-from aggregator.reading import LedgerReader
-from aggregator.store import Store
-from aggregator.verify import verify
-from aggregator.verify.live import seen_at_broker, unpublished_end, wrong_at_broker
-from broker import Envelope
-from broker.sight import Sight
+from fluffle.aggregator.ledger.archive import UPDATES
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.ledger.weights import Store
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.verify import verify
+from fluffle.aggregator.verify.live import seen_at_broker, unpublished_end, wrong_at_broker
+from fluffle.broker import Envelope
+from fluffle.broker.admin.inspection import FederationView
+from fluffle.schemas import Experiment, GlobalModel, UserError, decode
 from fluffle.verify import verify_run
-from schemas import Experiment, GlobalModel, UserError, decode
 from tests.aggregator.scripted import Federation
 
 COHORT = {"mode": "cohort", "sampling_rate": 0.5}
@@ -354,9 +354,9 @@ def test_weights_that_a_live_aggregator_has_replaced_are_not_missing(tmp_path: P
 # ---- the broker
 
 
-def sight(newest: GlobalModel | None, updates: int = 0, rejected: int = 0) -> Sight:
+def sight(newest: GlobalModel | None, updates: int = 0, rejected: int = 0) -> FederationView:
     envelope = None if newest is None else Envelope.of(newest)
-    return Sight("there", updates=updates, rejected=rejected, led=False, newest=envelope)
+    return FederationView("there", updates=updates, rejected=rejected, led=False, newest=envelope)
 
 
 @pytest.fixture
@@ -427,7 +427,7 @@ def test_what_cannot_be_compared_is_said(published: Published) -> None:
     assert list(wrong_at_broker(ledger, other)) == []
     assert "the newest model there is of another run" in next(seen_at_broker(ledger, other))
     assert "there is no model" in next(seen_at_broker(ledger, sight(None)))
-    refused = Sight("there", unseen=["the newest model (ACCESS_REFUSED)"])
+    refused = FederationView("there", unseen=["the newest model (ACCESS_REFUSED)"])
     assert list(seen_at_broker(ledger, refused)) == [
         "could not look at the newest model (ACCESS_REFUSED)"
     ]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas import Experiment, Plan
-from worker.devices import Devices
+from fluffle.schemas import Experiment, Plan
+from fluffle.worker.devices import Devices
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fedprox" / "measure.py"
 
@@ -50,16 +50,16 @@ def test_fedavg_steps_with_who_is_done_and_fedprox_with_all_ten(fedprox: Any) ->
 def test_a_straggler_is_lost_to_fedavg_and_does_some_epochs_for_fedprox(fedprox: Any) -> None:
     # Given the devices of both methods
     dropping, partial = (
-        [devices.fate(str(client), turn) for client, turn in product(range(30), range(60))]
+        [devices.outcome(str(client), turn) for client, turn in product(range(30), range(60))]
         for devices in (devices_of(fedprox, fedprox.Job("IID", 0.5, mu, 1)) for mu in (None, 1.0))
     )
     # Then half of the turns bring FedAvg nothing, and the others all of their epochs
-    lost = [fate.lost_at for fate in dropping]
+    lost = [outcome.lost_at for outcome in dropping]
     assert np.mean([at == "before_training" for at in lost]) == pytest.approx(0.5, abs=0.05)
-    assert {fate.epochs for fate in dropping} == {20}
+    assert {outcome.epochs for outcome in dropping} == {20}
     # And every turn brings FedProx an update, half of them of 1 to 20 epochs
-    assert {fate.lost_at for fate in partial} == {None}
-    epochs = np.array([fate.epochs for fate in partial])
+    assert {outcome.lost_at for outcome in partial} == {None}
+    epochs = np.array([outcome.epochs for outcome in partial])
     assert np.mean(epochs < 20) == pytest.approx(0.5 * 19 / 20, abs=0.05)
     assert epochs.min() == 1
 

@@ -10,12 +10,12 @@ from typing import Protocol
 import pika
 import pytest
 
-from broker.embedded import EmbeddedBroker
-from broker.node import Node
-from broker.rabbitmq import RabbitMQBroker
-from broker.topology import Topology
-from broker.transport import AggregatorPort, Broker, Envelope, WorkerPort
-from broker.wire import envelope
+from fluffle.broker.admin.node import Node
+from fluffle.broker.embedded import EmbeddedBroker
+from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+from fluffle.broker.rabbitmq.envelopes import envelope
+from fluffle.broker.topology import Topology
+from fluffle.broker.transport import AggregatorPort, Broker, Envelope, WorkerPort
 from tests.proxy import Proxy
 
 #: Longer than anything here takes, short enough to fail before pytest's own timeout.

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from broker import Closed, Envelope, LeadershipLost
+from fluffle.broker import Closed, Envelope, LeadershipLost
 
 PATIENCE_S = 20.0
 STARTED = 1_795_410_451_550

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from broker import Envelope, MessageTooLarge
-from broker.embedded import EmbeddedBroker
+from fluffle.broker import Envelope, MessageTooLarge
+from fluffle.broker.embedded import EmbeddedBroker
 
 PATIENCE_S = 20.0
 

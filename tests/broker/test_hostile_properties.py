@@ -13,8 +13,8 @@ import pytest
 from pika import BasicProperties
 from pika.data import encode_short_string
 
-from broker.topology import EVENTS, UPDATES
-from broker.transport import Delivery, Envelope
+from fluffle.broker.topology import EVENTS, UPDATES
+from fluffle.broker.transport import Delivery, Envelope
 from tests.broker.conftest import PATIENCE_S, Ports, RabbitMQPlace
 
 pytestmark = pytest.mark.rabbitmq

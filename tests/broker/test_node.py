@@ -11,15 +11,15 @@ import urllib.request
 import psutil
 import pytest
 
-from broker import BrokerUnreachable
-from broker.node import Node, find_server
-from schemas import UserError
+from fluffle.broker import BrokerUnreachable
+from fluffle.broker.admin.node import Node, find_server
+from fluffle.schemas import UserError
 
 pytestmark = pytest.mark.rabbitmq
 
 PARENT = """
 import time
-from broker.node import Node
+from fluffle.broker.admin.node import Node
 node = Node()
 node.start()
 print(node.port, flush=True)
@@ -79,7 +79,7 @@ def test_a_node_that_cannot_start_says_where_to_look(rabbitmq, tmp_path):
 
 
 def test_a_machine_without_a_server_hears_what_to_install(monkeypatch):
-    monkeypatch.setattr("broker.node._SCRIPTS", ())
+    monkeypatch.setattr("fluffle.broker.admin.node._SCRIPTS", ())
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="apt-get install rabbitmq-server"):
         find_server()

@@ -6,11 +6,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from broker.errors import AccessRefused, BrokerUnreachable
-from broker.node import Node
-from broker.probe import probe
-from broker.rabbitmq import RabbitMQBroker
-from broker.topology import MIB
+from fluffle.broker.admin.node import Node
+from fluffle.broker.admin.probe import probe
+from fluffle.broker.errors import AccessRefused, BrokerUnreachable
+from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+from fluffle.broker.topology import MIB
 
 pytestmark = pytest.mark.rabbitmq
 

@@ -11,9 +11,9 @@ import pika
 import pytest
 from pika.adapters.utils.io_services_utils import _AsyncStreamConnector
 
-from broker import AccessRefused, BrokerUnreachable, Envelope, TopologyMismatch
-from broker.rabbitmq import RabbitMQBroker
-from schemas import UserError
+from fluffle.broker import AccessRefused, BrokerUnreachable, Envelope, TopologyMismatch
+from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+from fluffle.schemas import UserError
 
 pytestmark = pytest.mark.rabbitmq
 

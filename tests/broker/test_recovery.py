@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pika
 import pytest
 
-from broker import Envelope, LeadershipLost, MessageTooLarge
-from broker.node import Node
-from broker.rabbitmq import RabbitMQBroker
-from broker.topology import Topology
+from fluffle.broker import Envelope, LeadershipLost, MessageTooLarge
+from fluffle.broker.admin.node import Node
+from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+from fluffle.broker.topology import Topology
 
 pytestmark = pytest.mark.rabbitmq
 

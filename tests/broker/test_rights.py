@@ -17,11 +17,11 @@ import pytest
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 from typer.testing import CliRunner
 
-from broker.node import Node
-from broker.rabbitmq import RabbitMQBroker
-from broker.rights import of_aggregator, of_evaluator, of_pool_worker
-from broker.topology import EVENTS, UPDATES, Topology
-from broker.transport import Envelope
+from fluffle.broker.admin.node import Node
+from fluffle.broker.admin.permissions import of_aggregator, of_evaluator, of_pool_worker
+from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+from fluffle.broker.topology import EVENTS, UPDATES, Topology
+from fluffle.broker.transport import Envelope
 from fluffle.cli import app
 from tests.broker.conftest import PATIENCE_S
 

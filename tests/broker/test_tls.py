@@ -15,12 +15,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from broker.address import completed, parameters_of
-from broker.errors import AccessRefused, BrokerUnreachable
-from broker.node import Node
-from broker.rabbitmq import RabbitMQBroker
-from broker.transport import Envelope
-from schemas import UserError
+from fluffle.broker.admin.node import Node
+from fluffle.broker.errors import AccessRefused, BrokerUnreachable
+from fluffle.broker.rabbitmq.address import completed, parameters_of
+from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+from fluffle.broker.transport import Envelope
+from fluffle.schemas import UserError
 from tests.broker.conftest import PATIENCE_S
 from tests.broker.tls import PASSWORD, SITE, Certificates, SecureNode
 

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import trustme
 
-from broker.node import Node, free_ports
+from fluffle.broker.admin.node import Node, free_ports
 
 #: A user's name, and his password with what a URL has to escape.
 SITE, PASSWORD = "hospital-7", "s3cret/@:?#%7"

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from fluffle.experiment_file import load_experiment
-from schemas import Experiment
+from fluffle.schemas import Experiment
 from tests.docs import ROOT, blocks, pages, reference
 
 EXAMPLES = [(page, *block) for page in pages() for block in blocks(page)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from schemas.experiment import Experiment
+from fluffle.schemas.experiment import Experiment
 from tests.docs import reference
 
 

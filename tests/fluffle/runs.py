@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.effects import Fold, MakeVersion
-from aggregator.ledger import Ledger
-from schemas import Assignment, ClientFailed, Evaluation, Experiment, Run
+from fluffle.aggregator.coordinator.effects import Fold, MakeVersion
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.schemas import Assignment, ClientFailed, Evaluation, Experiment, Run
 
 RUN = Run(run_id="run", run_started=1000, epoch=1)
 #: (turn, client, base version, staleness, worker, response in seconds), by version.

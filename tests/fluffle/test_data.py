@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from fluffle.cli import app
 from fluffle.heatmap import Shares, as_text, describe, draw
-from schemas import UserError
-from schemas.experiment import PartitionTable
-from worker import datasets
-from worker.datasets.synthetic import generate
+from fluffle.schemas import UserError
+from fluffle.schemas.experiment import PartitionTable
+from fluffle.worker import datasets
+from fluffle.worker.datasets.synthetic import generate
 
 
 def fluffle(*arguments: str) -> Result:

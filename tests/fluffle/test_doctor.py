@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from broker.node import Node
+from fluffle.broker.admin.node import Node
 from fluffle.doctor.machine import find_backend
 
 CHECKS = {"python", "backend", "gpu", "memory", "disk", "data", "rabbitmq", "broker", "docker"}

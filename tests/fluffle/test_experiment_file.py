@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fluffle.experiment_file import load_experiment
-from schemas import UserError
+from fluffle.schemas import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from aggregator.ledger import Ledger
-from aggregator.summary import summarise
+from fluffle.aggregator.ledger.summary import summarise
+from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.cli import app
 from fluffle.export import export
-from schemas import UserError
-from schemas.experiment import PartitionTable, TaskTable
+from fluffle.schemas import UserError
+from fluffle.schemas.experiment import PartitionTable, TaskTable
+from fluffle.worker.tasks.registry import TASKS
 from tests.fluffle.runs import write_run
-from worker.tasks import TASKS
 
 DIGITS = """
 [experiment]

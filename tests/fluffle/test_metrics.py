@@ -14,11 +14,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from aggregator.service import AggregatorService
-from broker import Envelope
-from broker.embedded import EmbeddedBroker
+from fluffle.aggregator.service import AggregatorService
+from fluffle.broker import Envelope
+from fluffle.broker.embedded import EmbeddedBroker
 from fluffle.metrics import AggregatorMetrics, WorkerMetrics, new_registry, served
-from schemas import ClientFailed, ClientUpdate, UserError
+from fluffle.schemas import ClientFailed, ClientUpdate, UserError
 from tests.aggregator.test_service import check, clients, envelope, experiment
 
 Samples = dict[str, float]

@@ -18,10 +18,10 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from broker.embedded import EmbeddedBroker
-from broker.node import Node
+from fluffle.broker.admin.node import Node
+from fluffle.broker.embedded import EmbeddedBroker
 from fluffle.metrics import EvaluatorMetrics, WorkerMetrics, new_registry, served
-from schemas import ClientUpdate, Evaluation
+from fluffle.schemas import ClientUpdate, Evaluation
 from tests.aggregator.test_service import clients
 from tests.fluffle.test_metrics import measured, naughty, scrape
 

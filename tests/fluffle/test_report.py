@@ -13,8 +13,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from aggregator.ledger import Ledger
-from aggregator.summary import summarise
+from fluffle.aggregator.ledger.summary import summarise
+from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.cli import app
 from fluffle.report import clients, figures, tables
 from fluffle.report.confusion import confusion
@@ -23,7 +23,7 @@ from fluffle.report.data import Run, read_runs
 from fluffle.report.fairness import by_client
 from fluffle.report.page import write_report
 from fluffle.report.style import Empty, digits
-from schemas import Experiment, Plan, UserError
+from fluffle.schemas import Experiment, Plan, UserError
 from tests.fluffle.runs import write_run
 
 #: What every run has; only runs of their kind have the others.
@@ -74,7 +74,7 @@ def test_turns_are_joined_from_their_events(virtual: Run) -> None:
     assert virtual.turns.start_s.tolist() == [0, 1, 2, 3, 4, 5, 6]
     # Then the one that was still training ends with the run, at 20 s
     assert virtual.turns.end_s.tolist() == [2.5, 3.5, 4.5, 5.5, 6.5, 9, 20]
-    assert virtual.turns.fate.tolist() == ["arrived"] * 5 + ["lost", "open"]
+    assert virtual.turns.outcome.tolist() == ["arrived"] * 5 + ["lost", "open"]
 
 
 def test_a_version_that_two_evaluators_measured_is_one_evaluation(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_version_that_two_evaluators_measured_is_one_evaluation(tmp_path: Path
 @pytest.mark.tensorflow
 def test_a_run_under_the_virtual_clock_is_read_whole(tmp_path: Path) -> None:
     # Given a simulated run in which turns are lost
-    from simulation.virtual import VirtualRun
+    from fluffle.simulation.virtual import VirtualRun
 
     document = {
         "experiment": {"versions": 8},
@@ -109,7 +109,7 @@ def test_a_run_under_the_virtual_clock_is_read_whole(tmp_path: Path) -> None:
     assert run.versions.updates[-1] == summary["updates_counted"] > 20
     assert run.evaluations.accuracy[-1] == summary["accuracy"]
     assert run.turns is not None
-    fates = dict(zip(*np.unique(run.turns.fate, return_counts=True), strict=True))
+    fates = dict(zip(*np.unique(run.turns.outcome, return_counts=True), strict=True))
     assert fates["lost"] > 0
     assert fates["arrived"] >= summary["updates_counted"]
     assert np.all(run.turns.end_s >= run.turns.start_s)
@@ -420,7 +420,7 @@ def test_a_price_may_change_when_a_run_is_resumed_and_travels_to_nobody(tmp_path
 
 def test_neither_the_aggregator_nor_the_command_line_loads_what_only_the_report_needs() -> None:
     script = (
-        "import sys, fluffle.cli, fluffle.run, fluffle.services, aggregator.service\n"
+        "import sys, fluffle.cli, fluffle.run, fluffle.services, fluffle.aggregator.service\n"
         "print([m for m in ('matplotlib', 'jinja2', 'tensorflow') if m in sys.modules])"
     )
     command = [sys.executable, "-c", script]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from broker import Envelope
+from fluffle.broker import Envelope
 from fluffle.cli import app
+from fluffle.schemas import Evaluation, UserError
 from fluffle.tracking import Tracker, tracked
-from schemas import Evaluation, UserError
 from tests.aggregator.scripted import Federation
 
 Curves = dict[str, list[tuple[int, float]]]

@@ -18,7 +18,7 @@ import numpy as np
 from pika import BasicProperties
 from pika.data import encode_short_string
 
-from schemas import (
+from fluffle.schemas import (
     Assignment,
     ClientFailed,
     ClientUpdate,
@@ -29,8 +29,8 @@ from schemas import (
     Run,
     encode,
 )
-from schemas.codec import SCHEMA_VERSION
-from schemas.messages import assignment_id
+from fluffle.schemas.codec import SCHEMA_VERSION
+from fluffle.schemas.messages import assignment_id
 
 ANY = "application/msgpack"
 

@@ -6,9 +6,9 @@ what an error says is fit to print; and what was decoded, encoded again, decodes
 
 from __future__ import annotations
 
-from schemas import DecodeError, Message, decode, encode
-from schemas.codec import pack, unpack
-from schemas.tensors import Tensors
+from fluffle.schemas import DecodeError, Message, decode, encode
+from fluffle.schemas.codec import pack, unpack
+from fluffle.schemas.tensors import Tensors
 
 
 def check(body: bytes) -> Message | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schemas import GlobalModel, Message, codec
+from fluffle.schemas import GlobalModel, Message, codec
 from tests.fuzz.hostile import Attacker
 from tests.fuzz.promises import check
 

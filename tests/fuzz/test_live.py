@@ -19,11 +19,11 @@ import pika
 import psutil
 import pytest
 
-from broker.node import Node
-from broker.rabbitmq import RabbitMQBroker
-from broker.topology import ASSIGNMENTS, EVENTS, UPDATES, Topology
-from schemas import GlobalModel, decode, encode
-from schemas.codec import MAX_MESSAGE_BYTES
+from fluffle.broker.admin.node import Node
+from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+from fluffle.broker.topology import ASSIGNMENTS, EVENTS, UPDATES, Topology
+from fluffle.schemas import GlobalModel, decode, encode
+from fluffle.schemas.codec import MAX_MESSAGE_BYTES
 from tests.fuzz.hostile import Attacker, Hostile, RawProperties, said
 from tests.integration.processes import (
     PATIENCE_S,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from aggregator.admission import restored
-from schemas import ClientUpdate, Run, Tensors, transforms
-from schemas.steps import Step
-from schemas.tensors import Spec, spec
+from fluffle.aggregator.coordinator.admission import restored
+from fluffle.schemas import ClientUpdate, Run, Tensors, transforms
+from fluffle.schemas.steps import Step
+from fluffle.schemas.tensors import Spec, spec
 
 MODEL: Spec = {
     "trainable/0": ("float32", (7, 5)),

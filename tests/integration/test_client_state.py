@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.ledger import Ledger
-from broker.node import Node
-from schemas import group
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.broker.admin.node import Node
+from fluffle.schemas import group
+from fluffle.worker.services.client_state import ClientStates
 from tests.integration.processes import Start, verified, wait_for_version
-from worker.client_state import ClientStates
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.tensorflow, pytest.mark.slow]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.node import Node
+from fluffle.broker.admin.node import Node
 from tests.integration.processes import PATIENCE_S, Start, Started, verified, wait_for_version
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.node import Node
+from fluffle.broker.admin.node import Node
 from tests.integration.processes import Start, verified, version, wait_for_version
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.tensorflow, pytest.mark.slow]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pika
 import pytest
 
-from broker.node import Node
-from broker.topology import Topology
+from fluffle.broker.admin.node import Node
+from fluffle.broker.topology import Topology
 from tests.integration.processes import (
     Start,
     verified,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.node import Node
+from fluffle.broker.admin.node import Node
 from tests.docs import example
 from tests.integration.processes import Start, verified
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.node import Node
+from fluffle.broker.admin.node import Node
 from tests.docs import ROOT, blocks, example, pages
 from tests.integration.processes import Start, wait_for_version
 

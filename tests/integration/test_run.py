@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.node import Node
+from fluffle.broker.admin.node import Node
 from tests.integration.processes import Start, verified, wait_for_version
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.slow]

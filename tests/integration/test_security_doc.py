@@ -12,8 +12,8 @@ from pathlib import Path
 import pika
 import pytest
 
-from broker.address import parameters_of
-from broker.node import Node, free_ports
+from fluffle.broker.admin.node import Node, free_ports
+from fluffle.broker.rabbitmq.address import parameters_of
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -20,13 +20,13 @@ import numpy as np
 import pika
 import pytest
 
-from aggregator.store import Store
-from broker import wire
-from broker.node import Node
-from broker.rights import of_resident
-from broker.topology import EVENTS, UPDATES, Topology
-from schemas import ClientFailed, ClientUpdate, Event, decode
-from schemas.tensors import spec
+from fluffle.aggregator.ledger.weights import Store
+from fluffle.broker.admin.node import Node
+from fluffle.broker.admin.permissions import of_resident
+from fluffle.broker.rabbitmq import envelopes
+from fluffle.broker.topology import EVENTS, UPDATES, Topology
+from fluffle.schemas import ClientFailed, ClientUpdate, Event, decode
+from fluffle.schemas.tensors import spec
 from tests.integration.processes import PATIENCE_S, Start, Started, verified, version, wait_until
 from tests.integration.test_errors import refused
 
@@ -140,7 +140,7 @@ class Shadow:
                 method, properties, body = channel.basic_get(self._queue, auto_ack=True)
                 if method is None:
                     break
-                found.append((properties.user_id, body, repr(wire.envelope(properties, b""))))
+                found.append((properties.user_id, body, repr(envelopes.envelope(properties, b""))))
             channel.queue_delete(self._queue)
         return found
 

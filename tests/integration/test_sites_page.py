@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.node import Node
+from fluffle.broker.admin.node import Node
 from tests.docs import ROOT, example
 from tests.integration.processes import Start
 from tests.integration.test_sites import until

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from schemas import (
+from fluffle.schemas import (
     Assignment,
     ClientFailed,
     ClientUpdate,
@@ -29,9 +29,9 @@ from schemas import (
     encode,
     tensors_sha256,
 )
-from schemas.codec import MAX_RANK, pack, unpack
-from schemas.messages import TYPES, order
-from schemas.tensors import DTYPES, Array
+from fluffle.schemas.codec import MAX_RANK, pack, unpack
+from fluffle.schemas.messages import TYPES, order
+from fluffle.schemas.tensors import DTYPES, Array
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,30}", fullmatch=True)
 counts = st.integers(0, 2**53)

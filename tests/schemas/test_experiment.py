@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas import Experiment, GlobalModel, Plan, Run, decode, encode
+from fluffle.schemas import Experiment, GlobalModel, Plan, Run, decode, encode
 
 
 def read(toml: str) -> Experiment:

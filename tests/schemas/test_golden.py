@@ -10,8 +10,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from schemas import Message, decode, encode
-from schemas.messages import TYPES
+from fluffle.schemas import Message, decode, encode
+from fluffle.schemas.messages import TYPES
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schemas import DecodeError, Message, decode
-from schemas.codec import MAX_MESSAGE_BYTES
+from fluffle.schemas import DecodeError, Message, decode
+from fluffle.schemas.codec import MAX_MESSAGE_BYTES
 
 VALID = [path.read_bytes() for path in sorted((Path(__file__).parent / "golden").glob("*.bin"))]
 EXAMPLES = 5_000 if os.environ.get("CI") else 500

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from schemas import Tensors, transforms
-from schemas.steps import Step, Steps
-from schemas.tensors import spec
-from schemas.transforms import Draws
+from fluffle.schemas import Tensors, transforms
+from fluffle.schemas.steps import Step, Steps
+from fluffle.schemas.tensors import spec
+from fluffle.schemas.transforms import Draws
 
 STEPS: TypeAdapter[tuple[Step, ...]] = TypeAdapter(Steps)
 

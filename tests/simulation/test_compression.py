@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from aggregator.ledger import Ledger
-from aggregator.verify import verify
-from aggregator.verify.replay import replay
-from schemas import Experiment, UserError
-from simulation.virtual import VirtualRun
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.verify import verify
+from fluffle.aggregator.verify.replay import replay
+from fluffle.schemas import Experiment, UserError
+from fluffle.simulation.virtual import VirtualRun
 
 pytestmark = pytest.mark.tensorflow
 

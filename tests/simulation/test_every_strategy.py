@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from aggregator.reading import LedgerReader
-from aggregator.verify import replay, verify
-from schemas import Experiment
-from schemas.experiment import STRATEGIES
-from simulation.virtual import VirtualRun
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.verify import replay, verify
+from fluffle.schemas import Experiment
+from fluffle.schemas.experiment import STRATEGIES
+from fluffle.simulation.virtual import VirtualRun
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.slow]
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from simulation.pool import Pool
+from fluffle.simulation.pool import Pool
 
 
 def test_results_come_whatever_the_order_in_which_they_are_collected() -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from aggregator.reading import LedgerReader
-from aggregator.summary import summarise
-from aggregator.verify import verify
-from aggregator.verify.replay import replay
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.ledger.summary import summarise
+from fluffle.aggregator.verify import verify
+from fluffle.aggregator.verify.replay import replay
 from fluffle.report.data import read_runs
 from fluffle.report.page import write_report
-from schemas import Experiment
-from simulation.virtual import VirtualRun
+from fluffle.schemas import Experiment
+from fluffle.simulation.virtual import VirtualRun
 
 pytestmark = pytest.mark.tensorflow
 

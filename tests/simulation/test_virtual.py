@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from aggregator.ledger import Ledger
-from aggregator.verify import verify
-from schemas import Experiment, UserError
-from simulation.virtual import VirtualRun
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.verify import verify
+from fluffle.schemas import Experiment, UserError
+from fluffle.simulation.virtual import VirtualRun
 
 pytestmark = pytest.mark.tensorflow
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas import Plan
-from worker.task import Examples
+from fluffle.schemas import Plan
+from fluffle.worker.tasks.task import Examples
 
 Floats = NDArray[np.float64]
 #: Weights and biases.
@@ -33,7 +33,7 @@ def steps_of(
     """The examples of each local step: the trainer's order, which is TensorFlow's shuffle."""
     import tensorflow as tf
 
-    from worker.trainer import seeds_of
+    from fluffle.worker.training.trainer import seeds_of
 
     seed, steps = seeds_of(f"{plan.seed}:{client}:{turn}", 1)[0], []
     for epoch in range(epochs):

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas import Experiment, Plan, UserError
-from schemas.experiment import PartitionTable
-from worker.by_client import MOST_CLIENTS, ByClient
-from worker.runtime import configure
-from worker.task import Examples, Task
-from worker.tasks import TASKS
+from fluffle.schemas import Experiment, Plan, UserError
+from fluffle.schemas.experiment import PartitionTable
+from fluffle.worker.tasks.by_client import MOST_CLIENTS, ByClient
+from fluffle.worker.tasks.registry import TASKS
+from fluffle.worker.tasks.task import Examples, Task
+from fluffle.worker.training.runtime import configure
 
 LABELS = np.array([0] * 6 + [1] * 3 + [2])
 #: Of each test example: whether it is right, and its loss.
@@ -117,7 +117,7 @@ def test_the_devices_of_synthetic_data_have_test_examples_of_their_own() -> None
 @pytest.mark.parametrize("examples", [None, 100])
 def test_an_evaluation_says_how_clients_differ(examples: int | None) -> None:
     configure(2)
-    from worker.trainer import Trainer
+    from fluffle.worker.training.trainer import Trainer
 
     tables: dict[str, Any] = {
         "task": {"name": "digits-lr", "clients": 5},
@@ -138,7 +138,7 @@ def test_an_evaluation_says_how_clients_differ(examples: int | None) -> None:
 @pytest.mark.tensorflow
 def test_training_reads_no_test_example(monkeypatch: pytest.MonkeyPatch) -> None:
     configure(2)
-    from worker.trainer import Trainer
+    from fluffle.worker.training.trainer import Trainer
 
     def refuse(task: Task) -> Examples:
         pytest.fail("a worker asked for the held-out examples")

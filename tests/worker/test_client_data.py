@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fluffle import ClientData
-from schemas import UserError
+from fluffle.schemas import UserError
 
 
 def arrays(*sizes: int) -> dict[str, tuple[Any, Any]]:

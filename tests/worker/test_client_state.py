@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import Tensors, UserError
-from schemas.messages import state_name
-from worker.client_state import SPARE, ClientStates
+from fluffle.schemas import Tensors, UserError
+from fluffle.schemas.messages import state_name
+from fluffle.worker.services.client_state import SPARE, ClientStates
 
 
 def state(value: float, size: int = 4) -> Tensors:
@@ -138,7 +138,7 @@ def test_a_client_goes_on_from_the_state_of_the_update_that_was_folded_last(
     """The protocol of the module's docstring, with a crash at any point of any turn.
 
     The server adds up what updates say has changed, as SCAFFOLD's does with c: it must stay equal
-    to what the client keeps. A turn's fate, how many versions pass, whether the aggregator is
+    to what the client keeps. A turn's outcome, how many versions pass, whether the aggregator is
     killed: it then forgets the last update that it folded, and gets it again from the broker.
     """
     states = ClientStates(tmp_path_factory.mktemp("states"), 10**6 * in_memory)
@@ -161,21 +161,21 @@ def test_a_client_goes_on_from_the_state_of_the_update_that_was_folded_last(
         if after == newest:  # else it is superseded
             total, newest = total + change, made
 
-    for turn, (fate, passed, killed) in enumerate(turns, 1):
+    for turn, (outcome, passed, killed) in enumerate(turns, 1):
         forgotten = total, newest
-        update = train(turn, newest, saves=fate != "crash at a")
+        update = train(turn, newest, saves=outcome != "crash at a")
         version += passed
-        if fate in ("crash at a", "crash at b", "crash at c"):
+        if outcome in ("crash at a", "crash at b", "crash at c"):
             again = train(turn, newest)  # by whoever gets the turn; its update has the same id
-            update = update if fate == "crash at c" else again
-        if fate == "late":
+            update = update if outcome == "crash at c" else again
+        if outcome == "late":
             waiting.append(update)
-        elif fate != "rejected":
+        elif outcome != "rejected":
             arrive(update)
         if killed:  # before the fold was durable: a turn is issued that goes on from before
             total, newest = forgotten
             beside = train(turn + 1000, newest)
-            if fate not in ("late", "rejected"):
+            if outcome not in ("late", "rejected"):
                 arrive(update)
             arrive(beside)
         if waiting and passed == 2:

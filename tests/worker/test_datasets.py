@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas import UserError
-from worker import datasets
-from worker.datasets import (
+from fluffle.schemas import UserError
+from fluffle.worker import datasets
+from fluffle.worker.datasets import (
     cache,
     cifar10,
     digits,
@@ -33,8 +33,16 @@ from worker.datasets import (
     shakespeare,
     wearables,
 )
-from worker.datasets.formats import read_idx, read_pickled_arrays
-from worker.datasets.recipe import Arrays, Expected, Progress, Recipe, Source, Unavailable, sha256
+from fluffle.worker.datasets.formats import read_idx, read_pickled_arrays
+from fluffle.worker.datasets.recipe import (
+    Arrays,
+    Expected,
+    Progress,
+    Recipe,
+    Source,
+    Unavailable,
+    sha256,
+)
 
 SMALL: Arrays = {
     "x_train": np.arange(12, dtype=np.uint8).reshape(3, 2, 2),

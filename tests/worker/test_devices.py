@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas import Experiment, Plan, Tensors, UserError
-from worker.devices import Devices, as_sent
+from fluffle.schemas import Experiment, Plan, Tensors, UserError
+from fluffle.worker.devices import Devices, as_sent
 
 N = 4000
 
@@ -24,18 +24,18 @@ def devices(epochs: int = 5, seed: int = 42, **table: Any) -> Devices:
 
 
 def test_without_any_axis_a_turn_takes_no_time_and_arrives() -> None:
-    fate = devices().fate("3", 7)
-    assert (fate.epochs, fate.lost_at, fate.pause_s) == (5, None, 0.0)
-    assert fate.download_s(10**9) == fate.train_s(10**6) == fate.upload_s(10**9) == 0.0
+    outcome = devices().outcome("3", 7)
+    assert (outcome.epochs, outcome.lost_at, outcome.pause_s) == (5, None, 0.0)
+    assert outcome.download_s(10**9) == outcome.train_s(10**6) == outcome.upload_s(10**9) == 0.0
     assert devices().next_start("3", 12.5) == 12.5
 
 
 def test_the_same_seed_gives_the_same_fate_and_another_turn_another() -> None:
     one, same = (devices(delay="exponential", delay_s=2.0, dropout=0.3) for _ in range(2))
     other = devices(seed=43, delay="exponential", delay_s=2.0, dropout=0.3)
-    assert one.fate("1", 5) == same.fate("1", 5)
-    assert one.fate("1", 5) != one.fate("1", 6)
-    assert one.fate("1", 5) != other.fate("1", 5)
+    assert one.outcome("1", 5) == same.outcome("1", 5)
+    assert one.outcome("1", 5) != one.outcome("1", 6)
+    assert one.outcome("1", 5) != other.outcome("1", 5)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_delays_have_the_mean_and_spread_of_their_distribution(
     distribution: str, shape: float | None, std: float
 ) -> None:
     one = devices(delay=distribution, delay_s=2.0, delay_shape=shape)
-    drawn = np.array([one.fate("0", turn).delay_s for turn in range(N)])
+    drawn = np.array([one.outcome("0", turn).delay_s for turn in range(N)])
     assert drawn.min() >= 0
     assert drawn.mean() == pytest.approx(2.0, rel=0.06)
     assert drawn.std() == pytest.approx(std, rel=0.15, abs=1e-12)
@@ -61,22 +61,22 @@ def test_delays_have_the_mean_and_spread_of_their_distribution(
 
 def test_a_delay_of_the_client_is_the_same_in_every_turn() -> None:
     one = devices(delay="exponential", delay_s=2.0, delay_of="client")
-    assert len({one.fate("4", turn).delay_s for turn in range(20)}) == 1
-    assert len({one.fate(str(client), 0).delay_s for client in range(20)}) == 20
+    assert len({one.outcome("4", turn).delay_s for turn in range(20)}) == 1
+    assert len({one.outcome(str(client), 0).delay_s for client in range(20)}) == 20
 
 
 def test_turns_are_lost_with_their_probability_and_where_it_says() -> None:
     anywhere = devices(dropout=0.4)
-    places = [anywhere.fate("0", turn).lost_at for turn in range(N)]
+    places = [anywhere.outcome("0", turn).lost_at for turn in range(N)]
     assert sum(place is not None for place in places) / N == pytest.approx(0.4, abs=0.03)
     assert set(places) == {None, "before_training", "after_training", "upload"}
     upload = devices(dropout=0.4, dropout_at="upload")
-    assert {upload.fate("0", turn).lost_at for turn in range(100)} == {None, "upload"}
+    assert {upload.outcome("0", turn).lost_at for turn in range(100)} == {None, "upload"}
 
 
 def test_stragglers_do_one_to_all_epochs() -> None:
     one = devices(epochs=4, stragglers=0.5)
-    epochs = np.array([one.fate("0", turn).epochs for turn in range(N)])
+    epochs = np.array([one.outcome("0", turn).epochs for turn in range(N)])
     shares = np.bincount(epochs, minlength=5)[1:] / N
     assert shares == pytest.approx([0.125, 0.125, 0.125, 0.625], abs=0.03)
 
@@ -90,7 +90,7 @@ def test_time_is_what_hardware_and_network_take() -> None:
         upload_bytes_per_s=50.0,
         delay="constant",
         delay_s=1.0,
-    ).fate("0", 0)
+    ).outcome("0", 0)
     assert one.download_s(1000) == 10.5
     assert one.train_s(20) == pytest.approx(1 + 20 * 3 * 0.01)
     assert one.upload_s(1000) == 20.5
@@ -100,7 +100,7 @@ def test_hardware_comes_from_a_csv_and_is_dealt_to_clients(tmp_path: Path) -> No
     path = tmp_path / "devices.csv"
     path.write_text("seconds_per_example,latency_s\n0.1,1\n0.2,2\n")
     one = devices(hardware=str(path))
-    dealt = {one.fate(str(client), 0).hardware.latency_s for client in range(30)}
+    dealt = {one.outcome(str(client), 0).hardware.latency_s for client in range(30)}
     assert dealt == {1.0, 2.0}
     path.write_text("speed\n1\n")
     with pytest.raises(UserError, match=r"devices\.csv is no CSV of devices"):
@@ -151,11 +151,11 @@ def test_a_trace_says_when_and_repeats(tmp_path: Path) -> None:
 
 def test_a_preset_is_a_start_that_keys_override() -> None:
     preset = devices(preset="article")
-    drawn = np.array([preset.fate("0", turn).delay_s for turn in range(N)])
+    drawn = np.array([preset.outcome("0", turn).delay_s for turn in range(N)])
     assert drawn.mean() == pytest.approx(2.0, rel=0.06)
-    assert any(preset.fate("0", turn).lost_at for turn in range(100))
+    assert any(preset.outcome("0", turn).lost_at for turn in range(100))
     reliable = devices(preset="article", dropout=0.0)
-    assert not any(reliable.fate("0", turn).lost_at for turn in range(100))
+    assert not any(reliable.outcome("0", turn).lost_at for turn in range(100))
 
 
 def test_the_byzantine_share_of_clients_flips_the_sign_of_what_it_learned_and_no_other_does() -> (

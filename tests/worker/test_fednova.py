@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.ledger import Ledger
-from schemas import Experiment, Plan, Tensors
-from schemas.experiment import TrainingTable
-from simulation.virtual import VirtualRun
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.schemas import Experiment, Plan, Tensors
+from fluffle.schemas.experiment import TrainingTable
+from fluffle.simulation.virtual import VirtualRun
+from fluffle.worker.devices import Devices
 from tests.worker.softmax import Point, gradient, steps_of
-from worker.devices import Devices
 
 pytestmark = pytest.mark.tensorflow
 
@@ -44,7 +44,7 @@ def moved(training: TrainingTable, gradients: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 40])
 def test_the_norm_is_the_papers_closed_form(steps: int) -> None:
-    from worker.fednova import norm
+    from fluffle.worker.training.fednova import norm
 
     rho, alpha = 0.9, RATE * 0.4
     momentum = (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
@@ -56,7 +56,7 @@ def test_the_norm_is_the_papers_closed_form(steps: int) -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_norm_is_the_sum_of_the_weights_with_which_gradients_add_up(solver: str) -> None:
-    from worker.fednova import norm
+    from fluffle.worker.training.fednova import norm
 
     # Given nine steps, and one gradient at a time that is not zero: its weight in the end
     training = table(solver)
@@ -70,8 +70,8 @@ def test_the_norm_is_the_sum_of_the_weights_with_which_gradients_add_up(solver: 
 
 def by_hand(folder: Path, plan: Plan, start: Tensors) -> Point:
     """x after the rounds that the ledger tells of, from the paper's equations."""
-    from worker.fednova import norm
-    from worker.tasks import load_task
+    from fluffle.worker.tasks.registry import load_task
+    from fluffle.worker.training.fednova import norm
 
     task, devices = load_task(plan), Devices(plan)
     data, training = task.dataset(), plan.training
@@ -82,7 +82,7 @@ def by_hand(folder: Path, plan: Plan, start: Tensors) -> Point:
         n = np.array([float(len(task.client_indices(client))) for client, _ in trained])
         directions, norms = [], []
         for client, turn in trained:
-            epochs = devices.fate(client, turn).epochs or training.epochs
+            epochs = devices.outcome(client, turn).epochs or training.epochs
             steps = steps_of(plan, client, turn, epochs, task.client_indices(client))
             y = [a.copy() for a in x]
             velocity = [np.zeros_like(a) for a in x]
@@ -106,7 +106,7 @@ def test_a_whole_run_with_unequal_clients_and_stragglers_is_the_papers(
     tmp_path: Path, solver: str
 ) -> None:
     # Given clients with 5 to 90 examples each, half of whose turns do only some of four epochs
-    from worker.trainer import Trainer
+    from fluffle.worker.training.trainer import Trainer
 
     training = {"optimizer": "sgd", "learning_rate": RATE, "epochs": 4, "batch_size": 8}
     experiment = Experiment.model_validate(

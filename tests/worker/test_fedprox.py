@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.ledger import Ledger
-from schemas import Experiment, Plan, Tensors, tensors_sha256
-from simulation.virtual import VirtualRun
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.schemas import Experiment, Plan, Tensors, tensors_sha256
+from fluffle.simulation.virtual import VirtualRun
 
 pytestmark = pytest.mark.tensorflow
 
@@ -25,7 +25,7 @@ def plan(**training: Any) -> Plan:
 
 def test_the_proximal_term_is_in_every_gradient() -> None:
     # Given one batch of 20 examples, so that the order of examples does not matter
-    from worker.trainer import Trainer
+    from fluffle.worker.training.trainer import Trainer
 
     trainer = Trainer(plan(proximal_mu=2.0))
     base = trainer.initial()
@@ -43,7 +43,7 @@ def by_hand(base: Tensors, mu: float, steps: int) -> Tensors:
     import keras
     import tensorflow as tf
 
-    from worker.tasks import load_task
+    from fluffle.worker.tasks.registry import load_task
 
     task = load_task(plan())
     model = task.model()
@@ -68,7 +68,7 @@ def distance(one: Tensors, other: Tensors) -> float:
 
 
 def test_mu_of_zero_is_fedavg_to_the_byte_and_epochs_are_what_is_asked_for() -> None:
-    from worker.trainer import Trainer
+    from fluffle.worker.training.trainer import Trainer
 
     plain, zero, short = Trainer(plan()), Trainer(plan(proximal_mu=0.0)), Trainer(plan(epochs=2))
     base = plain.initial()

@@ -16,7 +16,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from fluffle import ClientData, read_csv, read_images, read_npz, read_parquet
-from schemas import UserError
+from fluffle.schemas import UserError
 
 VISITS = """age,ward,stay,pain
 61,north,3.5,yes

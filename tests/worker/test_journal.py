@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from aggregator.ledger import Ledger
-from aggregator.service import AggregatorService
-from broker import Envelope
-from broker.embedded import EmbeddedBroker
-from schemas import Experiment, UserError
-from worker.journal import Journal
-from worker.service import WorkerService
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.service import AggregatorService
+from fluffle.broker import Envelope
+from fluffle.broker.embedded import EmbeddedBroker
+from fluffle.schemas import Experiment, UserError
+from fluffle.worker.services.journal import Journal
+from fluffle.worker.services.worker import WorkerService
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schemas import Experiment, Plan, UserError
-from worker import tasks
-from worker.tasks import load_task, open_data, own
+from fluffle.schemas import Experiment, Plan, UserError
+from fluffle.worker.tasks import custom
+from fluffle.worker.tasks import registry as tasks
+from fluffle.worker.tasks.registry import load_task, open_data
 
 MINE = """
 from pathlib import Path
@@ -42,7 +43,7 @@ class Unfinished(Task):
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(own.FOLDER, raising=False)
+    monkeypatch.delenv(custom.FOLDER, raising=False)
     yield
     tasks.use(None, None)
 
@@ -70,7 +71,7 @@ def test_a_plan_names_a_file_in_the_task_folder(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a folder with the file, and data elsewhere
-    monkeypatch.setenv(own.FOLDER, str(file.parent))
+    monkeypatch.setenv(custom.FOLDER, str(file.parent))
     tasks.use(None, data(tmp_path))
     # When a plan names it
     task = load_task(plan())
@@ -91,7 +92,7 @@ def test_a_plan_may_not_name_a_file_elsewhere(
 ) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
-    monkeypatch.setenv(own.FOLDER, str(inside))
+    monkeypatch.setenv(custom.FOLDER, str(inside))
     with pytest.raises(UserError, match="lies outside"):
         load_task(plan(name.format(file)))
 
@@ -143,9 +144,10 @@ def test_a_worker_py_of_the_users_shadows_nothing_and_its_neighbours_can_be_impo
     (folder / "shapes.py").write_text("WIDTH = 4\n")
     file.write_text("from shapes import WIDTH\nfrom fluffle import Task\n" + MINE)
     code = (
-        "import sys; from worker import tasks; "
+        "import sys; from fluffle.worker.tasks import registry as tasks; "
         f"tasks.use({str(file) + ':Mine'!r}, None); "
-        "import worker.trainer as t; print('worker' in t.__name__, 'shapes' in sys.modules)"
+        "import fluffle.worker.training.trainer as t; "
+        "print('worker' in t.__name__, 'shapes' in sys.modules)"
     )
     # When it is loaded in that folder
     done = subprocess.run(

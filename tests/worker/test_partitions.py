@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from schemas import UserError
-from schemas.experiment import PartitionTable
-from worker.partitions import partition
+from fluffle.schemas import UserError
+from fluffle.schemas.experiment import PartitionTable
+from fluffle.worker.tasks.partitions import partition
 
 #: All but natural, which is not ours to choose.
 KINDS = ("contiguous", "iid", "shards", "dirichlet", "power-law", "similarity")

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from aggregator.ledger import Ledger
-from aggregator.service import AggregatorService
-from broker import Closed, Envelope
-from broker.embedded import EmbeddedBroker, EmbeddedWorkerPort
-from schemas import (
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.service import AggregatorService
+from fluffle.broker import Closed, Envelope
+from fluffle.broker.embedded import EmbeddedBroker, EmbeddedWorkerPort
+from fluffle.schemas import (
     ClientFailed,
     ClientUpdate,
     Event,
@@ -27,9 +27,9 @@ from schemas import (
     Run,
     UserError,
 )
-from schemas.messages import resident_update_id
-from worker import tasks
-from worker.resident import ResidentService
+from fluffle.schemas.messages import resident_update_id
+from fluffle.worker.services.resident import ResidentService
+from fluffle.worker.tasks import registry as tasks
 
 pytestmark = pytest.mark.tensorflow
 
@@ -341,7 +341,7 @@ class Unconfirmed(EmbeddedWorkerPort):
 def test_a_site_told_to_stop_does_not_wait_for_a_broker_for_ever(
     site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.leaving.LEAVE_S", 0.1)
+    monkeypatch.setattr("fluffle.worker.services.shutdown.LEAVE_S", 0.1)
     place = Scripted()
     place.port = port = Unconfirmed(place.broker, "lab-3", 0)
     place.start()

@@ -17,7 +17,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 def test_a_training_has_one_core_and_configuring_twice_changes_nothing() -> None:
     # When TensorFlow is configured twice
     done = run(
-        "from worker.runtime import configure; configure(3); configure(1)\n"
+        "from fluffle.worker.training.runtime import configure; configure(3); configure(1)\n"
         "import tensorflow as tf; t = tf.config.threading\n"
         "print(t.get_intra_op_parallelism_threads(), t.get_inter_op_parallelism_threads() >= 3)"
     )
@@ -31,7 +31,7 @@ def test_tensorflow_that_was_in_use_before_is_an_error_and_not_another_result() 
     # Given code that has used TensorFlow with its own number of threads
     done = run(
         "import tensorflow as tf; tf.constant(1) + 1\n"
-        "from worker.runtime import configure; configure(1)"
+        "from fluffle.worker.training.runtime import configure; configure(1)"
     )
 
     # Then configuring says so

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator.ledger import Ledger
-from schemas import Experiment, Plan, Tensors, tensors_sha256
-from schemas.tensors import model_groups
-from simulation.virtual import VirtualRun
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.schemas import Experiment, Plan, Tensors, tensors_sha256
+from fluffle.schemas.tensors import model_groups
+from fluffle.simulation.virtual import VirtualRun
+from fluffle.worker.services.client_state import ClientStates
 from tests.worker.softmax import Point, gradient, steps_of
-from worker.client_state import ClientStates
 
 pytestmark = pytest.mark.tensorflow
 
@@ -35,7 +35,7 @@ ROUNDS: dict[str, Any] = {
 
 def by_hand(folder: Path, plan: Plan, start: Tensors, option: str) -> tuple[Point, Point]:
     """x and c after the rounds that the ledger tells of."""
-    from worker.tasks import load_task
+    from fluffle.worker.tasks.registry import load_task
 
     task = load_task(plan)
     data = task.dataset()
@@ -76,7 +76,7 @@ def by_hand(folder: Path, plan: Plan, start: Tensors, option: str) -> tuple[Poin
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_a_whole_run_is_the_one_that_the_papers_equations_give(tmp_path: Path, option: str) -> None:
     # Given six rounds of three of six clients each, whose data have nothing in common
-    from worker.trainer import Trainer
+    from fluffle.worker.training.trainer import Trainer
 
     aggregation = {**ROUNDS["aggregation"], "control_option": option}
     experiment = Experiment.model_validate({**ROUNDS, "aggregation": aggregation})
@@ -113,7 +113,7 @@ def control(base: Tensors, value: float) -> Tensors:
 @pytest.mark.parametrize("asks", ["control-variate-I", "control-variate-II"])
 def test_the_first_round_trains_the_same_bytes_as_fedavg(asks: str) -> None:
     # Given a model with dropout, and control variates that are all zero
-    from worker.per_plan import make_trainer
+    from fluffle.worker.training.per_plan import make_trainer
 
     plain, scaffold = make_trainer(plan_of()), make_trainer(plan_of(asks))
     base = plain.initial()
@@ -129,7 +129,7 @@ def test_the_first_round_trains_the_same_bytes_as_fedavg(asks: str) -> None:
 
 def test_a_client_whose_own_variate_is_lost_goes_uncorrected_and_counts_its_path_once() -> None:
     # Given a server whose c is not zero
-    from worker.per_plan import make_trainer
+    from fluffle.worker.training.per_plan import make_trainer
 
     plain, scaffold = make_trainer(plan_of()), make_trainer(plan_of("control-variate-II"))
     base = plain.initial()
@@ -147,7 +147,7 @@ def test_a_client_whose_own_variate_is_lost_goes_uncorrected_and_counts_its_path
 
 
 def test_the_model_without_its_control_variate_is_an_error_and_not_a_guess() -> None:
-    from worker.per_plan import make_trainer
+    from fluffle.worker.training.per_plan import make_trainer
 
     scaffold = make_trainer(plan_of("control-variate-II"))
     with pytest.raises(ValueError, match="control variate"):

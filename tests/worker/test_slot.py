@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from aggregator.ledger import Ledger
-from aggregator.service import AggregatorService
-from broker.embedded import EmbeddedBroker
-from schemas import Experiment, Message, Plan
-from worker.devices import Devices
-from worker.service import WorkerService
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.service import AggregatorService
+from fluffle.broker.embedded import EmbeddedBroker
+from fluffle.schemas import Experiment, Message, Plan
+from fluffle.worker.devices import Devices
+from fluffle.worker.services.worker import WorkerService
 
 pytestmark = pytest.mark.tensorflow
 
@@ -63,12 +63,14 @@ def test_exactly_the_turns_that_the_devices_lose_bring_nothing(tmp_path: Path) -
     devices = Devices(plan)
     counted = ledger.query("SELECT client, turn FROM updates WHERE turn > 0")
     assert len(counted) == 16
-    assert all(devices.fate(client, turn).lost_at is None for client, turn in counted)
+    assert all(devices.outcome(client, turn).lost_at is None for client, turn in counted)
     assert None in turns
     assert ledger.count("dropouts") > 0
     lost = ledger.query("SELECT assignment_id FROM dropouts")
-    fates = [devices.fate(client, int(turn)) for _, turn, client in (i.split(":") for (i,) in lost)]
-    assert any(fate.lost_at for fate in fates)
+    outcomes = [
+        devices.outcome(client, int(turn)) for _, turn, client in (i.split(":") for (i,) in lost)
+    ]
+    assert any(outcome.lost_at for outcome in outcomes)
 
 
 def test_a_trace_that_the_worker_does_not_have_is_said_and_ends_the_run(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas import Experiment, Plan, UserError
-from schemas.experiment import PartitionTable
-from worker.per_plan import make_trainer
-from worker.runtime import configure
-from worker.task import Examples, StreamedTask, Task
-from worker.tasks import TASKS
+from fluffle.schemas import Experiment, Plan, UserError
+from fluffle.schemas.experiment import PartitionTable
+from fluffle.worker.tasks.registry import TASKS
+from fluffle.worker.tasks.task import Examples, StreamedTask, Task
+from fluffle.worker.training.per_plan import make_trainer
+from fluffle.worker.training.runtime import configure
 
 configure(2)
 
@@ -20,8 +20,8 @@ import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from keras import layers  # noqa: E402
 
-from worker.losses import try_out  # noqa: E402
-from worker.trainer import seeds_of  # noqa: E402
+from fluffle.worker.tasks.losses import try_out  # noqa: E402
+from fluffle.worker.training.trainer import seeds_of  # noqa: E402
 
 pytestmark = pytest.mark.tensorflow
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from schemas.experiment import PartitionTable, TaskTable
-from worker.datasets.recipe import Dataset
-from worker.datasets.synthetic import generate
-from worker.tasks.synthetic import SyntheticLr
+from fluffle.schemas.experiment import PartitionTable, TaskTable
+from fluffle.worker.datasets.recipe import Dataset
+from fluffle.worker.datasets.synthetic import generate
+from fluffle.worker.tasks.synthetic import SyntheticLr
 
 
 def devices_of(data: Dataset) -> list[NDArray[np.float32]]:

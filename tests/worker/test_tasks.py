@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas import Experiment, Plan, Tensors, UserError, tensors_sha256
-from worker import datasets
-from worker.datasets import shakespeare
-from worker.runtime import configure
-from worker.task import Examples
-from worker.tasks import TASKS, load_task, prepare, stored
-from worker.tasks.images import CifarCnn
+from fluffle.schemas import Experiment, Plan, Tensors, UserError, tensors_sha256
+from fluffle.worker import datasets
+from fluffle.worker.datasets import shakespeare
+from fluffle.worker.tasks import stored
+from fluffle.worker.tasks.images import CifarCnn
+from fluffle.worker.tasks.registry import TASKS, load_task, prepare
+from fluffle.worker.tasks.task import Examples
+from fluffle.worker.training.runtime import configure
 
 configure(2)
 
-from worker.trainer import Trainer  # noqa: E402
+from fluffle.worker.training.trainer import Trainer  # noqa: E402
 
 pytestmark = pytest.mark.tensorflow
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from schemas import Experiment, Plan, Tensors, UserError, tensors_sha256
-from worker.runtime import configure
-from worker.task import Examples, Task
-from worker.tasks import TASKS, MnistCnn, load_task
+from fluffle.schemas import Experiment, Plan, Tensors, UserError, tensors_sha256
+from fluffle.worker.tasks.registry import TASKS, MnistCnn, load_task
+from fluffle.worker.tasks.task import Examples, Task
+from fluffle.worker.training.runtime import configure
 
 configure(2)
 
@@ -21,7 +21,7 @@ import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from keras import layers  # noqa: E402
 
-from worker.trainer import Trainer  # noqa: E402
+from fluffle.worker.training.trainer import Trainer  # noqa: E402
 
 pytestmark = pytest.mark.tensorflow
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from schemas import Assignment, Experiment, GlobalModel, Plan, Run
-from worker.turn import delta, verdict
+from fluffle.schemas import Assignment, Experiment, GlobalModel, Plan, Run
+from fluffle.worker.services.turn import delta, verdict
 
 
 def run(started: int = 10, epoch: int = 2) -> Run:

@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from schemas import UserError
-from worker.datasets import cache
-from worker.datasets.cifar10 import CIFAR10
-from worker.datasets.digits import DIGITS
-from worker.datasets.fashion_mnist import FASHION_MNIST
-from worker.datasets.mnist import MNIST
-from worker.datasets.recipe import Arrays, Dataset, Progress, Read, Recipe, Source
-from worker.datasets.shakespeare import SHAKESPEARE
-from worker.datasets.wearables import WEARABLES
+from fluffle.schemas import UserError
+from fluffle.worker.datasets import cache
+from fluffle.worker.datasets.cifar10 import CIFAR10
+from fluffle.worker.datasets.digits import DIGITS
+from fluffle.worker.datasets.fashion_mnist import FASHION_MNIST
+from fluffle.worker.datasets.mnist import MNIST
+from fluffle.worker.datasets.recipe import Arrays, Dataset, Progress, Read, Recipe, Source
+from fluffle.worker.datasets.shakespeare import SHAKESPEARE
+from fluffle.worker.datasets.wearables import WEARABLES
 
 __all__ = ["Dataset", "Progress", "Recipe", "describe", "fetch", "load", "names", "recipe"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from schemas import UserError
-from worker.datasets.recipe import (
+from fluffle.schemas import UserError
+from fluffle.worker.datasets.recipe import (
     FIELDS,
     OWNER,
     Arrays,

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from worker.datasets.formats import read_pickled_arrays
-from worker.datasets.packages import download, keras_folder
-from worker.datasets.recipe import Arrays, Expected, Progress, Recipe, Source, Unavailable
+from fluffle.worker.datasets.formats import read_pickled_arrays
+from fluffle.worker.datasets.packages import download, keras_folder
+from fluffle.worker.datasets.recipe import Arrays, Expected, Progress, Recipe, Source, Unavailable
 
 #: What keras.datasets.cifar10 downloads.
 KERAS_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from worker.datasets.packages import pip_download
-from worker.datasets.recipe import Arrays, Expected, Progress, Recipe, Source, Unavailable
+from fluffle.worker.datasets.packages import pip_download
+from fluffle.worker.datasets.recipe import Arrays, Expected, Progress, Recipe, Source, Unavailable
 
 WHEEL = "scikit-learn"
 #: In the order of the file, in which a writer's digits stand together: the last writers are tested.

@@ -9,9 +9,9 @@ import gzip
 import zlib
 from pathlib import Path
 
-from worker.datasets.formats import read_idx
-from worker.datasets.packages import apt_download, download, keras_folder
-from worker.datasets.recipe import Arrays, Expected, Progress, Recipe, Source, Unavailable
+from fluffle.worker.datasets.formats import read_idx
+from fluffle.worker.datasets.packages import apt_download, download, keras_folder
+from fluffle.worker.datasets.recipe import Arrays, Expected, Progress, Recipe, Source, Unavailable
 
 #: Where keras.datasets.fashion_mnist gets its four files.
 KERAS_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"

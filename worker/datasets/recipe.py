@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas import UserError
+from fluffle.schemas import UserError
 
 Pixels = NDArray[np.uint8]
 Arrays = Mapping[str, NDArray[Any]]

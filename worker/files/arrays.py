@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas import UserError
-from worker.client_data import ClientData
-from worker.files import files_in
+from fluffle.schemas import UserError
+from fluffle.worker.files import files_in
+from fluffle.worker.tasks.client_data import ClientData
 
 
 def read_npz(

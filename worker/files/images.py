@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas import UserError
-from worker.client_data import ClientData
-from worker.files import files_in, folders_in
+from fluffle.schemas import UserError
+from fluffle.worker.files import files_in, folders_in
+from fluffle.worker.tasks.client_data import ClientData
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _MODES = {"rgb": ("RGB", 3), "grayscale": ("L", 1)}

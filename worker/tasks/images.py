@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from worker.tasks.stored import StoredTask
+from fluffle.worker.tasks.stored import StoredTask
 
 if TYPE_CHECKING:
     import keras

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from worker.datasets import recipe
-from worker.tasks.stored import StoredTask
+from fluffle.worker.datasets import recipe
+from fluffle.worker.tasks.stored import StoredTask
 
 if TYPE_CHECKING:
     import keras

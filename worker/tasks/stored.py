@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from worker.datasets import Dataset, Progress, fetch, load
-from worker.task import Examples, Task
+from fluffle.worker.datasets import Dataset, Progress, fetch, load
+from fluffle.worker.tasks.task import Examples, Task
 
 
 class StoredTask(Task):
-    """A task on one of ``worker.datasets``. A subclass adds the model."""
+    """A task on one of ``fluffle.worker.datasets``. A subclass adds the model."""
 
     #: The data set's name.
     data: ClassVar[str]

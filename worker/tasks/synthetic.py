@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
-from schemas.experiment import PartitionTable, TaskTable
-from worker.datasets import Dataset, synthetic
-from worker.task import Examples, Task
+from fluffle.schemas.experiment import PartitionTable, TaskTable
+from fluffle.worker.datasets import Dataset, synthetic
+from fluffle.worker.tasks.task import Examples, Task
 
 if TYPE_CHECKING:
     import keras

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-import aggregator.ledger
-import aggregator.service
-from aggregator.archive import Archive, Place
-from aggregator.ledger import Ledger
-from aggregator.store import Store, cannot_write, make_folder
-from schemas import Tensors
-from worker.client_state import MEMORY_BYTES, ClientStates
+import fluffle.aggregator.ledger.writer
+import fluffle.aggregator.service
+from fluffle.aggregator.ledger.archive import Archive, Place
+from fluffle.aggregator.ledger.weights import Store, cannot_write, make_folder
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.schemas import Tensors
+from fluffle.worker.services.client_state import MEMORY_BYTES, ClientStates
 
 if TYPE_CHECKING:
     from tests.chaos.model.world import World
@@ -72,10 +72,10 @@ def faulty_disk(world: World) -> Iterator[None]:
             world.point("ledger.committed")
 
     with (
-        patch.object(aggregator.service, "Ledger", FaultyLedger),
-        patch.object(aggregator.ledger, "Store", FaultyStore),
-        patch.object(aggregator.ledger, "Archive", FaultyArchive),
-        patch.object(aggregator.service, "MAX_PREFETCH", world.setting.max_prefetch),
+        patch.object(fluffle.aggregator.service, "Ledger", FaultyLedger),
+        patch.object(fluffle.aggregator.ledger.writer, "Store", FaultyStore),
+        patch.object(fluffle.aggregator.ledger.writer, "Archive", FaultyArchive),
+        patch.object(fluffle.aggregator.service, "MAX_PREFETCH", world.setting.max_prefetch),
     ):
         yield
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from broker import Delivery, Envelope
-from broker.embedded import EmbeddedAggregatorPort, EmbeddedWorkerPort
-from schemas.codec import MAX_MESSAGE_BYTES
+from fluffle.broker import Delivery, Envelope
+from fluffle.broker.embedded import EmbeddedAggregatorPort, EmbeddedWorkerPort
+from fluffle.schemas.codec import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from tests.chaos.model.world import World

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
-from schemas import Experiment
-from schemas.steps import remembers
+from fluffle.schemas import Experiment
+from fluffle.schemas.steps import remembers
 
 #: What is done to an update before it leaves; of the first kind clients remember something.
 _WITH_MEMORY = (

@@ -8,19 +8,19 @@ from weakref import WeakKeyDictionary
 
 import pytest
 
-from aggregator.coordinator import Coordinator
-from aggregator.effects import MakeVersion, SaveBuffer
-from aggregator.ledger import Ledger
-from aggregator.service import AggregatorService
-from aggregator.turns import Turns
-from broker import Envelope
-from schemas import Assignment, ClientUpdate
-from schemas.messages import state_name
+from fluffle.aggregator.coordinator.coordinator import Coordinator
+from fluffle.aggregator.coordinator.effects import MakeVersion, SaveBuffer
+from fluffle.aggregator.coordinator.turns import Turns
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.service import AggregatorService
+from fluffle.broker import Envelope
+from fluffle.schemas import Assignment, ClientUpdate
+from fluffle.schemas.messages import state_name
+from fluffle.worker.services.client_state import ClientStates
+from fluffle.worker.services.slot import Slot
 from tests.chaos.model.explore import broken, explore
 from tests.chaos.model.faults import draw
 from tests.chaos.model.minimise import minimise
-from worker.client_state import ClientStates
-from worker.slot import Slot
 
 #: Each bug is found within so many schedules.
 WITHIN = 300
@@ -72,7 +72,7 @@ def acks_what_the_open_buffer_holds(patch: pytest.MonkeyPatch) -> None:
     seen_in = AggregatorService._seen_in
 
     def planted(self: AggregatorService, message: Any) -> Any:
-        if isinstance(message, ClientUpdate) and message.update_id in self._hands:
+        if isinstance(message, ClientUpdate) and message.update_id in self._unacked:
             return "ledger"
         return seen_in(self, message)
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from schemas import Tensors, group
-from schemas.tensors import model_groups, named
+from fluffle.schemas import Tensors, group
+from fluffle.schemas.tensors import model_groups, named
 
 
 @dataclass(frozen=True)
 class Trained:
-    """As ``worker.trainer.Trained``, which cannot be imported without TensorFlow."""
+    """As the trainer's ``Trained``, which cannot be imported without TensorFlow."""
 
     tensors: Tensors
     examples: int

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aggregator.admission import restored
-from aggregator.ledger import Ledger
-from aggregator.selection import client_order
-from aggregator.strategies import State, make_strategy, model_of
-from aggregator.strategies.base import asks_of, update_spec
-from aggregator.verify import replay, verify
-from broker import Delivery, Envelope
-from schemas import (
+from fluffle.aggregator.coordinator.admission import restored
+from fluffle.aggregator.coordinator.selection import client_order
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.strategies.base import asks_of, update_spec
+from fluffle.aggregator.strategies.registry import State, make_strategy, model_of
+from fluffle.aggregator.verify import replay, verify
+from fluffle.broker import Delivery, Envelope
+from fluffle.schemas import (
     Assignment,
     ClientFailed,
     ClientUpdate,
@@ -30,11 +30,11 @@ from schemas import (
     group,
     tensors_sha256,
 )
-from schemas.messages import state_name
-from schemas.tensors import model_groups
+from fluffle.schemas.messages import state_name
+from fluffle.schemas.tensors import model_groups
+from fluffle.worker.services.client_state import ClientStates
+from fluffle.worker.services.turn import verdict
 from tests.chaos.model.training import initial_weights
-from worker.client_state import ClientStates
-from worker.turn import verdict
 
 if TYPE_CHECKING:
     from tests.chaos.model.world import World

@@ -21,11 +21,16 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from aggregator.service import AggregatorService
-from broker import Closed, Envelope
-from broker.embedded import EmbeddedAggregatorPort, EmbeddedBroker, EmbeddedWorkerPort
-from broker.topology import DELIVERY_LIMIT
-from schemas import Plan, UserError
+from fluffle.aggregator.service import AggregatorService
+from fluffle.broker import Closed, Envelope
+from fluffle.broker.embedded import EmbeddedAggregatorPort, EmbeddedBroker, EmbeddedWorkerPort
+from fluffle.broker.topology import DELIVERY_LIMIT
+from fluffle.schemas import Plan, UserError
+from fluffle.worker.services.evaluator import EvaluatorService
+from fluffle.worker.services.journal import Journal
+from fluffle.worker.services.resident import ResidentService
+from fluffle.worker.services.slot import Slot, SlotContext
+from fluffle.worker.tasks.registry import load_task
 from tests.chaos.model import faults, setting
 from tests.chaos.model.disk import FaultyStates, faulty_disk
 from tests.chaos.model.faults import KINDS, Fault
@@ -33,11 +38,6 @@ from tests.chaos.model.ports import FaultyAggregatorPort, FaultyWorkerPort
 from tests.chaos.model.scheduler import Crash, Scheduler, Task, current
 from tests.chaos.model.training import TinyTrainer, initial_weights
 from tests.chaos.model.watch import Watch
-from worker.evaluator import EvaluatorService
-from worker.journal import Journal
-from worker.resident import ResidentService
-from worker.slot import Slot, Surroundings
-from worker.tasks import load_task
 
 #: A run without faults takes a few hundred steps of the scheduler.
 MOST_STEPS = 30_000
@@ -248,7 +248,7 @@ class World:
         process.restart = lambda: self._start_worker(name, slots)
         port = FaultyWorkerPort(self, name, slots)
         process.port = port
-        shared = Surroundings(
+        shared = SlotContext(
             name,
             port,
             Flag(self.scheduler),
@@ -261,7 +261,7 @@ class World:
         )
         self._start(process, [lambda: self._work(shared)] * slots)
 
-    def _work(self, shared: Surroundings) -> None:
+    def _work(self, shared: SlotContext) -> None:
         try:
             Slot(shared, self._make_trainer).run()
         except Closed:

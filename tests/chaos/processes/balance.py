@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pika
 
-from aggregator.ledger import Ledger
-from broker.node import Node
-from broker.topology import Topology
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.broker.admin.node import Node
+from fluffle.broker.topology import Topology
 
 UPDATE = "client-update"
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pika
 
-from broker.node import Node
-from broker.topology import Topology
+from fluffle.broker.admin.node import Node
+from fluffle.broker.topology import Topology
 from tests.chaos.processes.faults import AGGREGATOR, BROKER, Fault
 from tests.integration.processes import Started, version
 from tests.proxy import Proxy

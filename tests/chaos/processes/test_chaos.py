@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.service import SUSPICIOUS
-from broker.node import Node
+from fluffle.aggregator.service import SUSPICIOUS
+from fluffle.broker.admin.node import Node
 from tests.chaos.processes.balance import Balance, balance_of
 from tests.chaos.processes.conductor import Conductor
 from tests.chaos.processes.faults import AGGREGATOR, WORKERS, draw

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.node import Node
+from fluffle.broker.admin.node import Node
 from tests.chaos.processes.conductor import HEARTBEAT_S
 from tests.integration.processes import (
     PATIENCE_S,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from schemas import (
+from fluffle.schemas import (
     Assignment,
     ClientFailed,
     ClientUpdate,

@@ -1,0 +1,1 @@
+"""The coordinator: a pure state machine, and what it decides with."""

@@ -1,0 +1,93 @@
+"""The open buffer: the strategy's state, and which of its updates the ledger already knows.
+
+Deterministic cohorts fold in client order whatever the order of arrival: updates that came early
+wait. They are folded when the buffer closes, since only then is the order known for certain.
+"""
+
+from __future__ import annotations
+
+from fluffle.aggregator.coordinator.effects import Checkpoint, Fold
+from fluffle.aggregator.coordinator.selection import client_order
+from fluffle.aggregator.strategies.base import State, Strategy, model_of, update_spec
+from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.schemas.tensors import Spec
+
+
+class Buffer:
+    """Updates folded since the last version. Owns the state; nobody else may keep its arrays."""
+
+    def __init__(self, strategy: Strategy, checkpoint: Checkpoint, in_client_order: bool) -> None:
+        self._strategy = strategy
+        self._state = checkpoint.state
+        self._in_client_order = in_client_order
+        self._waiting = {update.update_id: update for update in checkpoint.waiting}
+        self._recorded = list(checkpoint.buffered)
+        self._fresh: list[Fold] = []
+        self.last_size = 0
+        #: What an update must look like; nothing does before version 0.
+        self.expected: Spec = {}
+        if self._state is not None:
+            self.expected = update_spec(strategy, model_of(self._state))
+
+    @property
+    def state(self) -> State:
+        """The strategy's state. Raises: RuntimeError before version 0."""
+        if self._state is None:
+            raise RuntimeError("there are no weights yet")
+        return self._state
+
+    @property
+    def size(self) -> int:
+        """How many updates are in the buffer."""
+        return len(self._recorded) + len(self._fresh)
+
+    @property
+    def unrecorded(self) -> int:
+        """How many of them the ledger does not know yet."""
+        return len(self._fresh)
+
+    @property
+    def waiting(self) -> list[ClientUpdate]:
+        """Updates that wait for their place in client order."""
+        return list(self._waiting.values())
+
+    @property
+    def clients(self) -> list[str]:
+        """Who has contributed."""
+        return [fold.client for fold in (*self._recorded, *self._fresh)]
+
+    def start(self, weights: Tensors) -> None:
+        """Version 0."""
+        self._state = self._strategy.init(weights)
+        self.expected = update_spec(self._strategy, weights)
+
+    def add(self, update: ClientUpdate, fold: Fold) -> None:
+        """Take in one update."""
+        self._fresh.append(fold)
+        if self._in_client_order:
+            self._waiting[update.update_id] = update
+        else:
+            self._state = self._strategy.accept(self.state, update, fold.staleness)
+
+    def record(self) -> list[Fold]:
+        """The folds that the ledger does not know yet; from now on it does."""
+        fresh, self._fresh = self._fresh, []
+        self._recorded += fresh
+        return fresh
+
+    def step(self) -> list[Fold]:
+        """Close the buffer: the next version's state, and the folds not yet recorded."""
+        self.last_size = self.size
+        staleness = {fold.update_id: fold.staleness for fold in (*self._recorded, *self._fresh)}
+        for update in sorted(self._waiting.values(), key=lambda u: client_order(u.client)):
+            self._state = self._strategy.accept(self.state, update, staleness[update.update_id])
+        self._state = self._strategy.step(self.state)
+        return self._clear()
+
+    def abandon(self) -> list[Fold]:
+        """The run is over: the folds not yet recorded of a buffer that never closed."""
+        return self._clear()
+
+    def _clear(self) -> list[Fold]:
+        fresh, self._fresh, self._recorded, self._waiting = self._fresh, [], [], {}
+        return fresh

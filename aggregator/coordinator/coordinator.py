@@ -1,0 +1,471 @@
+"""The coordinator: a pure state machine that decides who trains and when a version is made.
+
+No socket, file, thread, clock or random generator inside: it is driven by ``start``,
+``on_update``, ``on_event`` and ``on_timer`` and answers with effects, which the caller executes
+in order. Time is whatever the caller's clock says, in seconds.
+
+Phases and what moves them::
+
+    start, no weights ──> INITIALISING ──weights arrive──> RUNNING
+    start, weights    ──> RUNNING      (publish the current version, issue turns)
+    RUNNING ──quorum, or the deadline with min_updates──> RUNNING, version + 1
+    RUNNING ──deadline otherwise──> RUNNING (extend, republish; with attempt + 1 if nothing at all
+                                    has come, a resident has failed, or waiting does not help) or
+                                    FINISHING (on_deadline = abort)
+    RUNNING ──enough versions, accuracy, patience or minutes; nothing but failures──> FINISHING
+    FINISHING ──final version evaluated, or FINAL_WAIT_S over──> DONE
+
+Turns (one per open assignment)::
+
+    issued ──update folded, rejected, or training failed──> closed, another is issued
+    issued ──assignment_deadline_s──> dropout, another is issued; its late update is still welcome
+                                      (in cohort mode while its version is current)
+
+INITIALISING asks a worker by a turn. Where there are residents alone it asks the evaluator, by a
+model without tensors, which is published with the next attempt when that turn is overdue.
+
+Resident clients have no turns. Each sends once for every (version, attempt) that it sees, so its
+id is one of these and what it sent before is a duplicate; it opens and closes no turn, and any of
+them count towards the quorum, the deadline and min_updates like everybody else's. A resident counts
+once for a version, whatever attempts it claims to answer, and its versions only grow: nobody fills
+a buffer alone.
+
+Every update that is given in gets exactly one of Hold, Duplicate, Reject; a held one is settled
+by the next MakeVersion or SaveBuffer, or by Finish (unused).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Literal
+
+from fluffle.aggregator.coordinator.admission import (
+    finite,
+    reason_against,
+    reason_against_client,
+    restored,
+)
+from fluffle.aggregator.coordinator.buffer import Buffer
+from fluffle.aggregator.coordinator.effects import (
+    Assign,
+    CallAt,
+    Checkpoint,
+    Duplicate,
+    Effect,
+    Finish,
+    Fold,
+    Hold,
+    MakeVersion,
+    Publish,
+    RecordDropouts,
+    RecordEvaluation,
+    RecordFailure,
+    Reject,
+    SaveBuffer,
+)
+from fluffle.aggregator.coordinator.stopping import Stopping
+from fluffle.aggregator.coordinator.turns import Turns
+from fluffle.aggregator.strategies.base import Strategy, asks_of, broadcast_of
+from fluffle.schemas import (
+    Assignment,
+    ClientFailed,
+    ClientUpdate,
+    Evaluation,
+    Event,
+    Experiment,
+    GlobalModel,
+    Plan,
+    Run,
+    Tensors,
+    transforms,
+)
+from fluffle.schemas.codec import one_line
+from fluffle.schemas.messages import INITIALISE, FromWorker, assignment_id
+
+#: How long a finished run waits for the evaluation of its last version.
+FINAL_WAIT_S = 60.0
+#: After so many deadlines residents are asked again even if some have answered: what is missing may
+#: have been lost for good, as what was dead-lettered is.
+ASK_AGAIN = 8
+#: Give up after this many trainings have failed in a row: as many as are in flight, within bounds.
+LEAST_FAILURES, MOST_FAILURES = 3, 30
+
+Phase = Literal["initialising", "running", "finishing", "done"]
+
+
+class Coordinator:
+    """Decides. ``hold_updates`` is how many unrecorded updates a partial checkpoint waits for."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        strategy: Strategy,
+        run: Run,
+        checkpoint: Checkpoint,
+        hold_updates: int = 32,
+    ) -> None:
+        self.experiment = experiment
+        self.run = run
+        self.phase: Phase = "running" if checkpoint.state is not None else "initialising"
+        self.version = checkpoint.version
+        self.updates = checkpoint.updates
+        self.buffer = Buffer(strategy, checkpoint, experiment.aggregation.deterministic)
+        self.evaluated: Evaluation | None = None
+        self._plan = Plan.of(experiment, strategy.sends, asks_of(strategy))
+        states = checkpoint.states if self._plan.keeps_state else None
+        self.turns = Turns(experiment, run, checkpoint.turn, self.buffer.clients, states)
+        self._strategy = strategy
+        self._steps = experiment.update or ()
+        self._stopping = Stopping(experiment.experiment, checkpoint.evaluations)
+        self._residents = dict(checkpoint.residents)
+        self.hold_updates = hold_updates
+        self._elapsed_s = checkpoint.elapsed_s
+        self._failures = 0
+        self._failing_since = 0
+        self._attempt = checkpoint.attempt
+        self._extensions = 0
+        self._resident_failed = False
+        self._started_at = 0.0
+        self._deadline = float("inf")
+        self._held_since: float | None = None
+        self._ending = ("", "")
+
+    # ---- what drives it
+
+    def start(self, now: float, initial: Tensors | None = None) -> list[Effect]:
+        """Begin, or go on from the checkpoint; ``initial`` gives version 0 (``--initial``)."""
+        self._started_at = now
+        if self.phase == "running" and self.version >= self.experiment.experiment.versions:
+            effects = list(self._finish("finished", f"{self.version} versions made", now))
+        elif self.phase == "running":
+            effects = [*self._publish(), *self._issue(now)]
+            self._restart_deadline(now)
+        elif initial is not None:
+            effects = list(self._make_first_version(initial, [], now))
+        else:
+            effects = list(self._ask_for_weights(now))
+        return [*effects, self._call()]
+
+    def on_update(
+        self, update: FromWorker, seen_in: Literal["ledger", "buffer"] | None, now: float
+    ) -> list[Effect]:
+        """A message from the updates queue; ``seen_in`` says where its id is known already."""
+        if isinstance(update, Evaluation):
+            effects = self._on_evaluation(update, now)
+        elif isinstance(update, ClientFailed):
+            effects = self._on_failed(update, now)
+        elif seen_in == "ledger":
+            effects = chain([Duplicate(update.update_id)], self._closed(update.update_id, now))
+        elif seen_in == "buffer":
+            effects = chain([Hold(update.update_id)], self._save_if_enough())
+        elif self.phase == "initialising":
+            effects = self._on_initial(update, now)
+        else:
+            effects = self._on_client_update(update, now)
+        return [*effects, self._call()]
+
+    def on_event(self, event: Event, now: float) -> list[Effect]:
+        """Something for a person to see; decides nothing, and nothing of it is kept."""
+        return []
+
+    def on_timer(self, now: float) -> list[Effect]:
+        """Some time that ``CallAt`` asked for has come (or not: calling it early is harmless)."""
+        effects: list[Effect] = []
+        if self.phase == "finishing" and now >= self._deadline:
+            effects += self._done()
+        if self.phase in ("initialising", "running"):
+            effects += self._drop_out(now)
+        if self.phase == "running":
+            if now >= self._ends_at():
+                minutes = self.experiment.experiment.max_minutes
+                effects += self._finish("finished", f"{minutes:g} minutes are over", now)
+            elif now >= self._deadline:
+                effects += self._on_deadline(now)
+        if now >= self._save_at():
+            effects += self._save_buffer()
+        return [*effects, self._call()]
+
+    def pause(self) -> list[Effect]:
+        """The caller is about to stop: make what is in the buffer durable."""
+        return list(self._save_buffer()) if self.buffer.unrecorded else []
+
+    def elapsed_s(self, now: float) -> float:
+        """Seconds that the run has taken so far, earlier starts included."""
+        return self._elapsed_s + now - self._started_at
+
+    # ---- version 0
+
+    def _ask_for_weights(self, now: float) -> Iterator[Effect]:
+        turn = self.turns.initialise(self._plan, now)
+        if self.experiment.task.clients:
+            yield Assign([turn], self.experiment.participation.assignment_deadline_s)
+        else:
+            yield self._model({})
+            self._attempt += 1  # version 0 itself has to be newer
+
+    def _on_initial(self, update: ClientUpdate, now: float) -> Iterator[Effect]:
+        reason = None
+        asked = (assignment_id(self.run.run_id, INITIALISE, "0"), INITIALISE, "0")
+        if update.run.run_id != self.run.run_id:
+            reason = "unknown_run"
+        elif (update.update_id, update.turn, update.client) != asked:
+            reason = "forged"
+        elif update.sends != "initial" or not update.tensors:
+            reason = "wrong_kind"
+        elif not finite(update.tensors):
+            reason = "not_finite"
+        if reason is not None:
+            yield Reject(update.update_id, reason)
+            return
+        yield Hold(update.update_id)
+        self.turns.close(update.update_id)
+        weights = {name: array.copy() for name, array in update.tensors.items()}
+        yield from self._make_first_version(weights, [fold_of(update, 0)], now)
+
+    def _make_first_version(
+        self, weights: Tensors, folds: list[Fold], now: float
+    ) -> Iterator[Effect]:
+        self.buffer.start(weights)
+        self.phase = "running"
+        yield MakeVersion(0, self.buffer.state, "initial", folds, self.turns.resume_from)
+        yield from self._publish()
+        self._restart_deadline(now)
+        yield from self._issue(now)
+
+    # ---- updates
+
+    def _on_client_update(self, update: ClientUpdate, now: float) -> Iterator[Effect]:
+        reason = reason_against(
+            update,
+            run=self.run,
+            sends=self._strategy.sends,
+            clients=self.experiment.task.clients,
+            residents=self.experiment.residents,
+            version=self.version,
+            max_staleness=self.experiment.max_staleness,
+            expected=transforms.sent_spec(self._steps, self.buffer.expected),
+        )
+        if reason is None and (
+            self.phase != "running" or not self.turns.in_time(update, self.version)
+        ):
+            reason = "late"
+        if reason is None and self.turns.superseded(update):
+            reason = "superseded"
+        if reason is None and update.base_version <= self._residents.get(update.client, -1):
+            reason = "repeated"
+        if reason is None:
+            update, reason = restored(update, self._steps, self.buffer.expected)
+        if reason is not None:
+            yield Reject(update.update_id, reason)
+            yield from self._closed(update.update_id, now)
+            return
+        yield Hold(update.update_id)
+        self._failures = 0
+        self.turns.contributed(update)
+        if not update.client.isdecimal():
+            self._residents[update.client] = update.base_version
+        self.buffer.add(update, fold_of(update, self.version - update.base_version))
+        self._held_since = now if self._held_since is None else self._held_since
+        if self.buffer.size >= self.experiment.quorum:
+            yield from self._step("quorum", now)
+        else:
+            yield from self._save_if_enough()
+        yield from self._issue(now)
+
+    def _on_failed(self, failure: ClientFailed, now: float) -> Iterator[Effect]:
+        if failure.run.run_id != self.run.run_id:
+            yield Reject(failure.update_id, "unknown_run")
+            return
+        # Client 0 has the turn that makes version 0, however few clients there are.
+        clients, residents = max(1, self.experiment.task.clients), self.experiment.residents
+        reason = reason_against_client(failure, self.run, clients, residents)
+        if reason is not None:
+            yield Reject(failure.update_id, reason)
+            return
+        yield RecordFailure(failure)
+        if not failure.client.isdecimal() and failure.base_version == self.version:
+            self._resident_failed = True
+        if failure.update_id not in self.turns.open:
+            return
+        self.turns.close(failure.update_id)
+        self._failing_since = failure.turn if not self._failures else self._failing_since
+        self._failures += 1
+        if self._nothing_but_failures():
+            detail = f"{self._failures} trainings failed in a row: {one_line(failure.reason)}"
+            yield from self._finish("failed", detail, now)
+        elif self.phase == "initialising":
+            yield from self._ask_for_weights(now)
+        else:
+            yield from self._issue(now)
+
+    def _nothing_but_failures(self) -> bool:
+        """Enough have failed, and nobody is still at work who began before they did.
+
+        Else one broken worker, which fails quickly, could end the run of many slow ones.
+        """
+        if self.phase == "initialising":
+            return self._failures >= LEAST_FAILURES
+        enough = max(LEAST_FAILURES, min(self.experiment.concurrency, MOST_FAILURES))
+        return self._failures >= enough and self.turns.oldest_open() > self._failing_since
+
+    def _on_evaluation(self, evaluation: Evaluation, now: float) -> Iterator[Effect]:
+        if evaluation.run.run_id != self.run.run_id:
+            yield Reject(evaluation.message_id, "unknown_run")
+            return
+        if evaluation.version > self.version:
+            yield Reject(evaluation.message_id, "unknown_version")
+            return
+        yield RecordEvaluation(evaluation)
+        if self.evaluated is None or evaluation.version >= self.evaluated.version:
+            self.evaluated = evaluation
+        reason = self._stopping.reason(evaluation.version, evaluation.metrics)
+        if self.phase == "running" and reason is not None:
+            yield from self._finish("finished", reason, now)
+        elif self.phase == "finishing" and evaluation.version == self.version:
+            yield from self._done()
+
+    # ---- versions
+
+    def _step(self, closed_by: str, now: float) -> Iterator[Effect]:
+        folds = self.buffer.step()
+        self.version += 1
+        self.updates += self.buffer.last_size
+        self._attempt = self._extensions = 0
+        self._resident_failed = False
+        self._held_since = None
+        self.turns.start_version()
+        yield MakeVersion(self.version, self.buffer.state, closed_by, folds, self.turns.resume_from)
+        if self.version >= self.experiment.experiment.versions:
+            yield from self._finish("finished", f"{self.version} versions made", now)
+        else:
+            yield from self._publish()
+            self._restart_deadline(now)
+
+    def _save_if_enough(self) -> Iterator[Effect]:
+        """One that comes back may find fewer allowed: held on, it would keep all others out."""
+        if self.buffer.unrecorded >= self.hold_updates:
+            yield from self._save_buffer()
+
+    def _save_buffer(self) -> Iterator[Effect]:
+        self._held_since = None
+        folds = self.buffer.record()
+        yield SaveBuffer(self.buffer.state, folds, self.buffer.waiting, self.turns.resume_from)
+
+    def _on_deadline(self, now: float) -> Iterator[Effect]:
+        policy = self.experiment.aggregation.on_deadline
+        if policy == "abort":
+            text = f"{self.buffer.size} of {self.experiment.quorum} updates at the deadline"
+            yield from self._finish("aborted", text, now)
+        elif policy == "step" and self.buffer.size >= self.experiment.min_updates:
+            yield from self._step("deadline", now)
+            yield from self._issue(now)
+        else:
+            self._restart_deadline(now)
+            self._extensions += 1
+            # Again at extensions 1, 2, 4, 8, …: a mailbox may have lost it, but need not drown.
+            if self._extensions & (self._extensions - 1) == 0:
+                # Who is in the buffer would train for it once more, in vain: only if need be.
+                missing = self._resident_failed or self._extensions >= ASK_AGAIN
+                self._attempt += self.buffer.size == 0 or missing
+                self._resident_failed = False
+                yield from self._publish()
+
+    def _publish(self, final: bool = False) -> Iterator[Effect]:
+        yield self._model(broadcast_of(self._strategy, self.buffer.state), final)
+
+    def _model(self, tensors: Tensors, final: bool = False) -> Publish:
+        return Publish(
+            GlobalModel(
+                run=self.run,
+                version=self.version,
+                attempt=self._attempt,
+                final=final,
+                updates=self.updates,
+                plan=self._plan,
+                tensors=tensors,
+            )
+        )
+
+    # ---- the end
+
+    def _finish(self, status: str, detail: str, now: float) -> Iterator[Effect]:
+        self._ending = (status, detail)
+        has_model = self.phase == "running"
+        self.phase = "finishing"
+        self.turns.open.clear()
+        if has_model:
+            self._attempt += 1
+            yield from self._publish(final=True)
+        evaluates = self.experiment.evaluation.every_updates > 0 and has_model
+        evaluated = self.evaluated is not None and self.evaluated.version == self.version
+        if evaluates and not evaluated:
+            self._deadline = now + FINAL_WAIT_S
+        else:
+            yield from self._done()
+
+    def _done(self) -> Iterator[Effect]:
+        self.phase = "done"
+        yield Finish(*self._ending, self.buffer.abandon())
+
+    # ---- turns and timers
+
+    def _issue(self, now: float) -> Iterator[Effect]:
+        if self.phase == "running":
+            assignments = self.turns.issue(self.version, now)
+            if assignments:
+                yield Assign(assignments, self.experiment.participation.assignment_deadline_s)
+
+    def _closed(self, update_id: str, now: float) -> Iterator[Effect]:
+        if self.turns.close(update_id):
+            yield from self._issue(now)
+
+    def _drop_out(self, now: float) -> Iterator[Effect]:
+        dropped: list[Assignment] = self.turns.overdue(now)
+        if not dropped:
+            return
+        yield RecordDropouts(dropped)
+        if self.phase == "initialising":
+            yield from self._ask_for_weights(now)
+        else:
+            yield from self._issue(now)
+
+    def _restart_deadline(self, now: float) -> None:
+        self._deadline = now + self.experiment.aggregation.deadline_s
+
+    def _call(self) -> CallAt:
+        ends_at = self._ends_at() if self.phase == "running" else float("inf")
+        return CallAt(min(self._deadline, self.turns.next_deadline(), self._save_at(), ends_at))
+
+    # What is asked for and what is compared are the very same sums: a timer that is due and does
+    # nothing would be due again at once, for ever under a clock that waits for it.
+
+    def _save_at(self) -> float:
+        """When the open buffer has been held for long enough."""
+        if self._held_since is None or self.phase != "running":
+            return float("inf")
+        return self._held_since + self.experiment.aggregation.hold_s
+
+    def _ends_at(self) -> float:
+        """When ``max_minutes`` are over."""
+        minutes = self.experiment.experiment.max_minutes
+        if minutes is None:
+            return float("inf")
+        return self._started_at + minutes * 60 - self._elapsed_s
+
+
+def fold_of(update: ClientUpdate, staleness: int) -> Fold:
+    """What the ledger keeps of this update."""
+    return Fold(
+        update.update_id,
+        update.client,
+        update.turn,
+        update.base_version,
+        staleness,
+        update.examples,
+        update.worker,
+        update.metrics,
+        update.train_s,
+        update.slot_s,
+        update.received_bytes,
+    )

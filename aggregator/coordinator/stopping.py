@@ -1,0 +1,57 @@
+"""Early stopping: which evaluation ends the run. A pure decision; the coordinator asks.
+
+An evaluation is better than another by its accuracy, or by its loss where the task has no
+accuracy. ``patience`` counts as Keras's ``EarlyStopping`` does: evaluations since the best one that
+was ahead of the one before it by more than ``min_delta``. Only an evaluation of a newer version
+counts, so that one which comes twice, or from a second evaluator, decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from fluffle.schemas.experiment import ExperimentTable
+
+
+def score_of(metrics: Mapping[str, float]) -> float | None:
+    """What is compared, larger being better; None where there is neither accuracy nor loss."""
+    if "accuracy" in metrics:
+        return metrics["accuracy"]
+    return -metrics["loss"] if "loss" in metrics else None
+
+
+class Stopping:
+    """Hears of evaluations in the order in which they come."""
+
+    def __init__(
+        self, table: ExperimentTable, before: Iterable[tuple[int, Mapping[str, float]]] = ()
+    ) -> None:
+        """``before``: versions and metrics that were evaluated until now, by version."""
+        self._table = table
+        self._newest = -1
+        self._best: float | None = None
+        self._waited = 0
+        for version, metrics in before:
+            self.reason(version, metrics)
+
+    def reason(self, version: int, metrics: Mapping[str, float]) -> str | None:
+        """Why the run ends with this evaluation; None if it goes on."""
+        target, accuracy = self._table.target_accuracy, metrics.get("accuracy", 0.0)
+        self._wait(version, metrics)
+        if target is not None and accuracy >= target:
+            return f"accuracy {accuracy:.4f} reached"
+        patience = self._table.patience
+        if patience is not None and self._waited >= patience and self._best is not None:
+            what = "accuracy" if "accuracy" in metrics else "loss"
+            return f"no better {what} than {abs(self._best):.4g} in {self._waited} evaluations"
+        return None
+
+    def _wait(self, version: int, metrics: Mapping[str, float]) -> None:
+        score = score_of(metrics)
+        if version <= self._newest or score is None:
+            return
+        self._newest = version
+        if self._best is None or score > self._best + self._table.min_delta:
+            self._best, self._waited = score, 0
+        else:
+            self._waited += 1

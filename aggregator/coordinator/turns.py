@@ -1,0 +1,163 @@
+"""Turns: who is in flight, what is overdue, and who is next.
+
+concurrent: M turns are open at any time; a client has at most one. cohort: the clients of one
+version are chosen together; only they count for it, and one that drops out or fails is replaced.
+A cohort is a function of the seed and of the turn its version started with, so a restart issues
+the very same turns again. A deterministic cohort's dropouts get their own turns again: another
+client, or the same one with another turn's seed, would make other bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fluffle.aggregator.coordinator.selection import choose, choose_cohort
+from fluffle.schemas import Assignment, ClientUpdate, Experiment, Plan, Run
+from fluffle.schemas.messages import INITIALISE, assignment_id, state_name
+
+
+class Turns:
+    """The open assignments of a run, in the order of their deadlines."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: Run,
+        next_turn: int,
+        contributed: Sequence[str],
+        states: Mapping[str, str] | None = None,
+    ) -> None:
+        """``states``: where clients keep state, what each one's last folded update left it with."""
+        #: The next turn to be issued.
+        self.next = self.first = max(next_turn, INITIALISE + 1)
+        #: assignment id -> (assignment, when it is overdue); the oldest first.
+        self.open: dict[str, tuple[Assignment, float]] = {}
+        self._experiment = experiment
+        self._run = run
+        self._cohort_mode = experiment.participation.mode == "cohort"
+        self._busy: set[str] = set()
+        self._again: list[Assignment] = []
+        #: cohort: client -> whether it has contributed, for the current version.
+        self._cohort = dict.fromkeys(contributed, True)
+        self._states = None if states is None else dict(states)
+
+    @property
+    def resume_from(self) -> int:
+        """The turn to go on with after a restart: in cohort mode the whole cohort's first."""
+        return self.first if self._cohort_mode else self.next
+
+    def start_version(self) -> None:
+        """A new version: in cohort mode all open turns were for the old one."""
+        if self._cohort_mode:
+            self.open.clear()
+            self._busy.clear()
+            self._cohort.clear()
+            self._again.clear()
+        self.first = self.next
+
+    def initialise(self, plan: Plan, now: float) -> Assignment:
+        """A turn that asks for the seeded weights of version 0."""
+        return self._add(Assignment.to_initialise(self._run, plan), now)
+
+    def issue(self, version: int, now: float) -> list[Assignment]:
+        """Open as many turns as there is room for."""
+        return self._issue_cohort(version, now) if self._cohort_mode else self._fill(version, now)
+
+    def in_time(self, update: ClientUpdate, version: int) -> bool:
+        """Whether this update may count: in cohort mode for its version only, and once."""
+        if not self._cohort_mode:
+            return True
+        return update.base_version == version and self._cohort.get(update.client) is False
+
+    def superseded(self, update: ClientUpdate) -> bool:
+        """Whether it went on from a state that its client has gone on from since."""
+        return self._states is not None and update.after != self._states.get(update.client, "")
+
+    def contributed(self, update: ClientUpdate) -> None:
+        """This update was folded."""
+        self.close(update.update_id)
+        if self._cohort_mode:
+            self._cohort[update.client] = True
+        if self._states is not None:
+            name = state_name(update.after or "", update.turn, update.base_version)
+            self._states[update.client] = name
+
+    def close(self, update_id: str) -> bool:
+        """Close a turn; False if it was not open."""
+        entry = self.open.pop(update_id, None)
+        if entry is None:
+            return False
+        self._busy.discard(entry[0].client)
+        return True
+
+    def overdue(self, now: float) -> list[Assignment]:
+        """Close the turns whose deadline has passed: dropouts."""
+        dropped = []
+        for assignment, deadline in self.open.values():
+            if deadline > now:
+                break
+            dropped.append(assignment)
+        for assignment in dropped:
+            self.close(assignment.assignment_id)
+        if self._experiment.aggregation.deterministic:
+            self._again += [a for a in dropped if a.kind == "train"]
+        return dropped
+
+    def next_deadline(self) -> float:
+        """When the oldest open turn is overdue; infinity if none is open."""
+        return next((deadline for _, deadline in self.open.values()), float("inf"))
+
+    def oldest_open(self) -> float:
+        """The lowest turn that is open; infinity if none is."""
+        return min((assignment.turn for assignment, _ in self.open.values()), default=float("inf"))
+
+    def _fill(self, version: int, now: float) -> list[Assignment]:
+        experiment, issued = self._experiment, []
+        while len(self.open) < experiment.concurrency:
+            client = choose(
+                experiment.experiment.seed, self.next, experiment.task.clients, self._busy
+            )
+            if client is None:
+                break
+            issued.append(self._open(client, version, now))
+        return issued
+
+    def _issue_cohort(self, version: int, now: float) -> list[Assignment]:
+        experiment, issued = self._experiment, []
+        seed, clients = experiment.experiment.seed, experiment.task.clients
+        if self.next == self.first:
+            for client in choose_cohort(seed, self.first, clients, experiment.concurrency):
+                if self._cohort.setdefault(client, False):
+                    self.next += 1  # contributed before the restart: its turn is spent
+                else:
+                    issued.append(self._open(client, version, now))
+        issued += [self._add(assignment, now) for assignment in self._again]
+        self._again.clear()
+        while sum(self._cohort.values()) + len(self.open) < experiment.concurrency:
+            client = choose(seed, self.next, clients, self._cohort) or self._absent()
+            self._cohort.setdefault(client, False)
+            issued.append(self._open(client, version, now))
+        return issued
+
+    def _absent(self) -> str:
+        """A member of the cohort that has dropped out or failed."""
+        return next(c for c, done in self._cohort.items() if not done and c not in self._busy)
+
+    def _open(self, client: str, version: int, now: float) -> Assignment:
+        assignment = Assignment(
+            run=self._run,
+            assignment_id=assignment_id(self._run.run_id, self.next, client),
+            client=client,
+            turn=self.next,
+            version=version,
+            exact_version=self._cohort_mode,
+            after=None if self._states is None else self._states.get(client, ""),
+        )
+        self.next += 1
+        return self._add(assignment, now)
+
+    def _add(self, assignment: Assignment, now: float) -> Assignment:
+        deadline = now + self._experiment.participation.assignment_deadline_s
+        self.open[assignment.assignment_id] = (assignment, deadline)
+        self._busy.add(assignment.client)
+        return assignment

@@ -1,0 +1,1 @@
+"""The ledger: a run's record in SQLite, and the files beside it."""

@@ -1,0 +1,87 @@
+"""A run in numbers, from its ledger."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fluffle.aggregator.ledger.privacy import epsilons
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.schemas import UserError
+
+#: How the metrics of clients' differences begin.
+CLIENT = "client_"
+
+
+def summarise(ledger: LedgerReader) -> dict[str, Any]:
+    """The summary object (DESIGN section 8), but for ``peak_rss_mb``, which only the caller knows.
+
+    ``updates_per_s`` is over the time from version 0 to the last; ``train_fraction`` is the share
+    of the slots' time that went into training, over all updates that arrived.
+    """
+    meta = ledger.meta
+    counted = "disposition = 'counted' AND version > 0"
+    (train_s, slot_s, up, down), *_ = ledger.query(
+        "SELECT SUM(train_s), SUM(slot_s), SUM(bytes_up), SUM(bytes_down) FROM updates"
+        " WHERE turn > 0"
+    )
+    first, last, sha = _span(ledger)
+    updates = ledger.count(f"updates WHERE {counted}")
+    newest = ledger.query(
+        "SELECT version, metrics FROM evaluations ORDER BY version DESC, elapsed_s DESC LIMIT 1"
+    )
+    metrics = json.loads(newest[0][1]) if newest else {}
+    kept, kept_bytes = ledger.kept()
+    return {
+        "run_id": meta["run_id"],
+        "status": meta["status"],
+        "detail": meta.get("detail", ""),
+        "versions": max(0, ledger.latest_version()),
+        "updates_counted": updates,
+        "updates_rejected": dict(
+            ledger.query("SELECT reason, SUM(times) FROM rejections GROUP BY reason")
+        ),
+        "duplicates": int(meta.get("duplicates", 0)),
+        "dropouts": ledger.count("dropouts"),
+        "failures": ledger.count("failures"),
+        "accuracy": metrics.get("accuracy"),
+        "loss": metrics.get("loss"),
+        "metrics": {name: value for name, value in metrics.items() if not name.startswith(CLIENT)},
+        "by_client": {
+            name.removeprefix(CLIENT): value
+            for name, value in metrics.items()
+            if name.startswith(CLIENT)
+        }
+        or None,
+        "evaluated_version": newest[0][0] if newest else None,
+        "wall_s": round(float(meta.get("elapsed_s", 0)), 3),
+        "virtual_s": None,
+        "updates_per_s": round(updates / (last - first), 3) if last > first else None,
+        "train_fraction": round(train_s / slot_s, 4) if slot_s else None,
+        "weights_sha256": sha,
+        "bytes_up": up or 0,
+        "bytes_down": down or 0,
+        "kept_updates": kept,
+        "kept_bytes": kept_bytes,
+        "epsilon": _epsilon(ledger),
+    }
+
+
+def _epsilon(ledger: LedgerReader) -> float | None:
+    """What the run has revealed of any one client; None where that is not counted."""
+    try:
+        spent = epsilons(ledger)
+    except UserError:  # looked at on a machine without the accounting library
+        return None
+    return round(spent[-1][1], 4) if spent else None
+
+
+def _span(ledger: LedgerReader) -> tuple[float, float, str | None]:
+    """When version 0 and the last version were made (seconds into the run), and its hash."""
+    rows = ledger.query(
+        "SELECT elapsed_s, weights_sha256 FROM versions"
+        " WHERE version IN (0, (SELECT MAX(version) FROM versions)) ORDER BY version"
+    )
+    if not rows:
+        return 0.0, 0.0, None
+    return rows[0][0], rows[-1][0], rows[-1][1]

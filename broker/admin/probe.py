@@ -1,0 +1,100 @@
+"""What a broker says to somebody who only looks: is it there, which one, what may this user do.
+
+Leaves nothing behind: what it declares is exclusive and goes with its connection, what it
+publishes has a routing key that no queue is bound by.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+
+from fluffle.broker.admin.session import asked, open_session
+from fluffle.broker.topology import MIB, Queue, Topology
+
+#: RabbitMQ 4 takes no larger message unless it is told to.
+COMMON_LIMIT = 16 * MIB
+#: A routing key that nobody is bound by.
+_NOBODY = "doctor"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found out."""
+
+    where: str
+    user: str
+    version: str
+    #: There is a federation of this name: an aggregator has led here before.
+    federation: bool
+    may_train: bool
+    #: None without a federation: nobody is told before there is one.
+    may_lead: bool | None
+    #: Updates that wait for the aggregator; None without a federation.
+    waiting: int | None
+    #: The largest message in bytes: exact where the broker has told. None: nobody knows.
+    largest_message: int | None
+    #: A message of 16 MiB and one byte was taken.
+    takes_large: bool
+
+
+def probe(url: str, federation: str = "fluffle") -> Probe:
+    """Look at a broker, in a few seconds at most.
+
+    Raises: BrokerUnreachable, AccessRefused, UserError where the URL is none.
+    """
+    names = Topology(federation)
+    with open_session(url, names, "doctor") as session:
+        return _look(session.connection, names, session.where, session.user)
+
+
+def _look(connection: pika.BlockingConnection, names: Topology, where: str, user: str) -> Probe:
+    ask = partial(asked, connection)
+    depths: list[int] = []
+    exists = ask(_depth(names.updates, depths)) is None
+    submits = exists and ask(_publish(names.submit, b"")) is None
+    mailboxes = (names.mailbox(name) for name in (user, "worker-doctor", "evaluator-doctor"))
+    receives = any(ask(_declare(mailbox)) is None for mailbox in mailboxes)
+    model = names.global_model
+    kind = names.exchanges[model]
+    leads = exists and ask(lambda c: c.exchange_declare(model, kind, durable=True)) is None
+    largest, takes_large = None, False
+    if submits or leads:
+        large = _publish(names.submit if submits else names.assign, bytes(COMMON_LIMIT + 1))
+        told = ask(large)
+        takes_large = told is None
+        limit = re.search(r"max size (\d+)", told or "")
+        largest = int(limit[1]) if limit else None
+    return Probe(
+        where=where,
+        user=user,
+        version=str(connection._impl.server_properties.get("version", "?")),
+        federation=exists,
+        may_train=receives and (submits or not exists),
+        may_lead=leads if exists else None,
+        waiting=depths[0] if exists else None,
+        largest_message=largest,
+        takes_large=takes_large,
+    )
+
+
+def _depth(queue: Queue, depths: list[int]) -> Callable[[BlockingChannel], None]:
+    def ask(channel: BlockingChannel) -> None:
+        depths.append(channel.queue_declare(queue.name, passive=True).method.message_count)
+
+    return ask
+
+
+def _publish(exchange: str, body: bytes) -> Callable[[BlockingChannel], None]:
+    return lambda channel: channel.basic_publish(exchange, _NOBODY, body)
+
+
+def _declare(queue: Queue) -> Callable[[BlockingChannel], None]:
+    return lambda channel: channel.queue_declare(
+        queue.name, durable=queue.durable, exclusive=True, arguments=dict(queue.arguments)
+    )

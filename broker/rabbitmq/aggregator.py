@@ -1,0 +1,243 @@
+"""``AggregatorPort`` over RabbitMQ."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from pika.channel import Channel
+
+from fluffle.broker.errors import LeadershipLost
+from fluffle.broker.memory_queues import Newest
+from fluffle.broker.rabbitmq.consumer import Consumer
+from fluffle.broker.rabbitmq.leadership import LeaderLock
+from fluffle.broker.rabbitmq.port import Port, Settings
+from fluffle.broker.rabbitmq.publisher import Publisher
+from fluffle.broker.topology import ASSIGNMENTS, REJECTED, Topology
+from fluffle.broker.transport import Delivery, Envelope
+from fluffle.schemas.codec import MAX_MESSAGE_BYTES
+
+#: The last chunk of a stream may hold several models; they follow each other faster than this.
+_CHUNK_GAP_S = 0.25
+#: An answer that a lost channel took along is asked for again after this.
+_ASK_AGAIN_S = 5.0
+#: Events are acked as soon as they are received.
+_EVENTS_PREFETCH = 100
+_EVENT_BYTES = 64 * 1024
+
+
+def declare(channel: Channel, topology: Topology) -> None:
+    """All exchanges and shared queues of a federation; what is there already stays as it is."""
+    for exchange, kind in topology.exchanges.items():
+        channel.exchange_declare(exchange, kind, durable=True)
+    for queue in topology.shared:
+        channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+        channel.queue_bind(queue.name, queue.exchange, queue.key)
+
+
+class RabbitMQAggregatorPort(Port):
+    """An aggregator's two connections."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises: BrokerUnreachable, AccessRefused."""
+        super().__init__(settings, "aggregator")
+        self._lock = LeaderLock(
+            self._consuming, self._fail, self._changed, self._topology.aggregator
+        )
+        self._publisher = Publisher(
+            self._publishing,
+            self._fail,
+            self._changed,
+            lambda channel: declare(channel, self._topology),
+            self._user,
+        )
+        self._led = False
+        self._updates: Consumer | None = None
+        self._events: Consumer | None = None
+        self._consuming.attach(self._lock)
+
+    def lead(self, timeout_s: float) -> bool:
+        """Take the leader's lock, waiting up to ``timeout_s``; True once this port leads.
+
+        Raises: TopologyMismatch, AccessRefused, LeadershipLost, Closed.
+        """
+
+        def held() -> bool:
+            self._check()
+            return self._lock.held
+
+        def declared() -> bool:
+            self._check()
+            return self._publisher.ready
+
+        with self._changed:
+            self._lock.seek()
+            if not self._changed.wait_for(held, timeout_s):
+                if not self._led:
+                    self._lock.rest()
+                return False
+            if not self._led:
+                self._led = True
+                self._publishing.attach(self._publisher)
+            self._changed.wait_for(declared)
+        return True
+
+    def latest_model(self, timeout_s: float = 2.0) -> Envelope | None:
+        """The newest model that anybody published here; None if there is none."""
+        newest = Newest()
+        reader = self._consumer(
+            self._topology.latest_model.name, 1, {"x-stream-offset": "last"}, newest
+        )
+
+        def arrived() -> bool:
+            self._check_lead()
+            return newest.order != seen
+
+        with self._changed:
+            seen = None
+            self._lock.follow(reader)
+            try:
+                self._changed.wait_for(arrived, timeout_s)
+                while newest.order != seen:
+                    seen = newest.order
+                    self._changed.wait_for(arrived, _CHUNK_GAP_S)
+            finally:
+                self._lock.unfollow(reader)
+        return newest.envelope
+
+    def publish_model(self, envelope: Envelope) -> None:
+        """To every mailbox and to the late joiners' store; returns once confirmed."""
+        self._publisher.publish(self._topology.global_model, "", [envelope], self._check_lead)
+
+    def assign(self, envelopes: Sequence[Envelope], expires_s: float) -> None:
+        """Put turns into the work queue, each gone after ``expires_s``.
+
+        Returns at once: a wait for each turn's confirm took two thirds of a busy leader's time, and
+        is for nothing. A leader that dies issues all its turns anew.
+        """
+        with self._changed:
+            self._check_lead()
+        self._publisher.post(self._topology.assign, ASSIGNMENTS, envelopes, expires_s)
+
+    def purge_assignments(self) -> int:
+        """Remove the turns that no worker holds; how many they were."""
+        purged: list[int] = []
+
+        def ask() -> None:
+            channel = self._publisher.channel
+            if self._publisher.ready and channel is not None and channel.is_open:
+                channel.queue_purge(self._topology.assignments.name, callback=answer)
+
+        def answer(frame: object) -> None:
+            with self._changed:
+                purged.append(frame.method.message_count)  # type: ignore[attr-defined]
+                self._changed.notify_all()
+
+        def answered() -> bool:
+            self._check_lead()
+            return bool(purged)
+
+        with self._changed:
+            while not purged:
+                self._publishing.call(ask)
+                self._changed.wait_for(answered, _ASK_AGAIN_S)
+        return purged[0]
+
+    def consume(self, prefetch: int, largest: int = MAX_MESSAGE_BYTES) -> None:
+        """Start to receive updates and events, or go on with another prefetch."""
+        with self._changed:
+            self._check_lead()
+            if self._updates is not None:
+                self._updates.set_largest(largest)
+                self._updates.set_prefetch(prefetch)
+                return
+            updates, events = self._topology.updates, self._topology.events
+            self._updates = self._consumer(updates.name, prefetch, largest=largest)
+            self._events = self._consumer(events.name, _EVENTS_PREFETCH, largest=_EVENT_BYTES)
+        self._lock.follow(self._updates)
+        self._lock.follow(self._events)
+
+    def receive(self, timeout_s: float) -> Delivery | None:
+        """The next update or event; None after ``timeout_s``. Raises: LeadershipLost, Closed."""
+        got: Delivery | None = None
+
+        def arrived() -> bool:
+            nonlocal got
+            self._check_lead()
+            got = self._next()
+            return got is not None
+
+        with self._changed:
+            self._changed.wait_for(arrived, timeout_s)
+        return got
+
+    def ack(self, deliveries: Iterable[Delivery]) -> None:
+        """These are durable with us. Receipts from before a reconnect are skipped."""
+        with self._changed:
+            if self._updates is not None:
+                for delivery in deliveries:
+                    self._updates.ack(delivery)
+
+    def reject(self, delivery: Delivery, reason: str) -> None:
+        """A confirmed copy with a ``reason`` header to the rejected messages, then the ack.
+
+        The copy is ours, so the broker vouches for us: who sent it is in the header ``user``.
+        """
+        updates = self._updates
+        with self._changed:
+            self._check_lead()
+            if updates is None or not updates.holds(delivery):
+                return  # it comes again
+            if delivery.envelope.too_large:
+                updates.dead_letter(delivery)
+                return
+        envelope = delivery.envelope
+        headers = {**envelope.headers, "reason": reason}
+        if envelope.user_id is not None:
+            headers["user"] = envelope.user_id
+        copy = dataclasses.replace(envelope, headers=headers)
+        self._publisher.publish(self._topology.dead_letter, REJECTED, [copy], self._check_lead)
+        with self._changed:
+            updates.ack(delivery)
+
+    def _next(self) -> Delivery | None:
+        if self._events is None or self._updates is None:
+            return None
+        event = self._events.take()
+        if event is not None:
+            self._events.ack(event)
+            return dataclasses.replace(event, is_event=True)
+        return self._updates.take()
+
+    def _consumer(
+        self,
+        queue: str,
+        prefetch: int,
+        arguments: dict[str, str] | None = None,
+        newest: Newest | None = None,
+        largest: int = MAX_MESSAGE_BYTES,
+    ) -> Consumer:
+        def prepare(channel: Channel) -> str:
+            declare(channel, self._topology)
+            return queue
+
+        return Consumer(
+            self._consuming,
+            self._fail,
+            self._changed,
+            prepare,
+            prefetch,
+            largest=largest,
+            arguments=arguments,
+            on_message=newest.offer if newest is not None else None,
+        )
+
+    def _check(self) -> None:
+        super()._check()
+        if self._lock.usurped:
+            raise LeadershipLost("another aggregator leads")
+
+    def _check_lead(self) -> None:
+        self._check()
+        if not self._led:
+            raise LeadershipLost("this aggregator does not lead")

@@ -1,0 +1,221 @@
+"""One connection to RabbitMQ that keeps itself alive, in one I/O thread.
+
+The thread runs pika's loop from ``open`` to ``close`` and never anybody else's code, so heartbeats
+go out whatever the callers do. Other threads reach it through ``call`` only. Everything that lives
+on a connection is a robust channel (``robust_channel.py``), which opens again with every new
+connection.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import pika
+from pika.adapters.select_connection import IOLoop
+
+from fluffle.broker.errors import BrokerUnreachable
+from fluffle.broker.rabbitmq.explain import describe, refusal_of, root_cause
+from fluffle.broker.rabbitmq.pika_limits import Connection
+
+
+class Backoff:
+    """Growing pauses with jitter, in seconds."""
+
+    def __init__(self, first: float = 0.2, most: float = 10.0) -> None:
+        self._first, self._most = first, most
+        self._failures = 0
+
+    def next(self) -> float:
+        """The next pause; on average half as long again as twice the one before it."""
+        pause = min(self._most, self._first * 2.0**self._failures)
+        self._failures = min(self._failures + 1, 30)
+        return pause * random.SystemRandom().uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """It worked: start over."""
+        self._failures = 0
+
+
+class Attached(Protocol):
+    """What hangs on a link. That a connection is lost, its channels are told by pika."""
+
+    def link_up(self) -> None:
+        """There is a connection (again). Called in the I/O thread."""
+        ...
+
+
+class Link:
+    """A connection that comes back."""
+
+    def __init__(
+        self,
+        parameters: pika.URLParameters,
+        title: str,
+        status: Callable[[str], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """
+        title: the connection's name in RabbitMQ's UI and in ``status``.
+        status: is told, in the I/O thread, what a person may want to know.
+        failed: is told that the I/O thread has died, which is a bug.
+        """
+        self.title = title
+        self._tell = status
+        self._told = ""
+        self.where = f"{parameters.host}:{parameters.port}, virtual host {parameters.virtual_host}"
+        self.connection: pika.SelectConnection | None = None
+        self._parameters = parameters
+        self._failed = failed
+        self._attached: list[Attached] = []
+        self._loop = IOLoop()
+        self._thread = threading.Thread(target=self._run, name=title, daemon=True)
+        self._backoff = Backoff()
+        self._settled = threading.Event()  # connected for the first time, or refused
+        self._refusal: Exception | None = None
+        self._last_error = ""
+        self._closing = False
+        self._lock = threading.Lock()  # guards the loop's life against call()
+        self._loop_lives = True
+
+    @property
+    def is_up(self) -> bool:
+        """True while there is a connection. In the I/O thread only."""
+        return self.connection is not None and self.connection.is_open
+
+    @property
+    def heartbeat_s(self) -> float:
+        """What was agreed with the broker; two missed ones end a connection."""
+        negotiated = self.connection.params.heartbeat if self.connection else None
+        return float(negotiated or self._parameters.heartbeat or 60.0)
+
+    def open(self, timeout_s: float) -> None:
+        """Connect, trying again for ``timeout_s``. Raises: BrokerUnreachable, AccessRefused."""
+        self._thread.start()
+        self.call(self._connect)
+        settled = self._settled.wait(timeout_s)
+        if self._refusal is not None or not settled:
+            self.close()
+            raise self._refusal or BrokerUnreachable(
+                f"no RabbitMQ at {self.where}, tried for {timeout_s:.0f} s: {self._last_error}"
+            )
+
+    def status(self, text: str) -> None:
+        """Tell a person, unless it is what was told last."""
+        if text != self._told:
+            self._told = text
+            self._tell(f"{self.title}: {text}")
+
+    def attach(self, attached: Attached) -> None:
+        """This opens with every connection from now on, and at once if there is one."""
+
+        def attach() -> None:
+            self._attached.append(attached)
+            if self.is_up:
+                attached.link_up()
+
+        self.call(attach)
+
+    def call(self, callback: Callable[[], None]) -> None:
+        """Run this in the I/O thread, soon. After ``close`` it is dropped."""
+        with self._lock:
+            if self._loop_lives:
+                self._loop.add_callback_threadsafe(callback)
+
+    def later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Run this in the I/O thread after a pause. Called in the I/O thread only."""
+        self._loop.call_later(delay_s, callback)
+
+    def close(self) -> None:
+        """End the connection and the thread. What was called before is done first."""
+        self.call(self._close)
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(5.0)
+
+    def _run(self) -> None:
+        try:
+            self._run_loop()
+        except Exception as error:
+            self._refusal = error
+            self._settled.set()
+            self._failed(error)
+            raise
+        finally:
+            with self._lock:
+                self._loop_lives = False
+            self._loop.close()
+
+    def _run_loop(self) -> None:
+        while True:
+            try:
+                self._loop.start()
+                return
+            except ValueError as error:
+                # pika's word for a connection that was reset as soon as it was made; the attempt
+                # is over when its time is (stack_timeout, 15 s), and then there is another.
+                if self.connection is not None:
+                    raise
+                self.status(f"no connection to {self.where} ({describe(error)})")
+
+    def _connect(self) -> None:
+        if not self._closing:
+            Connection(
+                self._parameters,
+                on_open_callback=self._opened,
+                on_open_error_callback=self._not_opened,
+                on_close_callback=self._lost,
+                custom_ioloop=self._loop,
+            )
+
+    def _opened(self, connection: pika.SelectConnection) -> None:
+        if self._closing:
+            connection.close()
+            return
+        if self._settled.is_set():
+            self.status("connected again")
+        self.connection = connection
+        self._backoff.reset()
+        self._settled.set()
+        connection.add_on_connection_blocked_callback(partial(self._blocked, True))
+        connection.add_on_connection_unblocked_callback(partial(self._blocked, False))
+        for attached in self._attached:
+            attached.link_up()
+
+    def _not_opened(self, _connection: object, error: BaseException) -> None:
+        cause = root_cause(error)
+        self._last_error = describe(cause)
+        refusal = refusal_of(
+            cause, self.where, getattr(self._parameters.credentials, "username", "")
+        )
+        if refusal is not None and not self._settled.is_set():
+            self._refusal = refusal
+            self._settled.set()
+            return
+        self._again(f"no connection to {self.where} ({self._last_error})")
+
+    def _lost(self, _connection: object, error: BaseException) -> None:
+        self.connection = None
+        if self._closing:
+            self._loop.stop()
+        else:
+            self._again(f"connection to {self.where} lost ({describe(error)})")
+
+    def _again(self, what: str) -> None:
+        if not self._closing:
+            pause = self._backoff.next()
+            self.status(f"{what}, trying again in {pause:.1f} s")
+            self.later(pause, self._connect)
+
+    def _blocked(self, blocked: bool, _connection: object, _frame: object) -> None:
+        what = "has no memory or disk left and blocks" if blocked else "takes messages again from"
+        self.status(f"the broker {what} publishers")
+
+    def _close(self) -> None:
+        self._closing = True
+        if self.connection is not None and self.connection.is_open:
+            self.connection.close()  # _lost() then stops the loop
+        elif self.connection is None or not self.connection.is_closing:
+            self._loop.stop()

@@ -1,0 +1,120 @@
+"""One channel of a link that opens again, after a pause, whenever the broker closes it.
+
+After an acknowledgement timeout, a 404 or a 406 the broker closes a channel and pika says nothing
+unless asked; a deleted queue only cancels its consumers. A lane notices both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pika.channel import Channel
+from pika.exceptions import ChannelClosedByBroker
+
+from fluffle.broker.errors import AccessRefused, TopologyMismatch
+from fluffle.broker.rabbitmq.connection import Backoff, Link
+from fluffle.broker.rabbitmq.explain import describe
+
+#: Reply codes that close a channel.
+ACCESS_REFUSED = 403
+NOT_FOUND = 404
+RESOURCE_LOCKED = 405
+PRECONDITION_FAILED = 406
+
+
+class RobustChannel:
+    """A channel that comes back. All methods run in the I/O thread."""
+
+    def __init__(self, link: Link, fail: Callable[[Exception], None]) -> None:
+        """fail: is told what trying again cannot mend (rights, a topology of other arguments)."""
+        self.link = link
+        self.channel: Channel | None = None
+        self.backoff = Backoff(most=2.0)
+        self._fail = fail
+        self._wanted = False
+
+    def opened(self, channel: Channel) -> None:
+        """Declare, consume, …; called for each new channel."""
+        raise NotImplementedError
+
+    def lost(self, error: BaseException) -> None:
+        """What was on the channel is gone."""
+
+    def broken(self, error: BaseException) -> bool:
+        """True where this lane knows what to do about a channel that the broker closed."""
+        return False
+
+    def open(self) -> None:
+        """Have a channel from now on."""
+        self._wanted = True
+        if self.link.is_up and self.channel is None:
+            assert self.link.connection is not None
+            self.channel = self.link.connection.channel(on_open_callback=self._opened)
+            self.channel.add_on_close_callback(self._closed)
+
+    def close(self) -> None:
+        """Have none until it is opened again."""
+        self._wanted = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Close the channel; where it is still wanted a new one follows after a pause."""
+        if self.channel is not None and self.channel.is_open:
+            self.channel.close()
+
+    def link_up(self) -> None:
+        """As ``Attached``."""
+        self.open()
+
+    def _opened(self, channel: Channel) -> None:
+        if not self._wanted:
+            channel.close()
+            return
+        channel.add_on_cancel_callback(self._cancelled)
+        self.opened(channel)
+
+    def _cancelled(self, _frame: Any) -> None:
+        self.link.status("the broker ended a subscription, starting it again")
+        self.restart()
+
+    def _closed(self, channel: Channel, error: BaseException) -> None:
+        if channel is not self.channel:
+            return
+        self.channel = None
+        self.lost(error)
+        if not self.link.is_up or not self._wanted:
+            return
+        if isinstance(error, ChannelClosedByBroker) and not self.broken(error):
+            fatal = _fatal(error)
+            if fatal is not None:
+                self._fail(fatal)
+                return
+            self.link.status(_explain(error))
+        self.link.later(self.backoff.next(), self._reopen)
+
+    def _reopen(self) -> None:
+        if self._wanted:
+            self.open()
+
+
+def _fatal(error: ChannelClosedByBroker) -> Exception | None:
+    if error.reply_code == ACCESS_REFUSED:
+        return AccessRefused(f"RabbitMQ refused a right that is needed: {error.reply_text}")
+    if error.reply_code == PRECONDITION_FAILED and "user_id property" in error.reply_text:
+        return AccessRefused(
+            f"RabbitMQ knows us by another name than we go by ({error.reply_text}): write the "
+            "certificate's name into the broker's URL, amqps://NAME@host"
+        )
+    if error.reply_code == PRECONDITION_FAILED and "inequivalent arg" in error.reply_text:
+        return TopologyMismatch(
+            f"RabbitMQ has this already, with other arguments: {error.reply_text}; delete it "
+            "there, or use another federation name"
+        )
+    return None
+
+
+def _explain(error: ChannelClosedByBroker) -> str:
+    if error.reply_code == NOT_FOUND:
+        return "no aggregator has set this federation up yet, waiting for one"
+    return f"the broker closed a channel ({describe(error)}), opening another"

@@ -1,0 +1,124 @@
+"""``WorkerPort`` over RabbitMQ, within a worker's few rights."""
+
+from __future__ import annotations
+
+from pika.channel import Channel
+
+from fluffle.broker.memory_queues import Newest, Order
+from fluffle.broker.rabbitmq.consumer import Consumer
+from fluffle.broker.rabbitmq.port import Port, Settings
+from fluffle.broker.rabbitmq.publisher import Publisher
+from fluffle.broker.topology import EVENTS, UPDATES, Queue
+from fluffle.broker.transport import Delivery, Envelope
+
+#: A turn is a few lines; the one that asks for version 0 carries a plan.
+_TURN_BYTES = 1024**2
+
+
+class RabbitMQWorkerPort(Port):
+    """A worker's two connections.
+
+    It declares nothing but its mailbox: until an aggregator has set the federation up, its lanes
+    end in 404 and open again.
+    """
+
+    def __init__(self, settings: Settings, worker_id: str, slots: int) -> None:
+        """Raises: BrokerUnreachable, AccessRefused."""
+        super().__init__(settings, f"worker {worker_id}")
+        self._worker_id = worker_id
+        self._newest = Newest()
+        self._mailbox: tuple[object, Queue] | None = None
+        self._publisher = Publisher(
+            self._publishing, self._fail, self._changed, self._find_exchange, self._user
+        )
+        self._late = Consumer(
+            self._consuming,
+            self._fail,
+            self._changed,
+            lambda channel: self._topology.latest_model.name,
+            1,
+            arguments={"x-stream-offset": "last"},
+            on_message=self._newest.offer,
+        )
+        # The mailbox is bound first: a model is published before that, and is in the stream, or
+        # after it, and is in the mailbox.
+        mail = Consumer(
+            self._consuming,
+            self._fail,
+            self._changed,
+            self._declare_mailbox,
+            1,
+            on_message=self._mail,
+            on_ready=self._late.open,
+        )
+        self._assignments = Consumer(
+            self._consuming,
+            self._fail,
+            self._changed,
+            lambda channel: self._topology.assignments.name,
+            slots,
+            largest=_TURN_BYTES,
+        )
+        self._publishing.attach(self._publisher)
+        self._consuming.attach(mail)
+        if slots:
+            self._consuming.attach(self._assignments)
+
+    def newest_model(self) -> Envelope | None:
+        """The newest model seen so far, from the mailbox or the late joiners' store."""
+        with self._changed:
+            return self._newest.envelope
+
+    def wait_model(self, newer_than: Order | None, timeout_s: float) -> Envelope | None:
+        """The newest model once its ``order`` is above ``newer_than``; None after ``timeout_s``."""
+
+        def arrived() -> bool:
+            self._check()
+            return self._newest.above(newer_than) is not None
+
+        with self._changed:
+            self._changed.wait_for(arrived, timeout_s)
+            return self._newest.above(newer_than)
+
+    def receive_assignment(self, timeout_s: float) -> Delivery | None:
+        """The next turn; at most ``slots`` are unacked at a time. Raises: Closed."""
+        got: Delivery | None = None
+
+        def arrived() -> bool:
+            nonlocal got
+            self._check()
+            got = self._assignments.take()
+            return got is not None
+
+        with self._changed:
+            self._changed.wait_for(arrived, timeout_s)
+        return got
+
+    def ack(self, delivery: Delivery) -> None:
+        """This turn is done with."""
+        with self._changed:
+            self._assignments.ack(delivery)
+
+    def submit(self, envelope: Envelope) -> None:
+        """Send what an aggregator must not lose; returns once the broker has confirmed it."""
+        self._publisher.publish(self._topology.submit, UPDATES, [envelope], self._check)
+
+    def emit(self, envelope: Envelope) -> None:
+        """Send an event. Returns at once; it may be lost."""
+        self._publisher.emit(self._topology.submit, EVENTS, envelope)
+
+    def _mail(self, envelope: Envelope) -> None:
+        self._newest.offer(envelope)
+        self._late.close()
+
+    def _declare_mailbox(self, channel: Channel) -> str:
+        """One mailbox for each connection: it outlives a channel."""
+        if self._mailbox is None or self._mailbox[0] is not channel.connection:
+            self._mailbox = channel.connection, self._topology.mailbox(self._worker_id)
+        queue = self._mailbox[1]
+        channel.queue_declare(queue.name, exclusive=True, arguments=dict(queue.arguments))
+        channel.queue_bind(queue.name, queue.exchange)
+        return queue.name
+
+    def _find_exchange(self, channel: Channel) -> None:
+        channel.exchange_declare(self._topology.submit, passive=True)

@@ -1,0 +1,88 @@
+"""Looking at a live federation: what is seen, what is refused, and that nobody notices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fluffle.broker import Envelope
+from fluffle.broker.admin.inspection import inspect_federation
+from fluffle.broker.admin.node import Node
+from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+
+pytestmark = pytest.mark.rabbitmq
+
+
+def queues(node: Node, federation: str) -> list[list[str]]:
+    """Name, messages and consumers of each queue of this federation."""
+    lines = node.ctl("list_queues", "name", "messages", "consumers").splitlines()
+    return sorted(line.split() for line in lines if line.startswith(federation))
+
+
+def test_a_federation_at_work_is_seen_and_left_as_it_is(
+    rabbitmq: Node,
+    federation: str,
+    model: Callable[..., Envelope],
+    update: Callable[..., Envelope],
+    until: Callable[[Callable[[], bool]], None],
+) -> None:
+    # Given an aggregator that has published three models, rejected an update, and holds one
+    broker = RabbitMQBroker(rabbitmq.url, federation)
+    port = broker.aggregator()
+    assert port.lead(timeout_s=30)
+    for version in range(3):
+        port.publish_model(model(version, size=10_000))
+    worker = broker.worker("w1", 1)
+    for name in ("a", "b", "c"):
+        worker.submit(update(name))
+    port.consume(1)
+    refused = port.receive(30.0)
+    assert refused is not None
+    port.reject(refused, "late")
+    assert port.receive(30.0) is not None
+    until(lambda: [f"{federation}.updates", "2", "1"] in queues(rabbitmq, federation))
+    before = queues(rabbitmq, federation)
+    # When somebody looks, twice
+    views = [inspect_federation(rabbitmq.url, federation) for _ in range(2)]
+    # Then each sees what waits, who leads and the newest model
+    for view in views:
+        assert (view.updates, view.rejected, view.led) == (1, 1, True)
+        assert view.newest is not None
+        assert view.newest.headers["version"] == 2
+        assert view.unseen == []
+    # And all is as before
+    assert queues(rabbitmq, federation) == before
+    worker.close()
+    port.close()
+    until(lambda: inspect_federation(rabbitmq.url, federation).led is False)
+
+
+def test_where_there_is_no_federation_none_is_made(rabbitmq: Node, federation: str) -> None:
+    view = inspect_federation(rabbitmq.url, federation)
+    assert (view.updates, view.rejected, view.led, view.newest) == (None, None, False, None)
+    assert [one.split(" (")[0] for one in view.unseen] == [
+        f"{federation}.updates",
+        f"{federation}.updates.rejected",
+        "the newest model",
+    ]
+    assert queues(rabbitmq, federation) == []
+
+
+def test_what_a_user_may_not_read_is_said_and_the_rest_is_seen(
+    rabbitmq: Node, federation: str
+) -> None:
+    # Given a user without any right
+    port = RabbitMQBroker(rabbitmq.url, federation).aggregator()
+    assert port.lead(timeout_s=30)
+    rabbitmq.ctl("add_user", f"{federation}-n", "secret")
+    rabbitmq.ctl("set_permissions", f"{federation}-n", "^$", "^$", "^$")
+    # When it looks
+    view = inspect_federation(
+        rabbitmq.url.replace("guest:guest", f"{federation}-n:secret"), federation
+    )
+    port.close()
+    # Then depths are seen, and the models are not
+    assert (view.updates, view.rejected, view.led) == (0, 0, True)
+    (unseen,) = view.unseen
+    assert unseen.startswith("the newest model (ACCESS_REFUSED")

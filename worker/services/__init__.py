@@ -1,0 +1,1 @@
+"""Services: worker, resident client and evaluator, wired to a transport."""

@@ -1,0 +1,130 @@
+"""The evaluator as a service: measures versions of the global model on held-out examples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fluffle.broker import Closed, Envelope, WorkerPort
+from fluffle.schemas import Assignment, Evaluation, GlobalModel, Message, Plan
+from fluffle.schemas.messages import order
+from fluffle.worker.services.models import read_model
+from fluffle.worker.services.shutdown import Shutdown
+from fluffle.worker.services.turn import failed_update, initial_update
+from fluffle.worker.tasks.registry import load_task, trying
+from fluffle.worker.training.per_plan import PerPlan, make_trainer
+
+if TYPE_CHECKING:
+    from fluffle.worker.training.trainer import Trainer
+
+_LOOK_UP_S = 0.5
+
+
+class Cadence:
+    """Which versions are evaluated: the first seen, then every so many updates, and the last."""
+
+    def __init__(self) -> None:
+        self._run_id = ""
+        self._version = -1
+        self._updates = 0
+
+    def knows(self, model: GlobalModel) -> bool:
+        """Whether a model of this run has been seen."""
+        return model.run.run_id == self._run_id
+
+    def due(self, model: GlobalModel) -> bool:
+        """Whether this model is to be evaluated; it then counts as evaluated."""
+        every = model.plan.evaluation.every_updates
+        if not self.knows(model):
+            self._run_id, self._version = model.run.run_id, -1
+        enough = model.updates - self._updates >= every
+        due = model.final or self._version < 0 or enough
+        if not every or not due or model.version == self._version:
+            return False
+        self._version, self._updates = model.version, model.updates
+        return True
+
+
+class EvaluatorService:
+    """Evaluates the newest version whenever enough updates have been counted, and the last one."""
+
+    def __init__(
+        self,
+        port: WorkerPort,
+        evaluator_id: str,
+        *,
+        stay: bool = False,
+        on_status: Callable[[str], None] = lambda text: None,
+        on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
+        make_trainer: Callable[[Plan], Trainer] = make_trainer,
+    ) -> None:
+        """``stay`` waits for the next run; ``on_evaluation`` hears what was sent."""
+        self._port = port
+        self._id = evaluator_id
+        self._stay = stay
+        self._say = on_status
+        self._on_evaluation = on_evaluation
+        self._shutdown = Shutdown(port, on_status, "evaluation")
+        self._trainers = PerPlan(make_trainer)
+
+    def stop(self) -> None:
+        """Stop when the evaluation under way is sent. From any thread, or a signal handler."""
+        self._shutdown.stop()
+
+    def run(self) -> None:
+        """Evaluate until the run is over, or stopped. Raises: UserError, Closed."""
+        try:
+            self._watch_models()
+        except Closed:
+            if not self._shutdown.told.is_set():
+                raise
+
+    def _watch_models(self) -> None:
+        newest, cadence = None, Cadence()
+        while not self._shutdown.told.is_set():
+            envelope = self._port.wait_model(newest, _LOOK_UP_S)
+            if envelope is None:
+                continue
+            newest = order(envelope.headers)
+            model = read_model(envelope)
+            if model is None:
+                continue
+            if model.asks_for_weights:
+                self._initialise(model)
+                continue
+            late = model.final and not cadence.knows(model)  # its run was over before we came
+            if late:
+                continue
+            if cadence.due(model):
+                self._evaluate(model)
+            if model.final:
+                if not self._stay:
+                    return
+                self._say(f"run {model.run.run_id} is over; waiting for the next")
+
+    def _initialise(self, model: GlobalModel) -> None:
+        """A run of resident clients alone has no worker that would take this turn."""
+        turn = Assignment.to_initialise(model.run, model.plan)
+        answer: Message
+        try:
+            answer = initial_update(turn, self._id, self._trainers.of(model.plan).initial())
+        except Exception as error:  # it is the aggregator's to give up, after a few of these
+            answer = failed_update(turn, self._id, 0, error)
+            self._say(f"no weights for version 0: {error}")
+        self._shutdown.submit(Envelope.of(answer))
+
+    def _evaluate(self, model: GlobalModel) -> None:
+        started = time.perf_counter()
+        trainer, task = self._trainers.of(model.plan), load_task(model.plan)
+        metrics, examples = trying(task, lambda: trainer.evaluate(model.tensors))
+        evaluation = Evaluation(
+            run=model.run,
+            version=model.version,
+            worker=self._id,
+            metrics=metrics,
+            examples=examples,
+            seconds=time.perf_counter() - started,
+        )
+        self._shutdown.submit(Envelope.of(evaluation))
+        self._on_evaluation(evaluation)

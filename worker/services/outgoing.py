@@ -1,0 +1,48 @@
+"""An update on its way out: what the plan's ``[[update]]`` steps make of it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from fluffle.schemas import ClientUpdate, Plan, Tensors, transforms
+from fluffle.schemas.tensors import DTYPES, spec
+from fluffle.schemas.transforms import Draws
+
+
+def outgoing(
+    update: ClientUpdate,
+    plan: Plan,
+    state: Tensors | None,
+    noise: Callable[[], np.random.Generator],
+) -> tuple[ClientUpdate, Tensors]:
+    """What leaves, and what the client keeps for its next update.
+
+    state: what it kept the last time; None where that is not here.
+    noise: its generator; where privacy is wanted, seeded by nothing that anybody else knows.
+        Everything else is drawn from the run's seed, the client and the turn.
+    """
+    if not plan.update:
+        return update, {}
+    draws = Draws(_of_turn("rounding", plan, update), noise())
+    tensors, memory = transforms.apply(plan.update, update.tensors, draws, state or {})
+    return update.model_copy(update={"tensors": tensors}), memory
+
+
+def upload_bytes(plan: Plan, model: Tensors) -> int:
+    """How much of an update of this model is tensors, but for what the strategy adds."""
+    sent = transforms.sent_spec(plan.update or (), spec(model))
+    return sum(math.prod(shape) * DTYPES[dtype].itemsize for dtype, shape in sent.values())
+
+
+def noise_of_turn(plan: Plan, update: ClientUpdate) -> np.random.Generator:
+    """Noise that anybody who knows the seed can take off again: for simulations."""
+    return _of_turn("noise", plan, update)
+
+
+def _of_turn(purpose: str, plan: Plan, update: ClientUpdate) -> np.random.Generator:
+    text = f"{purpose}:{plan.seed}:{update.client}:{update.turn}"
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16]))

@@ -1,0 +1,271 @@
+"""A resident client as a service: one site, its own data, no turns (DESIGN section 4).
+
+    wait ──a model──┬─ of a run that is over: sum up; leave, or wait for the next
+      ^             ├─ not for us (allow-list, identity): say why, and leave; or wait on
+      │             ├─ without weights yet, or its (version, attempt) is behind us: wait on
+      │             └─ else: measure it ─> train ─> measure what came of it ─> submit, confirmed
+      └──────────────────────────────────────────────────────────────────────────────┘
+
+What leaves the site is an update: tensors of the model's shapes, how many examples it was trained
+on, the loss and metrics of the training, times and sizes. What is measured on held-out examples
+stays here, and so does what a failure says: only its kind is told.
+
+While the broker is away the port connects again for ever, and an update waits for its confirm.
+Nothing is kept between two starts: a restarted site trains for the version that is current, and
+what it sent for that before is the same update, which counts once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fluffle.broker import Closed, Envelope, WorkerPort
+from fluffle.schemas import (
+    Assignment,
+    ClientUpdate,
+    DecodeError,
+    Event,
+    GlobalModel,
+    Message,
+    Plan,
+    UserError,
+)
+from fluffle.schemas.messages import order, resident_update_id
+from fluffle.worker.services.contribution import Contribution, shown, size_of
+from fluffle.worker.services.journal import Journal
+from fluffle.worker.services.outgoing import outgoing
+from fluffle.worker.services.shutdown import Shutdown
+from fluffle.worker.services.turn import failed_update, make_update
+from fluffle.worker.tasks import custom
+from fluffle.worker.tasks.registry import open_data
+from fluffle.worker.tasks.task import Task
+from fluffle.worker.training.per_plan import PerPlan, make_trainer
+
+if TYPE_CHECKING:
+    from fluffle.worker.training.trainer import Trainer
+
+_LOOK_UP_S = 0.5
+
+
+class ResidentService:
+    """Trains one site's data for every version, until the run is over or it is told to stop."""
+
+    def __init__(
+        self,
+        port: WorkerPort,
+        client: str,
+        *,
+        stay: bool = False,
+        journal: Journal | None = None,
+        on_status: Callable[[str], None] = lambda text: None,
+        on_model: Callable[[GlobalModel, int], None] = lambda model, size: None,
+        on_turn: Callable[[Message | None], None] = lambda answer: None,
+        open_task: Callable[[Plan], Task] = open_data,
+        make_trainer: Callable[[Plan], Trainer] = make_trainer,
+    ) -> None:
+        """
+        stay: wait for the next run when one is over, or does not admit us.
+        journal: is told what is sent, before and after.
+        on_model: is told of every model that arrives, and its size in bytes.
+        on_turn: is told what was sent.
+        open_task: the plan's task, once the site's data have been read.
+        """
+        self._port = port
+        self._client = client
+        self._stay = stay
+        self._journal = journal or Journal()
+        self._say = on_status
+        self._on_model = on_model
+        self._on_turn = on_turn
+        self._shutdown = Shutdown(port, on_status)
+        self._tasks = PerPlan(open_task)
+        self._trainers = PerPlan(make_trainer)
+        self._contribution: Contribution | None = None
+        #: The newest (version, attempt) of this run that needs no training any more.
+        self._behind = (-1, 0)
+        self._received = 0
+        self._refused = ""
+
+    def stop(self) -> None:
+        """Stop when the training under way is sent. From any thread, or a signal handler."""
+        self._shutdown.stop()
+
+    def run(self) -> None:
+        """Contribute until the run is over, or stopped. Raises: UserError, Closed."""
+        newest = None
+        self._say(f"{self._client} waits for a model")
+        try:
+            while not self._shutdown.told.is_set():
+                envelope = self._port.wait_model(newest, _LOOK_UP_S)
+                if envelope is not None:
+                    newest = order(envelope.headers)
+                    if self._on_envelope(envelope):
+                        return
+        except Closed:
+            if not self._shutdown.told.is_set():
+                raise
+        finally:
+            self._sum_up()
+
+    def _on_envelope(self, envelope: Envelope) -> bool:
+        """True where there is nothing left to do."""
+        try:
+            model = envelope.message()
+        except DecodeError as error:
+            self._say(
+                f"cannot read a model ({error}): is this Fluffle older than the aggregator's?"
+            )
+            return False
+        if not isinstance(model, GlobalModel):
+            return False
+        self._on_model(model, envelope.size)
+        self._received += envelope.size
+        run_id, known = model.run.run_id, self._contribution
+        if model.final:
+            return (
+                known is not None and known.run_id == run_id and self._run_is_over(envelope, model)
+            )
+        refusal = self._refusal(model)
+        if refusal:
+            self._refuse(refusal)
+            return False
+        if known is None or known.run_id != run_id:
+            known = self._begin(model)
+        known.bytes_down += envelope.size
+        if not model.asks_for_weights and (model.version, model.attempt) > self._behind:
+            self._contribute(model, known)
+        return False
+
+    # ---- who may take part
+
+    def _refusal(self, model: GlobalModel) -> str:
+        """Why the aggregator would reject all that we send; nothing if it would not."""
+        run, user = model.run.run_id, self._port.user
+        if not model.plan.admits(self._client):
+            return (
+                f"run {run} does not admit {self._client}: whoever leads it has to add the name to "
+                "participation.residents"
+            )
+        if model.plan.identity == "broker" and user not in (None, self._client):
+            return (
+                f"run {run} wants resident clients to be users of their own names on the broker, "
+                f"and we are user {user!r}: connect as {self._client}"
+            )
+        if model.plan.keeps_state:
+            return f"run {run} wants clients to keep state from turn to turn, and sites keep none"
+        return ""
+
+    def _refuse(self, why: str) -> None:
+        if not self._stay:
+            raise UserError(why)
+        if why != self._refused:
+            self._refused = why
+            self._say(f"{why}; waiting")
+
+    # ---- one run
+
+    def _begin(self, model: GlobalModel) -> Contribution:
+        self._sum_up()
+        self._contribution = Contribution(model.run.run_id)
+        self._behind = (-1, 0)
+        self._say(f"admitted to run {model.run.run_id}")
+        event = Event(run=model.run, kind="joined", worker=self._client, slots=1)
+        self._port.emit(Envelope.of(event))
+        return self._contribution
+
+    def _run_is_over(self, envelope: Envelope, model: GlobalModel) -> bool:
+        assert self._contribution is not None
+        self._contribution.bytes_down += envelope.size
+        self._port.emit(Envelope.of(Event(run=model.run, kind="left", worker=self._client)))
+        self._sum_up()
+        self._say(f"run {model.run.run_id} is over{'; waiting for the next' * self._stay}")
+        return not self._stay
+
+    def _sum_up(self) -> None:
+        if self._contribution is not None:
+            self._say(self._contribution.summary())
+        self._contribution = None
+
+    # ---- one version
+
+    def _contribute(self, model: GlobalModel, to: Contribution) -> None:
+        turn = Assignment(
+            run=model.run,
+            assignment_id=resident_update_id(
+                model.run.run_id, self._client, model.version, model.attempt
+            ),
+            client=self._client,
+            turn=model.attempt + 1,
+            version=model.version,
+        )
+        task = self._tasks.of(model.plan)
+        started = time.perf_counter()
+        try:
+            update, line = self._train(model, turn, to)
+        except Exception as error:  # whatever a task raises costs one version, never the site
+            self._failed(model, turn, to, error, task)
+            return
+        size = self._submit(update, model)
+        to.bytes_up += size
+        to.updates += 1
+        to.examples += update.examples
+        to.train_s += update.train_s
+        self._say(f"{line}; {size_of(size)} sent, {time.perf_counter() - started:.1f} s in all")
+
+    def _failed(
+        self, model: GlobalModel, turn: Assignment, to: Contribution, error: Exception, task: Task
+    ) -> None:
+        told = UserError(f"{type(error).__name__} at the site, whose log says more")
+        to.bytes_up += self._submit(failed_update(turn, self._client, model.version, told), model)
+        to.failures += 1
+        why = str(error) if isinstance(error, UserError) else custom.explain(error, type(task))
+        if not to.updates and not self._stay:
+            raise UserError(f"cannot train here: {why}") from error
+        self._say(f"version {model.version}: the training failed: {why}")
+
+    def _train(
+        self, model: GlobalModel, turn: Assignment, to: Contribution
+    ) -> tuple[ClientUpdate, str]:
+        """The update, and what to say of it."""
+        started = time.perf_counter()
+        trainer = self._trainers.of(model.plan)
+        of_global, held_out = trainer.evaluate(model.tensors, by_client=False)
+        which = f"v{model.version}.{model.attempt}"
+        trained = trainer.train(model.tensors, self._client, which)
+        of_local, _ = trainer.evaluate(trained.tensors, by_client=False)
+        received, self._received = self._received, 0
+        slot_s = time.perf_counter() - started
+        update = make_update(turn, model, trained, self._client, slot_s, received)
+        # No memory: which of its updates was counted last, a resident is never told.
+        update, _ = outgoing(update, model.plan, None, np.random.default_rng)
+        line = f"version {model.version}: trained on {trained.examples:,} examples"
+        if held_out:
+            metric = "accuracy" if "accuracy" in of_global else "loss"
+            before, after = of_global[metric], of_local[metric]
+            to.metric, to.last_global, to.last_local = metric, before, after
+            to.first_global = before if to.first_global is None else to.first_global
+            here = f"{metric} on {held_out:,} held-out ones"
+            line += f"; {here}: global {shown(metric, before)}, local {shown(metric, after)}"
+        return update, line
+
+    def _submit(self, answer: Message, model: GlobalModel) -> int:
+        """How many bytes it was, once it is confirmed."""
+        envelope = Envelope.of(answer)
+        self._journal.sending(envelope)
+        self._shutdown.submit(envelope)
+        self._journal.confirmed(envelope)
+        self._on_turn(answer)
+        self._behind = max((model.version, model.attempt), self._came_meanwhile(model))
+        return envelope.size
+
+    def _came_meanwhile(self, model: GlobalModel) -> tuple[int, int]:
+        """An attempt at this version that came while we trained asks for what we have just sent."""
+        newest = self._port.newest_model()
+        if newest is None or newest.headers.get("run_id") != model.run.run_id:
+            return (-1, 0)
+        _, _, version, attempt = order(newest.headers)
+        return (version, attempt) if version == model.version else (-1, 0)

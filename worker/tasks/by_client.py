@@ -1,0 +1,96 @@
+"""How well the global model serves each client: who is worst off, and how far clients lie apart.
+
+A client is measured on test examples alone, which no client trains on. Where these have owners
+(``Task.test_owners``, partition ``natural``) they are the client's own. Else they are all of them,
+weighted so that each label is as frequent as among the client's training examples: what a test set
+drawn like the client's data would give on average, without the noise of a small one, and at the
+price of one more pass over the test set for any number of clients.
+
+Summaries travel, not clients: the worst, the worst tenth's border, mean and standard deviation, as
+the literature on fairness reports them (q-FFL, Li et al. 2020, arXiv 1905.10497, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle.schemas import UserError
+from fluffle.worker.tasks.task import Task
+
+#: More clients than this are sampled, by the run's seed.
+MOST_CLIENTS = 1000
+#: What is measured, and the percentile at which its worst tenth begins.
+_MEASURES = {"accuracy": 10, "loss": 90}
+#: Keeps this draw apart from everything else that is drawn from the experiment's seed.
+_STREAM = 0x6279
+
+Indices = NDArray[np.int32]
+Measure = Callable[[Indices], Mapping[str, float]]
+
+
+class ByClient:
+    """Groups of test examples, and how much each group counts for each client."""
+
+    def __init__(self, task: Task, test_indices: Indices) -> None:
+        """``test_indices``: which test examples are used. Raises: UserError."""
+        clients = np.arange(task.clients)
+        if task.clients > MOST_CLIENTS:
+            rng = np.random.default_rng([task.seed, _STREAM])
+            clients = np.sort(rng.choice(clients, MOST_CLIENTS, replace=False))
+        owners = task.test_owners() if task.partition.kind == "natural" else None
+        groups, weights = (
+            _by_label(task, clients, test_indices)
+            if owners is None
+            else _by_owner(np.asarray(owners)[test_indices], clients, test_indices)
+        )
+        known = weights.sum(axis=1) > 0
+        if not known.any():
+            raise UserError("evaluation.by_client: no client has test examples of its own")
+        #: Indices of test examples, each group's.
+        self.groups: list[Indices] = groups
+        #: Shape (clients with test examples, groups); rows sum to 1.
+        self.weights = weights[known] / weights[known].sum(axis=1, keepdims=True)
+
+    def measure(self, measure: Measure) -> dict[str, float]:
+        """The summaries; ``measure`` gives the metrics over some test examples."""
+        measured = [measure(group) for group in self.groups]
+        found: dict[str, float] = {}
+        for name, percentile in _MEASURES.items():
+            if all(name in metrics for metrics in measured):
+                values = self.weights @ np.array([metrics[name] for metrics in measured])
+                worst = values.min() if percentile < 50 else values.max()
+                found |= {
+                    f"client_{name}_worst": float(worst),
+                    f"client_{name}_p{percentile}": float(np.percentile(values, percentile)),
+                    f"client_{name}_mean": float(values.mean()),
+                    f"client_{name}_std": float(values.std()),
+                }
+        return found
+
+
+def _by_owner(
+    owners: NDArray[np.integer], clients: NDArray[np.integer], test_indices: Indices
+) -> tuple[list[Indices], NDArray[np.float64]]:
+    there = [client for client in clients if (owners == client).any()]
+    return [test_indices[owners == client] for client in there], np.eye(len(there))
+
+
+def _by_label(
+    task: Task, clients: NDArray[np.integer], test_indices: Indices
+) -> tuple[list[Indices], NDArray[np.float64]]:
+    trained, tested = np.asarray(task.dataset().y), np.asarray(task.test().y)[test_indices]
+    if trained.ndim != 1 or trained.dtype.kind not in "iub":
+        raise UserError(
+            "evaluation.by_client needs one label for each example, or test examples that have "
+            "owners (test_owners() of a task, with partition.kind = 'natural'): here is neither"
+        )
+    labels = np.unique(tested)
+    groups = [test_indices[tested == label] for label in labels]
+    weights = np.zeros((len(clients), len(labels)))
+    for row, client in enumerate(clients):
+        own = trained[task.client_indices(str(client))]
+        weights[row] = (own[:, None] == labels).sum(axis=0)
+    return groups, weights

@@ -1,0 +1,64 @@
+"""A task of one's own: a class in a Python file, loaded by path. Code never travels.
+
+An experiment names it ``FILE.py:Class``. The file is looked for in the folder ``FLUFFLE_TASK``:
+``fluffle run`` sets that to the experiment file's, workers and evaluators are told. A plan comes
+over the network, so what it names has to lie in that folder. ``--task PATH/FILE.py:Class`` is a
+person's own word: it is used whatever the plan names.
+
+How the file is loaded is in ``fluffle.schemas.user_code``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+
+from fluffle.schemas import UserError, user_code
+from fluffle.schemas.user_code import load_module
+from fluffle.worker.tasks.task import Task
+
+#: The folder in which a task that an experiment names is looked for.
+FOLDER = "FLUFFLE_TASK"
+#: What ``--data`` says, to the processes of ``fluffle run --workers``.
+DATA = "FLUFFLE_TASK_DATA"
+
+
+def is_custom(name: str) -> bool:
+    """Whether this names a class in a file."""
+    return ":" in name
+
+
+def named_by_plan(name: str) -> type[Task]:
+    """The class that an experiment names. Raises: UserError."""
+    folder = os.environ.get(FOLDER)
+    if not folder:
+        raise UserError(
+            f"the experiment's task is {name}, and code does not travel: give --task PATH/{name}, "
+            f"or set {FOLDER} to the folder that has the file"
+        )
+    file, _, _ = name.rpartition(":")
+    root = Path(folder).resolve()
+    if not (root / file).resolve().is_relative_to(root):
+        raise UserError(f"the task {name} lies outside {folder}: an experiment may not name that")
+    return load(f"{root}/{name}")
+
+
+def load(place: str) -> type[Task]:
+    """The class at ``PATH/FILE.py:Class``. Raises: UserError."""
+    file, colon, name = place.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise UserError(f"the task {place} is not like my_task.py:MyTask")
+    path = Path(file).resolve()
+    found = getattr(load_module(path), name, None)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise UserError(f"{path} has no class {name} that is a fluffle.Task")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise UserError(f"{name} in {path} lacks {missing}: see fluffle.Task")
+    return found
+
+
+def explain(error: Exception, task: type[Task]) -> str:
+    """What a task raised, and where in its file: one line."""
+    return user_code.explain(error, Path(inspect.getfile(task)))

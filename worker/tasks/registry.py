@@ -1,0 +1,139 @@
+"""The tasks that come with Fluffle, and the way to one of one's own."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from fluffle.schemas import Plan, UserError
+from fluffle.schemas.experiment import PartitionTable, TaskTable
+from fluffle.worker.datasets import Progress
+from fluffle.worker.tasks import custom
+from fluffle.worker.tasks.by_client import ByClient
+from fluffle.worker.tasks.images import (
+    CifarCnn,
+    DigitsLr,
+    FashionCnn,
+    FashionMlp,
+    MnistCnn,
+    MnistLr,
+    MnistMlp,
+)
+from fluffle.worker.tasks.losses import try_out
+from fluffle.worker.tasks.sequences import ShakespeareGru, WearablesCnn
+from fluffle.worker.tasks.synthetic import SyntheticLr
+from fluffle.worker.tasks.task import Task
+
+__all__ = ["TASKS", "MnistCnn", "check", "load_task", "open_data", "prepare", "trying", "use"]
+
+TASKS: dict[str, type[Task]] = {
+    "mnist-mlp": MnistMlp,
+    "mnist-cnn": MnistCnn,
+    "mnist-lr": MnistLr,
+    "fashion-mlp": FashionMlp,
+    "fashion-cnn": FashionCnn,
+    "digits-lr": DigitsLr,
+    "cifar-cnn": CifarCnn,
+    "synthetic-lr": SyntheticLr,
+    "shakespeare-gru": ShakespeareGru,
+    "wearables-cnn": WearablesCnn,
+}
+
+T = TypeVar("T")
+
+_LOCK = threading.Lock()
+#: What this process was told: ``--task``, whatever a plan names, and ``--data``.
+_told: tuple[str | None, Path | None] = (None, None)
+
+
+def use(task: str | None, data: Path | None) -> None:
+    """From now on: this task, whatever a plan names, and this folder or file of data for a task
+    from a file. Raises: UserError where there is no such task or data.
+    """
+    global _told
+    if task is not None:
+        custom.load(task)
+    if data is not None and not data.exists():
+        raise UserError(f"there is no data at {data}")
+    with _LOCK:
+        _told = (task, data)
+        _load.cache_clear()
+
+
+def prepare(name: str, progress: Progress) -> None:
+    """Fetch what a task needs, before anybody waits for it. Raises: UserError."""
+    _task_class(name).prepare(progress)
+
+
+def check(
+    table: TaskTable, partition: PartitionTable, seed: int, by_client: bool | None = None
+) -> None:
+    """Raises: UserError if the task's data cannot be split like that; better before than while."""
+    with _LOCK:
+        task = _load(table, partition, seed)
+    if table.clients:
+        trying(task, lambda: task.client_indices("0"))
+    if custom.is_custom(table.name):
+        trying(task, lambda: try_out(task))
+    if by_client:
+        trying(task, lambda: ByClient(task, np.arange(len(task.test().y), dtype=np.int32)))
+
+
+def open_data(plan: Plan) -> Task:
+    """The task of a site, once its data have been read; it has to be one from a file.
+
+    Raises: UserError.
+    """
+    if not custom.is_custom(_told[0] or plan.task.name):
+        raise UserError(
+            f"the task of this run, {plan.task.name}, brings data of its own: a site trains on its "
+            "own, with a task file (--task FILE.py:Class)"
+        )
+    task = load_task(plan)
+    trying(task, task.dataset)
+    trying(task, task.test)
+    return task
+
+
+def load_task(plan: Plan) -> Task:
+    """The plan's task: the same object for all trainers of this process. Raises: UserError."""
+    with _LOCK:
+        return _load(plan.task, plan.partition, plan.seed)
+
+
+@lru_cache(maxsize=2)
+def _load(table: TaskTable, partition: PartitionTable, seed: int) -> Task:
+    task = _task_class(table.name).of(table, partition, seed)
+    task.data_dir = _told[1] or Path(inspect.getfile(type(task))).parent
+    return task
+
+
+def _task_class(name: str) -> type[Task]:
+    if _told[0] is not None:
+        return custom.load(_told[0])
+    if custom.is_custom(name):
+        return custom.named_by_plan(name)
+    if name not in TASKS:
+        raise UserError(
+            f"there is no task {name!r}: use one of {', '.join(sorted(TASKS))}, or a file of your "
+            "own, as my_task.py:MyTask"
+        )
+    return TASKS[name]
+
+
+def trying(task: Task, action: Callable[[], T]) -> T:
+    """What the code of a user's own raises is theirs to mend. Raises: UserError in its place."""
+    try:
+        return action()
+    except UserError:
+        raise
+    except Exception as error:
+        if type(task) in TASKS.values():
+            raise
+        raise UserError(f"the task failed: {custom.explain(error, type(task))}") from error

@@ -1,0 +1,137 @@
+"""What is learned, and from which data: a Keras model and the examples of every client."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle.schemas.experiment import PartitionTable, TaskTable
+from fluffle.worker.datasets import Progress
+from fluffle.worker.tasks.partitions import partition
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+
+class Examples(NamedTuple):
+    """Inputs and targets; the first axis of both counts the examples."""
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+
+
+class Task(ABC):
+    """One instance is shared by all trainers of a process, in several threads.
+
+    Arrays stay in the dtype they come in: ``preprocess`` casts batch by batch inside the compiled
+    training loop.
+
+    A resident client (a site) has a task of its own machine: ``dataset()`` is all that it trains
+    on, ``test()`` what it holds out to measure the global model and its own.
+    """
+
+    #: A Keras loss, by name or object.
+    loss: Any = "sparse_categorical_crossentropy"
+    #: Keras metrics, by name or object. None: accuracy where the loss is a cross-entropy.
+    metrics: Sequence[Any] | None = None
+    #: Where the data are: what ``--data`` says, a folder or a file; else the folder of the task's
+    #: file. Set once a task from a file is made.
+    data_dir: Path
+
+    def __init__(self, clients: int, partition: PartitionTable, seed: int) -> None:
+        self.clients = clients
+        self.partition = partition
+        self.seed = seed
+
+    @classmethod
+    def of(cls, table: TaskTable, partition: PartitionTable, seed: int) -> Self:
+        """The task that an experiment names. Overridden by those that have parameters."""
+        return cls(table.clients, partition, seed)
+
+    @classmethod  # noqa: B027 a task may need nothing
+    def prepare(cls, progress: Progress) -> None:
+        """Fetch what the task needs; called once, before training. Raises: UserError."""
+
+    @abstractmethod
+    def model(self) -> keras.Model:
+        """A new, built model. Its caller seeds the initial weights."""
+
+    @abstractmethod
+    def dataset(self) -> Examples:
+        """The training examples of all clients."""
+
+    @abstractmethod
+    def test(self) -> Examples:
+        """The examples that an evaluation uses; no client has them."""
+
+    def owners(self) -> NDArray[Any] | None:
+        """Whose each example of ``dataset()`` is, 0 to N - 1; None where it is nobody's.
+
+        Partition kind ``natural`` makes owner k client k.
+        """
+        return None
+
+    def test_owners(self) -> NDArray[Any] | None:
+        """Whose each example of ``test()`` is, as in ``owners``; None where it is nobody's.
+
+        With partition kind ``natural``, ``evaluation.by_client`` measures each client on its own.
+        """
+        return None
+
+    def client_indices(self, client: str) -> NDArray[np.int32]:
+        """Which examples of ``dataset()`` this client holds: a resident, which has a name, all.
+
+        Raises: ValueError.
+        """
+        if not client.isdecimal():
+            return self._all
+        if int(client) >= self.clients:
+            raise ValueError(f"there is no client {client!r}: they are 0 to {self.clients - 1}")
+        return self._partition[int(client)]
+
+    def preprocess(self, x: Any) -> Any:
+        """A batch of inputs (a tensor, in the graph) as the model takes it."""
+        return x
+
+    @cached_property
+    def _all(self) -> NDArray[np.int32]:
+        return np.arange(len(self.dataset().y), dtype=np.int32)
+
+    @cached_property
+    def _partition(self) -> list[NDArray[np.int32]]:
+        y, owners = self.dataset().y, self.owners()
+        return partition(self.partition, y, self.clients, self.seed, owners)
+
+
+class StreamedTask(Task):
+    """A task whose training examples do not fit in memory: each client's are a ``tf.data`` stream.
+
+    Test examples are arrays, as ever. No partition deals a stream out: ``stream`` knows whose is
+    what.
+    """
+
+    @abstractmethod
+    def stream(self, client: str, seed: int) -> tf.data.Dataset:
+        """One epoch of a client's training examples, (x, y) one by one, in an order by ``seed``.
+
+        The trainer makes batches of them and reads ahead. The same (client, seed) has to give the
+        same. A resident client has all that is here, whatever its name.
+        """
+
+    def dataset(self) -> Examples:
+        """The first examples of a stream: what examples look like."""
+        first = [*self.stream("0", 0).take(2).as_numpy_iterator()]
+        return Examples(np.array([x for x, _ in first]), np.array([y for _, y in first]))
+
+    def client_indices(self, client: str) -> NDArray[np.int32]:
+        """None: a stream has no indices. Raises: ValueError."""
+        if client.isdecimal() and int(client) >= self.clients:
+            raise ValueError(f"there is no client {client!r}: they are 0 to {self.clients - 1}")
+        return np.zeros(0, np.int32)

@@ -1,0 +1,1 @@
+"""Local training: trainers, optimizers, client algorithms."""

@@ -1,0 +1,51 @@
+"""One thing that is made from a plan, kept as long as the plan stays the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from fluffle.schemas import Plan, UserError
+from fluffle.worker.tasks.registry import load_task
+from fluffle.worker.tasks.task import StreamedTask
+
+if TYPE_CHECKING:
+    from fluffle.worker.training.trainer import Trainer
+
+T = TypeVar("T")
+
+
+class PerPlan(Generic[T]):
+    """Makes a trainer (or its like) when a plan comes, and anew when another does."""
+
+    def __init__(self, make: Callable[[Plan], T]) -> None:
+        self._make = make
+        self._made: tuple[Plan, T] | None = None
+
+    def of(self, plan: Plan) -> T:
+        """What belongs to this plan. Raises: what ``make`` raises."""
+        if self._made is None or self._made[0] != plan:
+            self._made = None  # let the old one go before the new one is built
+            self._made = (plan, self._make(plan))
+        return self._made[1]
+
+
+def make_trainer(plan: Plan) -> Trainer:
+    """A trainer; TensorFlow is imported only once there is something to train."""
+    if plan.asks is not None and isinstance(load_task(plan), StreamedTask):
+        raise UserError("scaffold and fednova train in memory: they take no StreamedTask")
+    if plan.asks == "normaliser":
+        from fluffle.worker.training.fednova import FedNovaTrainer
+
+        return FedNovaTrainer(plan)
+    if plan.asks is not None:
+        from fluffle.worker.training.scaffold import ScaffoldTrainer
+
+        return ScaffoldTrainer(plan)
+    if isinstance(load_task(plan), StreamedTask):
+        from fluffle.worker.training.streamed import StreamingTrainer
+
+        return StreamingTrainer(plan)
+    from fluffle.worker.training.trainer import Trainer
+
+    return Trainer(plan)

@@ -1,0 +1,105 @@
+"""Local training on a stream: data that do not fit in memory, through a compiled loop.
+
+One epoch is one TensorFlow function over a ``tf.data`` iterator; batches are made, and read ahead,
+while the one before is trained on. All else is the trainer's: its loss, optimizer and metrics.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import tensorflow as tf
+
+from fluffle.schemas import Tensors
+from fluffle.worker.tasks.task import StreamedTask
+from fluffle.worker.training.trainer import BUILDING, Trained, Trainer, floats, seeds_of
+
+#: Batches that are made ahead.
+_AHEAD = 2
+
+
+class StreamingTrainer(Trainer):
+    """Trains clients of a ``StreamedTask``; evaluates in memory, as every trainer."""
+
+    def train(
+        self,
+        base: Tensors,
+        client: str,
+        turn: int | str,
+        epochs: int | None = None,
+        state: Tensors | None = None,
+    ) -> Trained:
+        """As ``Trainer.train``; the examples are those that one epoch of the stream has.
+
+        Raises: ValueError if ``base`` does not fit the model or the stream is empty; UserError.
+        """
+        started = time.perf_counter()
+        assert isinstance(self._task, StreamedTask)
+        weights = self._checked(base)
+        seeds = seeds_of(f"{self._plan.seed}:{client}:{turn}", 1 + len(self._generators))
+        begin, early, last = self._loops
+        begin(weights, tf.constant(seeds))
+        epochs = self._plan.training.epochs if epochs is None else epochs
+        for number in range(epochs):
+            ((seed, _),) = seeds_of(f"{seeds[0]}:{number}", 1)
+            stream = self._task.stream(client, int(seed) & 0x7FFFFFFF)
+            batches = iter(stream.batch(self._plan.training.batch_size).prefetch(_AHEAD))
+            if number == epochs - 1:
+                self._model.reset_metrics()
+            loss, count = (last if number == epochs - 1 else early)(batches)
+            if not count:
+                raise ValueError(f"client {client} has no examples")
+        values = [v.numpy() for v in self._weights]
+        metrics = floats(self._results(loss))
+        tensors = dict(zip(self._spec, values, strict=True))
+        return Trained(tensors, int(count), metrics, time.perf_counter() - started)
+
+    @cached_property
+    def _loops(self) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+        """What begins a training, an epoch without metrics, and one with."""
+        with BUILDING:
+            self._shared("test")  # metrics make their variables
+            optimizer = self._optimizer()
+            values = [v.value for v in self._model.trainable_variables]
+
+        def begin(weights: list[Any], seeds: Any) -> None:
+            self._assign(weights)
+            for i, generator in enumerate(self._generators):
+                generator.assign(tf.cast(seeds[i + 1], generator.dtype))
+            optimizer.reset()
+
+        def step(x: Any, y: Any, measured: bool) -> Any:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(values)
+                loss = self._loss(x, y, training=True, measured=measured)
+            optimizer.apply(tape.gradient(loss, values))
+            return loss
+
+        def epoch(measured: bool) -> Callable[..., Any]:
+            def body(batches: Any, loss: Any, count: Any) -> tuple[Any, Any, Any]:
+                batch = batches.get_next_as_optional()
+
+                def train() -> tuple[Any, Any]:
+                    x, y = batch.get_value()
+                    size = tf.shape(y)[0]
+                    added = step(x, y, measured) * tf.cast(size, tf.float32)
+                    return loss + added, count + size
+
+                more = batch.has_value()
+                return more, *tf.cond(more, train, lambda: (loss, count))
+
+            def run(batches: Any) -> tuple[Any, Any]:
+                _, loss, count = tf.while_loop(
+                    lambda more, loss, count: more,
+                    lambda more, loss, count: body(batches, loss, count),
+                    (tf.constant(True), tf.constant(0.0), tf.constant(0)),
+                    parallel_iterations=1,
+                )
+                return loss / tf.cast(tf.maximum(count, 1), tf.float32), count
+
+            return tf.function(run, autograph=False)  # type: ignore[no-any-return]
+
+        return tf.function(begin, autograph=False), epoch(False), epoch(True)

@@ -1,0 +1,325 @@
+"""Local training: the whole run of one client is one TensorFlow function.
+
+Epochs, shuffling, batches, gradients, the optimizer and the metrics are loops and kernels inside
+one graph, over one tensor of examples that all trainers of the process share. Keras is the model
+API; it is called while the graph is traced, which happens once for each trainer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from fluffle.schemas import Plan, Tensors
+from fluffle.schemas.tensors import model_groups, named, spec
+from fluffle.worker.tasks.by_client import ByClient
+from fluffle.worker.tasks.losses import compile_model, named_accuracy
+from fluffle.worker.tasks.registry import load_task
+from fluffle.worker.tasks.task import Task
+from fluffle.worker.training import optimizers
+from fluffle.worker.training.execution import Execution
+from fluffle.worker.training.tensor_cache import TensorCache
+
+#: Examples per step of an evaluation: enough for the matrix kernels, little memory.
+_EVALUATION_BATCH = 250
+
+#: Building models and tracing take process-wide state (the seeds that initialisers draw).
+BUILDING = threading.RLock()
+
+_bases = TensorCache()
+_tensors: WeakKeyDictionary[Task, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one client's local training gave."""
+
+    #: The local values, named as the model that it started from.
+    tensors: Tensors
+    #: How many examples the client has.
+    examples: int
+    #: The loss and the task's metrics over the last epoch, as ``fit`` reports them.
+    metrics: dict[str, float]
+    seconds: float
+    #: What the strategy wants with the update besides.
+    extra: Tensors = field(default_factory=dict)
+    #: What the client keeps for its next turn.
+    state: Tensors = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains and evaluates one plan's model. One for each thread; any number in a process."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Raises: UserError if there is no such task."""
+        self._plan = plan
+        self._task = load_task(plan)
+        with _seeded(plan.seed):
+            self._model = self._task.model()
+        compile_model(self._task, self._model)
+        known = {id(v) for v in self._model.weights}
+        #: The states of seed generators (dropout and its like): they stay here.
+        self._generators = [v for v in self._model.variables if id(v) not in known]
+        self._weights = [*self._model.trainable_weights, *self._model.non_trainable_weights]
+        self._spec = spec(payload(self._model))
+
+    def initial(self) -> Tensors:
+        """The weights of version 0: a function of the plan's seed alone."""
+        with _seeded(self._plan.seed):
+            return payload(self._task.model())
+
+    def train(
+        self,
+        base: Tensors,
+        client: str,
+        turn: int | str,
+        epochs: int | None = None,
+        state: Tensors | None = None,
+    ) -> Trained:
+        """The client's local training: a function of (base, seed, client, turn, epochs, state).
+
+        base: the model, and what the strategy sent with it.
+        turn: what tells this training from the client's others.
+        epochs: how many it does, where those are fewer than the plan's (a straggler).
+        state: what the client kept from its last turn: empty at first, None where it is lost.
+        Raises: ValueError if ``base`` does not fit the model, the client is unknown or has no
+        examples; UserError if there is no such optimizer.
+        """
+        started = time.perf_counter()
+        weights = self._checked(base)
+        indices = self._task.client_indices(client)
+        if not len(indices):
+            raise ValueError(f"client {client} has no examples")
+        seeds = seeds_of(f"{self._plan.seed}:{client}:{turn}", 1 + len(self._generators))
+        function, execution = self._training
+        with execution.loop():
+            count = tf.constant(self._plan.training.epochs if epochs is None else epochs)
+            values, metrics = function(weights, tf.constant(indices), seeds, count)
+        tensors = dict(zip(self._spec, (v.numpy() for v in values), strict=True))
+        return Trained(tensors, len(indices), floats(metrics), time.perf_counter() - started)
+
+    def evaluate(self, weights: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:
+        """The loss and the task's metrics on test examples, and how many those are.
+
+        With ``evaluation.by_client`` also how clients differ; a site has nothing to say of that.
+        Raises: ValueError if ``weights`` do not fit the model.
+        """
+        values = self._checked(weights)
+        function, execution = self._evaluation
+        differences = self._by_client if by_client else None
+        with execution.loop():
+            metrics = floats(function(values, tf.constant(self._test_indices)))
+            if differences is not None:
+                metrics |= differences.measure(
+                    lambda indices: floats(function(values, tf.constant(indices)))
+                )
+        return metrics, len(self._test_indices)
+
+    def _steps(self, examples: int, epochs: int | None) -> int:
+        """How many steps of the optimizer a training of so many examples has."""
+        training = self._plan.training
+        return math.ceil(examples / training.batch_size) * (
+            training.epochs if epochs is None else epochs
+        )
+
+    def _checked(self, tensors: Tensors) -> list[Any]:
+        known = _bases.find([tensors[name] for name in self._spec if name in tensors])
+        if known is not None:
+            return known
+        if (found := spec(model_groups(tensors))) != self._spec:
+            both = self._spec | found
+            wrong = next(name for name in both if found.get(name) != self._spec.get(name))
+            raise ValueError(
+                f"these weights do not fit the model of {self._plan.task.name}: {wrong} is "
+                f"{found.get(wrong, 'missing')}, not {self._spec.get(wrong, 'there')}"
+            )
+        return _bases.make([tensors[name] for name in self._spec])
+
+    @cached_property
+    def _test_indices(self) -> NDArray[np.int32]:
+        return test_indices(self._plan, self._task)
+
+    @cached_property
+    def _by_client(self) -> ByClient | None:
+        wanted = self._plan.evaluation.by_client
+        return ByClient(self._task, self._test_indices) if wanted else None
+
+    @cached_property
+    def _training(self) -> tuple[Any, Execution]:
+        with BUILDING:
+            x, y = self._shared("dataset")
+            optimizer = self._optimizer()
+            values = [v.value for v in self._model.trainable_variables]
+
+            def step(batch: Any, measured: bool) -> Any:
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch(values)
+                    examples = tf.gather(x, batch), tf.gather(y, batch)
+                    loss = self._loss(*examples, training=True, measured=measured)
+                optimizer.apply(tape.gradient(loss, values))
+                return loss
+
+            last = Execution(partial(step, measured=True))
+            # Metrics are those of the last epoch: up to a third of a small model's step.
+            early = None
+            if self._plan.training.epochs > 1:
+                early = Execution(partial(step, measured=False))
+            seeds = tf.TensorSpec([1 + len(self._generators), 2], tf.int64)
+            epochs = tf.TensorSpec([], tf.int32)
+            return self._traced(self._train_graph(early, last, optimizer), last, seeds, epochs)
+
+    def _optimizer(self) -> optimizers.Optimizer:
+        return optimizers.make(self._plan.training, self._model.trainable_variables)
+
+    def _train_graph(
+        self, early: Execution | None, last: Execution, optimizer: optimizers.Optimizer
+    ) -> Callable[..., Any]:
+        batch_size = self._plan.training.batch_size
+
+        def epoch(number: Any, indices: Any, seed: Any, execution: Execution) -> Any:
+            seed = tf.random.experimental.stateless_fold_in(seed, number)
+            order = tf.random.experimental.stateless_shuffle(indices, seed, alg="philox")
+            return mean_over_batches(execution, order, batch_size)
+
+        def train(weights: list[Any], indices: Any, seeds: Any, epochs: Any) -> Any:
+            self._assign(weights)
+            for i, generator in enumerate(self._generators):
+                generator.assign(tf.cast(seeds[i + 1], generator.dtype))
+            optimizer.reset()
+            number = tf.constant(0)
+            if early is not None:
+                number, _ = tf.while_loop(
+                    lambda number, loss: number < epochs - 1,
+                    lambda number, loss: (number + 1, epoch(number, indices, seeds[0], early)),
+                    (number, tf.constant(0.0)),
+                    parallel_iterations=1,
+                )
+            self._model.reset_metrics()
+            loss = epoch(number, indices, seeds[0], last)
+            return [tf.identity(v.value) for v in self._weights], self._results(loss)
+
+        return train
+
+    @cached_property
+    def _evaluation(self) -> tuple[Any, Execution]:
+        with BUILDING:
+            x, y = self._shared("test")
+
+            def step(batch: Any) -> Any:
+                return self._loss(tf.gather(x, batch), tf.gather(y, batch), training=False)
+
+            execution = Execution(step)
+
+            def evaluate(weights: list[Any], indices: Any) -> Any:
+                self._assign(weights)
+                self._model.reset_metrics()
+                return self._results(mean_over_batches(execution, indices, _EVALUATION_BATCH))
+
+            return self._traced(evaluate, execution)
+
+    def _traced(
+        self, graph: Callable[..., Any], execution: Execution, *inputs: Any
+    ) -> tuple[Any, Execution]:
+        weights = [tf.TensorSpec(v.shape, v.dtype) for v in self._weights]
+        indices = tf.TensorSpec([None], tf.int32)
+        with execution.loop():
+            function = tf.function(graph, autograph=False)
+            return function.get_concrete_function(weights, indices, *inputs), execution
+
+    def _shared(self, part: str) -> tuple[Any, Any]:
+        x, y = _shared(self._task, part)
+        # Metrics make their variables with the first batch, which must not be in a graph.
+        self._model.compute_metrics(None, y[:1], self._model(self._task.preprocess(x[:1])))
+        return x, y
+
+    def _assign(self, weights: list[Any]) -> None:
+        for variable, value in zip(self._weights, weights, strict=True):
+            variable.assign(value)
+
+    def _loss(self, x: Any, y: Any, training: bool, measured: bool = True) -> Any:
+        """The loss of a batch, regularisation included; ``measured``: counts it in the metrics."""
+        predicted = self._model(self._task.preprocess(x), training=training)
+        loss = self._model.compute_loss(x, y, predicted, training=training)
+        if measured:
+            self._model.compute_metrics(x, y, predicted)
+        return loss
+
+    def _results(self, loss: Any) -> dict[str, Any]:
+        return {**self._model.get_metrics_result(), "loss": loss}
+
+
+def test_indices(plan: Plan, task: Task) -> NDArray[np.int32]:
+    """Which test examples an evaluation uses."""
+    total = len(task.test().y)
+    wanted = min(plan.evaluation.examples or total, total)
+    chosen = np.random.default_rng(plan.seed).permutation(total)[:wanted]
+    return np.sort(chosen).astype(np.int32)
+
+
+def mean_over_batches(execution: Execution, indices: Any, batch_size: int) -> Any:
+    """The mean of the steps' losses over examples. The last batch has what is left."""
+    total = tf.size(indices)
+
+    def body(start: Any, loss: Any) -> tuple[Any, Any]:
+        end = tf.minimum(start + batch_size, total)
+        return end, loss + execution.step(indices[start:end]) * tf.cast(end - start, tf.float32)
+
+    _, loss = tf.while_loop(
+        lambda start, loss: start < total, body, (0, tf.constant(0.0)), parallel_iterations=1
+    )
+    return loss / tf.cast(total, tf.float32)
+
+
+def _shared(task: Task, part: str) -> tuple[Any, Any]:
+    """The task's examples as tensors, made once for all trainers of the process."""
+    with BUILDING:
+        made = _tensors.setdefault(task, {})
+        if part not in made:
+            examples = task.dataset() if part == "dataset" else task.test()
+            made[part] = (tf.constant(examples.x), tf.constant(examples.y))
+        return made[part]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Keras's initialisers draw from the process-wide generators: seeded here, then put back."""
+    with BUILDING:
+        python, numpy = random.getstate(), np.random.get_state()
+        keras.utils.set_random_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def payload(model: keras.Model) -> Tensors:
+    """The model's weights, named as they travel."""
+    return {
+        **named("trainable", [v.numpy() for v in model.trainable_weights]),
+        **named("non_trainable", [v.numpy() for v in model.non_trainable_weights]),
+    }
+
+
+def seeds_of(text: str, count: int) -> NDArray[np.int64]:
+    """``count`` independent pairs of 32-bit numbers, shape (count, 2)."""
+    digest = hashlib.shake_128(text.encode()).digest(8 * count)
+    return np.frombuffer(digest, "<i4").astype(np.int64).reshape(count, 2)
+
+
+def floats(metrics: dict[str, Any]) -> dict[str, float]:
+    return named_accuracy({n: float(value) for n, value in metrics.items() if not value.shape.rank})
