@@ -171,20 +171,11 @@ class EmbeddedAggregatorPort:
 
     def receive(self, timeout_s: float) -> Delivery | None:
         """The next update or event; None after ``timeout_s``. Raises: LeadershipLost, Closed."""
-        got: Delivery | None = None
-
-        def arrived() -> bool:
-            nonlocal got
-            self._check_lead()
-            got = self._next()
-            return got is not None
-
         with self._broker.changed:
-            if not arrived() and timeout_s > 0:
-                self._broker.changed.wait_for(arrived, timeout_s)
-            if got is not None:
+            delivery = self._broker.changed.wait_for(self._next, timeout_s)
+            if delivery is not None:
                 self._broker.changed.notify_all()  # there may be room for a submit that waits
-        return got
+        return delivery
 
     def ack(self, deliveries: Iterable[Delivery]) -> None:
         """These are durable with us; what this port does not hold is skipped."""
@@ -211,6 +202,7 @@ class EmbeddedAggregatorPort:
             self._broker.changed.notify_all()
 
     def _next(self) -> Delivery | None:
+        self._check_lead()
         if not self._prefetch:
             return None
         event = self._broker.take_event()
@@ -259,19 +251,8 @@ class EmbeddedWorkerPort:
 
     def receive_assignment(self, timeout_s: float) -> Delivery | None:
         """The next turn; at most ``slots`` are unacked at a time. Raises: Closed."""
-        got: Delivery | None = None
-
-        def arrived() -> bool:
-            nonlocal got
-            self._check_open()
-            if self._broker.assignments.unacked(self) < self._slots:
-                got = self._broker.assignments.take(self)
-            return got is not None
-
         with self._broker.changed:
-            if not arrived() and timeout_s > 0:
-                self._broker.changed.wait_for(arrived, timeout_s)
-        return got
+            return self._broker.changed.wait_for(self._next, timeout_s)
 
     def ack(self, delivery: Delivery) -> None:
         """This turn is done with."""
@@ -302,6 +283,12 @@ class EmbeddedWorkerPort:
             self._broker.workers.discard(self)
             self._broker.assignments.give_back(self)
             self._broker.changed.notify_all()
+
+    def _next(self) -> Delivery | None:
+        self._check_open()
+        if self._broker.assignments.unacked(self) >= self._slots:
+            return None
+        return self._broker.assignments.take(self)
 
     def _has_room(self, envelope: Envelope) -> bool:
         queued = self._broker.updates.ready_bytes

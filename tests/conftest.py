@@ -27,7 +27,7 @@ class Container:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.port = urlsplit(url).port or 5672
+        self.tcp_port = urlsplit(url).port or 5672
 
     def ctl(self, *arguments: str) -> str:
         """What ``rabbitmqctl`` with these arguments prints."""

@@ -84,7 +84,7 @@ class Node:
         self.folder = (folder or Path(tempfile.mkdtemp(prefix="fluffle-rabbitmq-"))).resolve()
         self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
-        self.port, self._dist_port, self._epmd_port, self._ui_port = free_ports(4)
+        self.tcp_port, self._dist_port, self._epmd_port, self._ui_port = free_tcp_ports(4)
         lines = dict(
             line.split(" = ", 1) for line in CONF.read_text().splitlines() if " = " in line
         )
@@ -101,7 +101,7 @@ class Node:
     @property
     def url(self) -> str:
         """For ``RabbitMQBroker``; the server listens on the loopback interface only."""
-        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
+        return f"amqp://guest:guest@127.0.0.1:{self.tcp_port}/%2F"
 
     @property
     def management_url(self) -> str:
@@ -185,7 +185,7 @@ class Node:
             "ERL_EPMD_PORT": str(self._epmd_port),
             "RABBITMQ_NODENAME": "fluffle@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_NODE_PORT": str(self.tcp_port),
             "RABBITMQ_DIST_PORT": str(self._dist_port),
             "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
             "RABBITMQ_LOG_BASE": str(self.folder / "log"),
@@ -196,15 +196,15 @@ class Node:
 
     def _answers(self) -> bool:
         try:
-            socket.create_connection(("127.0.0.1", self.port), 0.2).close()
+            socket.create_connection(("127.0.0.1", self.tcp_port), 0.2).close()
             pika.BlockingConnection(pika.URLParameters(self.url)).close()
         except (OSError, pika.exceptions.AMQPError):
             return False
         return True
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine, below those that the kernel gives to outgoing connections."""
+def free_tcp_ports(count: int) -> list[int]:
+    """TCP ports of this machine, below those that the kernel gives to outgoing connections."""
     ports: list[int] = []
     while len(ports) < count:
         port = random.SystemRandom().randrange(20_000, 32_000)

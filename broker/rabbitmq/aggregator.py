@@ -41,13 +41,9 @@ class RabbitMQAggregatorPort(Port):
     def __init__(self, settings: Settings) -> None:
         """Raises: BrokerUnreachable, AccessRefused."""
         super().__init__(settings, "aggregator")
-        self._lock = LeaderLock(
-            self._consuming, self._fail, self._changed, self._topology.aggregator
-        )
+        self._lock = LeaderLock(self._consuming, self._topology.aggregator)
         self._publisher = Publisher(
             self._publishing,
-            self._fail,
-            self._changed,
             lambda channel: declare(channel, self._topology),
             self._user,
         )
@@ -159,17 +155,8 @@ class RabbitMQAggregatorPort(Port):
 
     def receive(self, timeout_s: float) -> Delivery | None:
         """The next update or event; None after ``timeout_s``. Raises: LeadershipLost, Closed."""
-        got: Delivery | None = None
-
-        def arrived() -> bool:
-            nonlocal got
-            self._check_lead()
-            got = self._next()
-            return got is not None
-
         with self._changed:
-            self._changed.wait_for(arrived, timeout_s)
-        return got
+            return self._changed.wait_for(self._next, timeout_s)
 
     def ack(self, deliveries: Iterable[Delivery]) -> None:
         """These are durable with us. Receipts from before a reconnect are skipped."""
@@ -201,6 +188,7 @@ class RabbitMQAggregatorPort(Port):
             updates.ack(delivery)
 
     def _next(self) -> Delivery | None:
+        self._check_lead()
         if self._events is None or self._updates is None:
             return None
         event = self._events.take()
@@ -223,8 +211,6 @@ class RabbitMQAggregatorPort(Port):
 
         return Consumer(
             self._consuming,
-            self._fail,
-            self._changed,
             prepare,
             prefetch,
             largest=largest,

@@ -56,20 +56,23 @@ class Link:
         parameters: pika.URLParameters,
         title: str,
         status: Callable[[str], None],
-        failed: Callable[[Exception], None],
+        fail: Callable[[Exception], None],
+        changed: threading.Condition,
     ) -> None:
         """
         title: the connection's name in RabbitMQ's UI and in ``status``.
         status: is told, in the I/O thread, what a person may want to know.
-        failed: is told that the I/O thread has died, which is a bug.
+        fail: is told what trying again cannot mend; that the I/O thread has died is a bug.
+        changed: guards what its channels share with other threads, and announces it.
         """
         self.title = title
+        self.fail = fail
+        self.changed = changed
         self._tell = status
         self._told = ""
         self.where = f"{parameters.host}:{parameters.port}, virtual host {parameters.virtual_host}"
         self.connection: pika.SelectConnection | None = None
         self._parameters = parameters
-        self._failed = failed
         self._attached: list[Attached] = []
         self._loop = IOLoop()
         self._thread = threading.Thread(target=self._run, name=title, daemon=True)
@@ -141,7 +144,7 @@ class Link:
         except Exception as error:
             self._refusal = error
             self._settled.set()
-            self._failed(error)
+            self.fail(error)
             raise
         finally:
             with self._lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ class _Receipt:
 
 
 class Consumer(RobustChannel):
-    """A subscription that comes back. ``changed`` guards the inbox and what is in hand.
+    """A subscription that comes back. The link's ``changed`` guards the inbox and what is in hand.
 
     A lost channel empties the inbox and voids all receipts: the broker delivers it all again.
     """
@@ -37,8 +36,6 @@ class Consumer(RobustChannel):
     def __init__(
         self,
         link: Link,
-        fail: Callable[[Exception], None],
-        changed: threading.Condition,
         queue: Callable[[Channel], str],
         prefetch: int,
         *,
@@ -48,15 +45,13 @@ class Consumer(RobustChannel):
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         """
-        changed: announces what has arrived.
         queue: declares what is needed on a new channel and names the queue.
         prefetch: how many messages may be unacked.
         largest: longer bodies, in bytes, are not kept: their hash is in ``too_large``.
         on_message: instead of the inbox; what it has seen is acked. Called with ``changed`` held.
         on_ready: called in the I/O thread when the subscription stands.
         """
-        super().__init__(link, fail)
-        self._changed = changed
+        super().__init__(link)
         self._queue = queue
         self._prefetch = prefetch
         self._largest = largest
@@ -89,14 +84,14 @@ class Consumer(RobustChannel):
         if delivery.receipt in self._in_hand:
             self._in_hand.discard(delivery.receipt)
             self.link.call(partial(_ack, delivery.receipt))
-            self._changed.notify_all()
+            self.link.changed.notify_all()
 
     def dead_letter(self, delivery: Delivery) -> None:
         """The broker shall set it aside, which it has in full. The caller holds ``changed``."""
         if delivery.receipt in self._in_hand:
             self._in_hand.discard(delivery.receipt)
             self.link.call(partial(_dead_letter, delivery.receipt))
-            self._changed.notify_all()
+            self.link.changed.notify_all()
 
     def set_largest(self, largest: int) -> None:
         """Of messages that begin to arrive from now on."""
@@ -117,7 +112,7 @@ class Consumer(RobustChannel):
         if prefetch != self._prefetch:
             self._prefetch = prefetch
             self.link.call(self._resubscribe)
-            self._changed.notify_all()
+            self.link.changed.notify_all()
 
     def opened(self, channel: Channel) -> None:
         """As ``RobustChannel``."""
@@ -127,11 +122,11 @@ class Consumer(RobustChannel):
 
     def lost(self, error: BaseException) -> None:
         """As ``RobustChannel``."""
-        with self._changed:
+        with self.link.changed:
             self._tag = None
             self._inbox.clear()
             self._in_hand.clear()
-            self._changed.notify_all()
+            self.link.changed.notify_all()
 
     def _subscribe(self, channel: Channel) -> None:
         channel.basic_qos(prefetch_count=self._prefetch)
@@ -154,14 +149,14 @@ class Consumer(RobustChannel):
         receipt = _Receipt(channel, method.delivery_tag)
         too_large = body.sha256 if isinstance(body, Cut) else ""
         envelope = envelopes.envelope(properties, body, too_large)
-        with self._changed:
+        with self.link.changed:
             if self._on_message is not None:
                 self._on_message(envelope)
             else:
                 # Only the broker's word counts: a sender may write this header as well.
                 count = envelopes.delivery_count(properties) if method.redelivered else 0
                 self._inbox.append(Delivery(envelope, count, receipt))
-            self._changed.notify_all()
+            self.link.changed.notify_all()
         if self._on_message is not None:
             _ack(receipt)
 

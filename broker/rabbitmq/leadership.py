@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable
 
 from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
@@ -17,23 +15,16 @@ from fluffle.broker.topology import Queue
 class LeaderLock(RobustChannel):
     """Takes the lock, takes it again after a reconnect, and only then lets its followers open.
 
-    ``changed`` guards ``held``, ``usurped`` and what is sought.
+    The link's ``changed`` guards ``held``, ``usurped`` and what is sought.
     """
 
-    def __init__(
-        self,
-        link: Link,
-        fail: Callable[[Exception], None],
-        changed: threading.Condition,
-        queue: Queue,
-    ) -> None:
-        super().__init__(link, fail)
+    def __init__(self, link: Link, queue: Queue) -> None:
+        super().__init__(link)
         self.backoff = Backoff(first=0.1, most=1.0)
         #: This connection has the lock.
         self.held = False
         #: Somebody else has had it for longer than a dead connection of ours could.
         self.usurped = False
-        self._changed = changed
         self._queue = queue
         self._seeking = False
         self._has_led = False
@@ -50,22 +41,22 @@ class LeaderLock(RobustChannel):
         """Try no more. The caller holds ``changed``."""
         self._seeking = False
 
-    def follow(self, lane: RobustChannel) -> None:
-        """This lane is open while the lock is held."""
+    def follow(self, channel: RobustChannel) -> None:
+        """This channel is open while the lock is held."""
 
         def follow() -> None:
-            self._followers.append(lane)
+            self._followers.append(channel)
             if self.held:
-                lane.open()
+                channel.open()
 
         self.link.call(follow)
 
-    def unfollow(self, lane: RobustChannel) -> None:
-        """This lane is closed from now on."""
+    def unfollow(self, channel: RobustChannel) -> None:
+        """This channel is closed from now on."""
 
         def unfollow() -> None:
-            self._followers.remove(lane)
-            lane.close()
+            self._followers.remove(channel)
+            channel.close()
 
         self.link.call(unfollow)
 
@@ -75,7 +66,7 @@ class LeaderLock(RobustChannel):
 
     def lost(self, error: BaseException) -> None:
         """As ``RobustChannel``."""
-        with self._changed:
+        with self.link.changed:
             self.held = False
 
     def broken(self, error: BaseException) -> bool:
@@ -93,10 +84,10 @@ class LeaderLock(RobustChannel):
             self._regain_until = now + 2.5 * self.link.heartbeat_s + 1.0
             self.link.status("taking the lead again")
         if now > self._regain_until:
-            with self._changed:
+            with self.link.changed:
                 self.usurped = True
                 self._wanted = False
-                self._changed.notify_all()
+                self.link.changed.notify_all()
         return True
 
     def _declare(self) -> None:
@@ -107,14 +98,14 @@ class LeaderLock(RobustChannel):
             )
 
     def _locked(self, _frame: object) -> None:
-        with self._changed:
+        with self.link.changed:
             if not self._seeking:  # it came too late for whoever asked
                 assert self.channel is not None
                 self.channel.queue_delete(self._queue.name)
                 return
             self.held = self._has_led = True
             self._regain_until = None
-            self._changed.notify_all()
+            self.link.changed.notify_all()
         self.backoff.reset()
-        for lane in self._followers:
-            lane.open()
+        for channel in self._followers:
+            channel.open()

@@ -58,6 +58,7 @@ class Port:
                 f"{name} {what}",
                 settings.on_status,
                 self._fail,
+                self._changed,
             )
             for what in ("consuming", "publishing")
         )

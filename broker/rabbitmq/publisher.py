@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,24 +40,20 @@ class _Outgoing:
 
 
 class Publisher(RobustChannel):
-    """A channel in confirm mode. ``changed`` guards what is waiting and under way."""
+    """A channel in confirm mode. The link's ``changed`` guards what is waiting and under way."""
 
     def __init__(
         self,
         link: Link,
-        fail: Callable[[Exception], None],
-        changed: threading.Condition,
         prepare: Callable[[Channel], None],
         user: str | None,
     ) -> None:
         """
-        changed: announces what becomes of messages.
         prepare: declares what messages need to find their way, on every new channel.
         user: whose messages these are.
         """
-        super().__init__(link, fail)
+        super().__init__(link)
         self.ready = False
-        self._changed = changed
         self._prepare = prepare
         self._user = user
         self._numbers = itertools.count()
@@ -90,12 +85,12 @@ class Publisher(RobustChannel):
                 pending.pop()
             return not pending
 
-        with self._changed:
+        with self.link.changed:
             check()
             self._waiting.update(batch)
             self.link.call(self._pump)
             try:
-                self._changed.wait_for(settled)
+                self.link.changed.wait_for(settled)
             finally:
                 for number, outgoing in batch.items():
                     self._waiting.pop(number, None)
@@ -112,7 +107,7 @@ class Publisher(RobustChannel):
         Called by any thread. Raises: MessageTooLarge.
         """
         batch = self._batch(exchange, key, envelopes, expires_s)
-        with self._changed:
+        with self.link.changed:
             self._waiting.update(batch)
         self.link.call(self._pump)
 
@@ -135,7 +130,7 @@ class Publisher(RobustChannel):
 
     def lost(self, error: BaseException) -> None:
         """As ``RobustChannel``: what is not confirmed waits again, in its old order."""
-        with self._changed:
+        with self.link.changed:
             self.ready = False
             again = {number: out for number, out in self._under_way.values() if not out.settled}
             self._waiting = {**again, **self._waiting}
@@ -168,16 +163,16 @@ class Publisher(RobustChannel):
 
     def _confirming(self, _frame: object) -> None:
         self._next_tag = 1
-        with self._changed:
+        with self.link.changed:
             self.ready = True
-            self._changed.notify_all()
+            self.link.changed.notify_all()
         self._pump()
 
     def _pump(self) -> None:
         """Send what waits; the broker's answers come by number, in its own time."""
         if not self.ready or self.channel is None or not self.channel.is_open:
             return
-        with self._changed:
+        with self.link.changed:
             waiting, self._waiting = self._waiting, {}
             self._under_way.update(enumerate(waiting.items(), self._next_tag))
             self._next_tag += len(waiting)
@@ -196,7 +191,7 @@ class Publisher(RobustChannel):
 
     def _answered(self, frame: Any) -> None:
         method = frame.method
-        with self._changed:
+        with self.link.changed:
             entries = [self._under_way.pop(tag) for tag in self._tags(method)]
             again = {number: out for number, out in entries if not out.settled}
             if isinstance(method, Basic.Ack):
@@ -204,7 +199,7 @@ class Publisher(RobustChannel):
                 for number in [number for number, out in again.items() if not out.returned]:
                     again.pop(number).settled = True
                     self.backoff.reset()
-                self._changed.notify_all()
+                self.link.changed.notify_all()
                 self._took()
         if again and isinstance(method, Basic.Ack):
             self._unroutable(again)
@@ -221,7 +216,7 @@ class Publisher(RobustChannel):
         self.link.status("the broker found no queue for a message, trying again soon")
         for out in again.values():
             out.returned = False
-        with self._changed:
+        with self.link.changed:
             self._waiting = {**again, **self._waiting}
         self.restart()
 
@@ -232,7 +227,7 @@ class Publisher(RobustChannel):
         self._refused_ones |= set(again.values())
 
         def retry() -> None:
-            with self._changed:
+            with self.link.changed:
                 self._waiting.update((n, out) for n, out in again.items() if not out.settled)
             self._pump()
 
@@ -250,7 +245,7 @@ class Publisher(RobustChannel):
                 del self._waiting[number]
                 out.error = _too_large(len(out.body), limit)
                 out.settled = True
-        self._changed.notify_all()
+        self.link.changed.notify_all()
 
 
 def _size_limit(error: BaseException) -> int | None:

@@ -1,12 +1,11 @@
 """One channel of a link that opens again, after a pause, whenever the broker closes it.
 
 After an acknowledgement timeout, a 404 or a 406 the broker closes a channel and pika says nothing
-unless asked; a deleted queue only cancels its consumers. A lane notices both.
+unless asked; a deleted queue only cancels its consumers. A robust channel notices both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from pika.channel import Channel
@@ -26,12 +25,11 @@ PRECONDITION_FAILED = 406
 class RobustChannel:
     """A channel that comes back. All methods run in the I/O thread."""
 
-    def __init__(self, link: Link, fail: Callable[[Exception], None]) -> None:
-        """fail: is told what trying again cannot mend (rights, a topology of other arguments)."""
+    def __init__(self, link: Link) -> None:
+        """What trying again cannot mend (rights, other arguments), the link's ``fail`` is told."""
         self.link = link
         self.channel: Channel | None = None
         self.backoff = Backoff(most=2.0)
-        self._fail = fail
         self._wanted = False
 
     def opened(self, channel: Channel) -> None:
@@ -42,7 +40,7 @@ class RobustChannel:
         """What was on the channel is gone."""
 
     def broken(self, error: BaseException) -> bool:
-        """True where this lane knows what to do about a channel that the broker closed."""
+        """True where it knows what to do about a channel that the broker closed."""
         return False
 
     def open(self) -> None:
@@ -88,7 +86,7 @@ class RobustChannel:
         if isinstance(error, ChannelClosedByBroker) and not self.broken(error):
             fatal = _fatal(error)
             if fatal is not None:
-                self._fail(fatal)
+                self.link.fail(fatal)
                 return
             self.link.status(_explain(error))
         self.link.later(self.backoff.next(), self._reopen)

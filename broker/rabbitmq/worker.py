@@ -18,8 +18,8 @@ _TURN_BYTES = 1024**2
 class RabbitMQWorkerPort(Port):
     """A worker's two connections.
 
-    It declares nothing but its mailbox: until an aggregator has set the federation up, its lanes
-    end in 404 and open again.
+    It declares nothing but its mailbox: until an aggregator has set the federation up, its
+    channels end in 404 and open again.
     """
 
     def __init__(self, settings: Settings, worker_id: str, slots: int) -> None:
@@ -28,13 +28,9 @@ class RabbitMQWorkerPort(Port):
         self._worker_id = worker_id
         self._newest = Newest()
         self._mailbox: tuple[object, Queue] | None = None
-        self._publisher = Publisher(
-            self._publishing, self._fail, self._changed, self._find_exchange, self._user
-        )
+        self._publisher = Publisher(self._publishing, self._find_exchange, self._user)
         self._late = Consumer(
             self._consuming,
-            self._fail,
-            self._changed,
             lambda channel: self._topology.latest_model.name,
             1,
             arguments={"x-stream-offset": "last"},
@@ -44,8 +40,6 @@ class RabbitMQWorkerPort(Port):
         # after it, and is in the mailbox.
         mail = Consumer(
             self._consuming,
-            self._fail,
-            self._changed,
             self._declare_mailbox,
             1,
             on_message=self._mail,
@@ -53,8 +47,6 @@ class RabbitMQWorkerPort(Port):
         )
         self._assignments = Consumer(
             self._consuming,
-            self._fail,
-            self._changed,
             lambda channel: self._topology.assignments.name,
             slots,
             largest=_TURN_BYTES,
@@ -72,27 +64,17 @@ class RabbitMQWorkerPort(Port):
     def wait_model(self, newer_than: Order | None, timeout_s: float) -> Envelope | None:
         """The newest model once its ``order`` is above ``newer_than``; None after ``timeout_s``."""
 
-        def arrived() -> bool:
+        def newer() -> Envelope | None:
             self._check()
-            return self._newest.above(newer_than) is not None
+            return self._newest.above(newer_than)
 
         with self._changed:
-            self._changed.wait_for(arrived, timeout_s)
-            return self._newest.above(newer_than)
+            return self._changed.wait_for(newer, timeout_s)
 
     def receive_assignment(self, timeout_s: float) -> Delivery | None:
         """The next turn; at most ``slots`` are unacked at a time. Raises: Closed."""
-        got: Delivery | None = None
-
-        def arrived() -> bool:
-            nonlocal got
-            self._check()
-            got = self._assignments.take()
-            return got is not None
-
         with self._changed:
-            self._changed.wait_for(arrived, timeout_s)
-        return got
+            return self._changed.wait_for(self._next, timeout_s)
 
     def ack(self, delivery: Delivery) -> None:
         """This turn is done with."""
@@ -106,6 +88,10 @@ class RabbitMQWorkerPort(Port):
     def emit(self, envelope: Envelope) -> None:
         """Send an event. Returns at once; it may be lost."""
         self._publisher.emit(self._topology.submit, EVENTS, envelope)
+
+    def _next(self) -> Delivery | None:
+        self._check()
+        return self._assignments.take()
 
     def _mail(self, envelope: Envelope) -> None:
         self._newest.offer(envelope)

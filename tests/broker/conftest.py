@@ -95,7 +95,7 @@ def rabbit(rabbitmq: Node, federation: str) -> RabbitMQPlace:
 
 @pytest.fixture
 def proxy(rabbitmq: Node) -> Iterator[Proxy]:
-    network = Proxy(rabbitmq.port)
+    network = Proxy(rabbitmq.tcp_port)
     yield network
     network.close()
 

@@ -22,7 +22,7 @@ import time
 from fluffle.broker.admin.node import Node
 node = Node()
 node.start()
-print(node.port, flush=True)
+print(node.tcp_port, flush=True)
 time.sleep(600)
 """
 
@@ -42,15 +42,15 @@ def servers_on(port):
 
 def test_two_nodes_run_side_by_side_one_of_them_with_the_ui(rabbitmq, until):
     with Node(management=True) as other:
-        assert other.port != rabbitmq.port
+        assert other.tcp_port != rabbitmq.tcp_port
         assert "fluffle" in other.ctl("cluster_status")
         with urllib.request.urlopen(other.management_url) as page:
             assert b"RabbitMQ" in page.read()
         folder = other.folder
-        assert servers_on(other.port)
-    until(lambda: not servers_on(other.port))
+        assert servers_on(other.tcp_port)
+    until(lambda: not servers_on(other.tcp_port))
     assert not folder.exists()
-    assert servers_on(rabbitmq.port)
+    assert servers_on(rabbitmq.tcp_port)
 
 
 def test_a_node_ends_with_its_parent_even_when_that_is_killed(until, tmp_path):

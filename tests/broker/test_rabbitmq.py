@@ -128,7 +128,7 @@ def test_an_unreachable_broker_is_tried_visibly_and_then_named():
 
 def test_a_network_that_breaks_during_the_login_is_not_taken_for_a_wrong_password(rabbit):
     # Given a network that ends every connection as soon as the password has been sent
-    with socket.create_connection(("127.0.0.1", rabbit.node.port)) as real:
+    with socket.create_connection(("127.0.0.1", rabbit.node.tcp_port)) as real:
         real.sendall(b"AMQP\x00\x00\x09\x01")
         greeting = real.recv(65536)
 

@@ -47,7 +47,7 @@ class Federation:
 
     def url(self, user: str) -> str:
         word = (self.passwords / user).read_text().strip()
-        return f"amqp://{user}:{word}@127.0.0.1:{self.node.port}/%2F"
+        return f"amqp://{user}:{word}@127.0.0.1:{self.node.tcp_port}/%2F"
 
     def connect(self, user: str) -> pika.BlockingConnection:
         return pika.BlockingConnection(pika.URLParameters(self.url(user)))

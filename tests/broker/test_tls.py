@@ -119,7 +119,7 @@ def test_an_expired_server_is_not_believed(certificates: Certificates) -> None:
 
 def test_tls_and_none_do_not_meet(node: SecureNode, certificates: Certificates) -> None:
     assert "a port for TLS, perhaps" in says_why(f"amqp://{USER}@{node.place}/%2F")
-    plain = f"amqps://{USER}@localhost:{node.port}/%2F?{certificates.query()}"
+    plain = f"amqps://{USER}@localhost:{node.tcp_port}/%2F?{certificates.query()}"
     assert "speaks no TLS" in says_why(plain)
 
 

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import trustme
 
-from fluffle.broker.admin.node import Node, free_ports
+from fluffle.broker.admin.node import Node, free_tcp_ports
 
 #: A user's name, and his password with what a URL has to escape.
 SITE, PASSWORD = "hospital-7", "s3cret/@:?#%7"
@@ -50,7 +50,7 @@ class SecureNode(Node):
     """A server with a TLS port, which wants a certificate of whoever comes."""
 
     def __init__(self, certificates: Certificates, server: str = "server", mutual: bool = True):
-        (self.tls_port,) = free_ports(1)
+        (self.tls_port,) = free_tcp_ports(1)
         files = {
             "ssl_options.cacertfile": certificates.file("ca.pem"),
             "ssl_options.certfile": certificates.file(f"{server}.pem"),

@@ -132,7 +132,9 @@ def test_a_broker_that_can(rabbitmq: Node, federation: str) -> None:
     found = examined("--broker", rabbitmq.url, "--federation", federation)
     broker = found["checks"]["broker"]
     assert broker["status"] == "ok"
-    assert f"RabbitMQ {broker['facts']['version']} at 127.0.0.1:{rabbitmq.port}" in broker["found"]
+    assert (
+        f"RabbitMQ {broker['facts']['version']} at 127.0.0.1:{rabbitmq.tcp_port}" in broker["found"]
+    )
     assert "user guest may train" in broker["found"]
     assert f"nobody has led {federation} here yet" in broker["found"]
     assert found["troubles"]["cannot connect"].startswith("the broker answers")

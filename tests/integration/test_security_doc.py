@@ -12,7 +12,7 @@ from pathlib import Path
 import pika
 import pytest
 
-from fluffle.broker.admin.node import Node, free_ports
+from fluffle.broker.admin.node import Node, free_tcp_ports
 from fluffle.broker.rabbitmq.address import parameters_of
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -27,7 +27,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_commands_set_up_a_federation_with_certificates(tmp_path: Path) -> None:
     # Given a person with the page, for whom localhost is the broker's host
-    (port,) = free_ports(1)
+    (port,) = free_tcp_ports(1)
     certificates, users, connect, without_password, put_out = (
         text.replace(f"@{HOST}", f"@localhost:{port}").replace(HOST, "localhost")
         for text in blocks("sh")

@@ -34,7 +34,9 @@ def test_one_follows_the_page_from_the_data_to_the_check(
 
         def words(containing: str) -> list[str]:
             line = (
-                example(PAGE, containing).strip().replace("@localhost/", f"@127.0.0.1:{node.port}/")
+                example(PAGE, containing)
+                .strip()
+                .replace("@localhost/", f"@127.0.0.1:{node.tcp_port}/")
             )
             return shlex.split(line)[1:]
 
