@@ -37,11 +37,13 @@ class Snapshot:
     in_flight: int
     buffer: int
     quorum: int
+    #: Workers that said they are here, and their slots; (0, 0) under the virtual clock.
+    workers: tuple[int, int] = (0, 0)
 
 
 def snapshot(service: AggregatorService) -> Snapshot | None:
     """Reads the service from outside its thread; numbers may be one message old."""
-    coordinator = service.coordinator
+    coordinator, presence = service.coordinator, service.presence
     if coordinator is None:
         return None
     evaluated = coordinator.evaluated
@@ -54,6 +56,7 @@ def snapshot(service: AggregatorService) -> Snapshot | None:
         in_flight=len(coordinator.turns.open),
         buffer=coordinator.buffer.size,
         quorum=service.experiment.quorum,
+        workers=(presence.workers, presence.slots) if presence else (0, 0),
     )
 
 
@@ -119,10 +122,12 @@ class Display:
 
     def _fields(self, now: Snapshot) -> list[tuple[str, str]]:
         updates_per_s, left_s = self._rates(now)
+        workers, slots = now.workers
         return [
             ("version", f"{now.version} of {now.versions}"),
             now.measured or ("evaluation", "–"),
             ("updates/s", "–" if updates_per_s is None else f"{updates_per_s:.1f}"),
+            *([("workers", f"{workers} with {slots} slots")] if workers else []),
             ("in flight", str(now.in_flight)),
             ("buffer", f"{now.buffer} of {now.quorum}"),
             ("time left", "–" if left_s is None else _duration(left_s)),

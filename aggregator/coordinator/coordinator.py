@@ -1,8 +1,8 @@
 """The coordinator: a pure state machine that decides who trains and when a version is made.
 
 No socket, file, thread, clock or random generator inside: it is driven by ``start``,
-``on_update``, ``on_event`` and ``on_timer`` and answers with effects, which the caller executes
-in order. Time is whatever the caller's clock says, in seconds.
+``on_update`` and ``on_timer`` and answers with effects, which the caller executes in order. Time is
+whatever the caller's clock says, in seconds.
 
 Phases and what moves them::
 
@@ -72,7 +72,6 @@ from fluffle.schemas import (
     ClientFailed,
     ClientUpdate,
     Evaluation,
-    Event,
     Experiment,
     GlobalModel,
     Plan,
@@ -164,10 +163,6 @@ class Coordinator:
         else:
             effects = self._on_client_update(update, now)
         return [*effects, self._call()]
-
-    def on_event(self, event: Event, now: float) -> list[Effect]:
-        """Something for a person to see; decides nothing, and nothing of it is kept."""
-        return []
 
     def on_timer(self, now: float) -> list[Effect]:
         """Some time that ``CallAt`` asked for has come (or not: calling it early is harmless)."""

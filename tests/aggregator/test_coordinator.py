@@ -30,7 +30,6 @@ from fluffle.schemas import (
     ClientFailed,
     ClientUpdate,
     Evaluation,
-    Event,
     Experiment,
     Run,
     Tensors,
@@ -737,11 +736,6 @@ def test_after_a_restart_turns_name_what_the_ledger_knows() -> None:
 
 def test_where_clients_keep_nothing_turns_name_nothing() -> None:
     assert {turn.after for turn in Driver().open.values()} == {None}
-
-
-def test_events_decide_nothing() -> None:
-    driver = Driver()
-    assert driver.coordinator.on_event(Event(run=RUN, kind="joined", worker="w"), 0.0) == []
 
 
 def evaluation(version: int, accuracy: float) -> Evaluation:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import fluffle.aggregator.ledger.writer
+import fluffle.aggregator.prefetch
 import fluffle.aggregator.service
 from fluffle.aggregator.ledger.archive import Archive, Place
 from fluffle.aggregator.ledger.weights import Store, cannot_write, make_folder
@@ -75,7 +76,7 @@ def faulty_disk(world: World) -> Iterator[None]:
         patch.object(fluffle.aggregator.service, "Ledger", FaultyLedger),
         patch.object(fluffle.aggregator.ledger.writer, "Store", FaultyStore),
         patch.object(fluffle.aggregator.ledger.writer, "Archive", FaultyArchive),
-        patch.object(fluffle.aggregator.service, "MAX_PREFETCH", world.setting.max_prefetch),
+        patch.object(fluffle.aggregator.prefetch, "MAX_PREFETCH", world.setting.max_prefetch),
     ):
         yield
 

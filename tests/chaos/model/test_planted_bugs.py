@@ -11,8 +11,8 @@ import pytest
 from fluffle.aggregator.coordinator.coordinator import Coordinator
 from fluffle.aggregator.coordinator.effects import MakeVersion, SaveBuffer
 from fluffle.aggregator.coordinator.turns import Turns
+from fluffle.aggregator.leader import Leader
 from fluffle.aggregator.ledger.writer import Ledger
-from fluffle.aggregator.service import AggregatorService
 from fluffle.broker import Envelope
 from fluffle.schemas import Assignment, ClientUpdate
 from fluffle.schemas.messages import state_name
@@ -30,14 +30,14 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 def acks_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     """Updates are acked, and then recorded."""
-    do = AggregatorService._do
+    do = Leader._do
 
-    def planted(self: AggregatorService, effect: Any, delivery: Any) -> None:
+    def planted(self: Leader, effect: Any, delivery: Any) -> None:
         if isinstance(effect, MakeVersion | SaveBuffer):
             self._settle()
         do(self, effect, delivery)
 
-    patch.setattr(AggregatorService, "_do", planted)
+    patch.setattr(Leader, "_do", planted)
 
 
 def dedupes_outside_the_transaction(patch: pytest.MonkeyPatch) -> None:
@@ -69,14 +69,14 @@ def acks_turns_before_the_confirm(patch: pytest.MonkeyPatch) -> None:
 
 def acks_what_the_open_buffer_holds(patch: pytest.MonkeyPatch) -> None:
     """An update of the open buffer that comes back is taken for one that is recorded."""
-    seen_in = AggregatorService._seen_in
+    seen_in = Leader._seen_in
 
-    def planted(self: AggregatorService, message: Any) -> Any:
+    def planted(self: Leader, message: Any) -> Any:
         if isinstance(message, ClientUpdate) and message.update_id in self._unacked:
             return "ledger"
         return seen_in(self, message)
 
-    patch.setattr(AggregatorService, "_seen_in", planted)
+    patch.setattr(Leader, "_seen_in", planted)
 
 
 def lets_a_stale_leader_commit(patch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fluffle.aggregator.service import SUSPICIOUS
+from fluffle.aggregator.prefetch import SUSPICIOUS
 from fluffle.broker.admin.node import Node
 from tests.chaos.processes.balance import Balance, balance_of
 from tests.chaos.processes.conductor import Conductor

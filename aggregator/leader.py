@@ -1,0 +1,255 @@
+"""The leader: drives the coordinator of one run from a port, and executes its effects.
+
+It exists only while an aggregator leads. Order is everything here: weights on disk, then the
+ledger's transaction, then the acks, then the publish. A crash between any two of these costs a
+redelivery and nothing else.
+
+    receive ─> decode ─> seen before? ─> coordinator ─> effects ─┬─> ledger ─> ack
+                 └─> undecodable: ledger, copy to rejected, ack   └─> publish, assign
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from fluffle.aggregator.coordinator.admission import OF_THEIR_TIME, REASONS
+from fluffle.aggregator.coordinator.coordinator import Coordinator
+from fluffle.aggregator.coordinator.effects import (
+    Assign,
+    CallAt,
+    Duplicate,
+    Effect,
+    Finish,
+    Hold,
+    MakeVersion,
+    Publish,
+    RecordDropouts,
+    RecordEvaluation,
+    RecordFailure,
+    Reject,
+    SaveBuffer,
+)
+from fluffle.aggregator.disk_space import room_for_updates
+from fluffle.aggregator.intake import Unusable, message_of
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.prefetch import Prefetch
+from fluffle.aggregator.presence import Presence
+from fluffle.aggregator.rate_limited_log import Complaints
+from fluffle.aggregator.unacked import Unacked
+from fluffle.broker import AggregatorPort, Delivery, Envelope
+from fluffle.schemas import ClientUpdate, DecodeError, Event, GlobalModel, Tensors, transforms
+from fluffle.schemas.codec import one_line
+from fluffle.schemas.messages import FromWorker
+
+#: Reasons that tell of nothing wrong: somebody was slow.
+ORDINARY = ("late", "too_stale", "repeated")
+
+
+class Leader:
+    """Leads one run. The port leads, and the ledger's epoch is this leader's."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        ledger: Ledger,
+        port: AggregatorPort,
+        *,
+        clock: Callable[[], float],
+        say: Callable[[str], None],
+        complaints: Complaints,
+        on_timing: Callable[[str, float], None],
+    ) -> None:
+        self.coordinator = coordinator
+        #: When the coordinator wants to be called, by the clock.
+        self.call_at = 0.0
+        #: How the run ended; None while it goes on.
+        self.outcome: str | None = None
+        self.presence = Presence(say, clock)
+        self._experiment = coordinator.experiment
+        self._ledger = ledger
+        self._port = port
+        self._clock = clock
+        self._say = say
+        self._complaints = complaints
+        self._on_timing = on_timing
+        self._unacked = Unacked()
+        self._prefetch = Prefetch(port)
+        #: Turns up to this may have been answered before they were issued: after a crash they are
+        #: issued again, and what the old ones brought is on its way or recorded.
+        ((self._answered,),) = ledger.query("SELECT COALESCE(MAX(turn), -1) FROM updates")
+
+    def start(self, initial: Tensors | None) -> None:
+        """Publish, issue turns and receive. Raises: UserError."""
+        if self.coordinator.phase == "running":
+            self._check_room()
+        self.coordinator.hold_updates = self._prefetch.begin()
+        self._execute(self.coordinator.start(self._clock(), initial), None)
+
+    def pump(self, timeout_s: float) -> bool:
+        """Do one thing: the timer if it is due, else a message; False if none came in time."""
+        self.presence.flush()
+        now = self._clock()
+        if now >= self.call_at:
+            self._execute(self.coordinator.on_timer(now), None)
+            return True
+        delivery = self._port.receive(min(self.call_at - now, timeout_s))
+        if delivery is not None:
+            self._on_delivery(delivery)
+        return delivery is not None
+
+    def pause(self) -> None:
+        """Make the open buffer durable, so that nothing is trained twice after a restart."""
+        self._execute(self.coordinator.pause(), None)
+
+    def _check_room(self) -> None:
+        """Say what kept updates will take before anything is trained. Raises: UserError."""
+        if self._experiment.aggregation.keep_updates:
+            expected = self.coordinator.buffer.expected
+            update = transforms.sent_spec(self._experiment.update or (), expected)
+            kept = self._ledger.kept()
+            self._say(room_for_updates(self._experiment, self._ledger.folder, update, *kept))
+
+    # ---- messages
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        envelope = delivery.envelope
+        if delivery.is_event:
+            self._on_event(envelope)
+            return
+        self.coordinator.hold_updates = self._prefetch.after(delivery)
+        try:
+            message = message_of(envelope, self._experiment, self._prefetch.largest)
+        except Unusable as error:
+            self._reject(delivery, error.reason, error.detail)
+            return
+        # It may have been too late for a run that was about to end, was killed, and has gone on.
+        before = self._ledger.reason_rejected(envelope.message_id, lambda: _sha256(envelope))
+        if before in OF_THEIR_TIME:
+            self._reject(delivery, before)
+            return
+        seen_in = self._seen_in(message)
+        if seen_in == "buffer" and delivery.delivery_count == 0:
+            # The same update in another message: held, it would only fill our hands; acked before
+            # the first is recorded, it may be the last (the first can be dead-lettered meanwhile).
+            self.pause()
+            seen_in = "ledger"
+        with self._timed("fold"):
+            effects = self.coordinator.on_update(message, seen_in, self._clock())
+        self._execute(effects, delivery)
+
+    def _on_event(self, envelope: Envelope) -> None:
+        try:
+            event = envelope.message()
+        except DecodeError:
+            return
+        if isinstance(event, Event) and event.run.run_id == self.coordinator.run.run_id:
+            self.presence.hear(event)
+
+    def _seen_in(self, message: FromWorker) -> Literal["ledger", "buffer"] | None:
+        if not isinstance(message, ClientUpdate):
+            return None
+        open_turn = message.update_id in self.coordinator.turns.open
+        if open_turn and message.turn > self._answered:
+            return None  # a record closes the turn, so there is none: no need to ask the ledger
+        if not open_turn:
+            self._answered = max(self._answered, message.turn)
+        if message.update_id in self._unacked:
+            return "buffer"
+        return "ledger" if self._ledger.seen(message.update_id) else None
+
+    # ---- effects
+
+    def _execute(self, effects: Iterable[Effect], delivery: Delivery | None) -> None:
+        for effect in effects:
+            self._do(effect, delivery)
+
+    def _do(self, effect: Effect, delivery: Delivery | None) -> None:
+        ledger, elapsed_s = self._ledger, self.coordinator.elapsed_s(self._clock())
+        match effect:
+            case CallAt(at):
+                self.call_at = at
+            case Hold(update_id):
+                self._hold(update_id, _of(delivery))
+            case Duplicate():
+                ledger.record_duplicate()
+                self._port.ack([_of(delivery)])
+            case Reject(_, reason):
+                self._reject(_of(delivery), reason)
+            case RecordFailure(failure):
+                ledger.record_failure(failure)
+                self._port.ack([_of(delivery)])
+                said = f"client {failure.client} failed: {one_line(failure.reason)}"
+                self._complaints.add("failed", said)
+            case RecordEvaluation(evaluation):
+                ledger.record_evaluation(evaluation, elapsed_s)
+                self._port.ack([_of(delivery)])
+            case RecordDropouts(assignments):
+                ledger.record_dropouts(assignments)
+            case MakeVersion():
+                if effect.version == 0:
+                    self._check_room()
+                keep = self._experiment.aggregation.keep_versions
+                with self._timed("commit"):
+                    ledger.make_version(effect, self._unacked.sizes(), elapsed_s, keep)
+                self._settle()
+            case SaveBuffer():
+                ledger.save_buffer(effect, self._unacked.sizes(), elapsed_s)
+                self._settle()
+            case Publish(model):
+                # A model that is published again follows no transaction that would notice.
+                ledger.check_lead()
+                with self._timed("publish"):
+                    self._publish(model)
+            case Assign(assignments, expires_s):
+                self._port.assign([Envelope.of(a) for a in assignments], expires_s)
+            case Finish(status, detail, unused):
+                ledger.finish(status, detail, unused, self._unacked.sizes(), elapsed_s)
+                self._settle()
+                self.outcome = status
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._on_timing(stage, time.perf_counter() - started)
+
+    def _hold(self, update_id: str, delivery: Delivery) -> None:
+        if self._ledger.keeps_updates and update_id not in self._unacked:
+            self._ledger.keep_update(update_id, delivery.envelope.body)
+        self._unacked.take(update_id, delivery)
+
+    def _settle(self) -> None:
+        self._port.ack(self._unacked.release())
+
+    def _reject(self, delivery: Delivery, reason: str, detail: str = "") -> None:
+        envelope = delivery.envelope
+        again = delivery.delivery_count > 0
+        self._ledger.record_rejection(_sha256(envelope), envelope.message_id, reason, again)
+        self._port.reject(delivery, reason)
+        if reason not in ORDINARY:
+            sender = f" of {envelope.user_id}" if envelope.user_id else ""
+            what = detail or REASONS[reason]
+            self._complaints.add(reason, f"rejected a message{sender} ({reason}: {what})")
+
+    def _publish(self, model: GlobalModel) -> None:
+        envelope = Envelope.of(model)
+        if model.asks_for_weights:
+            self._say("waiting for an evaluator to make the weights of version 0")
+        else:
+            self._prefetch.fit(envelope)
+        if model.final and self._experiment.evaluation.every_updates:
+            self._say(f"version {model.version} is the last; waiting for its evaluation")
+        self._port.publish_model(envelope)
+
+
+def _sha256(envelope: Envelope) -> str:
+    return envelope.too_large or hashlib.sha256(envelope.body).hexdigest()
+
+
+def _of(delivery: Delivery | None) -> Delivery:
+    assert delivery is not None, "this effect answers a delivery"
+    return delivery
