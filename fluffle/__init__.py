@@ -55,7 +55,7 @@ _HOMES = {
         ("add_to_buffer", "buffered", "mean_of", "next_version", "with_model"),
         "fluffle.aggregator.strategies.operations",
     ),
-    **dict.fromkeys(("ClientUpdate", "Tensors"), "schemas"),
+    **dict.fromkeys(("ClientUpdate", "Tensors"), "fluffle.schemas"),
 }
 
 

@@ -75,7 +75,7 @@ def _explain(error: ErrorDetails) -> str:
         return f"unknown key {where}{_suggestion(path)}"
     if error["type"] == "missing":
         return f"{where} is missing"
-    if error["type"] == "value_error":
+    if error["type"] == "value_error" and "ctx" in error:
         return str(error["ctx"]["error"])
     return f"{where} = {error['input']!r}: {error['msg']}"
 

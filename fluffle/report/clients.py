@@ -61,7 +61,12 @@ def response_times(runs: list[Run]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     cohort = all(run.experiment.participation.mode == "cohort" for run in shown)
     panels[-1].set_xlabel("round" if cohort else "version that was trained on")
-    bar = figure.colorbar(image, ax=list(panels), pad=0.015, aspect=18 * len(shown))
+    bar = figure.colorbar(
+        image,  # pyright: ignore[reportPossiblyUnboundVariable]
+        ax=list(panels),
+        pad=0.015,
+        aspect=18 * len(shown),
+    )
     bar.set_label("response time (s)")
     if skewed:
         bar.ax.yaxis.set_minor_formatter(PLAIN if high < 30 * low else lambda value, place: "")

@@ -217,10 +217,9 @@ def _confusion(path: Path, version: int) -> Ints | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         counts = np.array(found["counts"], np.int64)
-        square = counts.ndim == 2 and counts.shape[0] == counts.shape[1]
+        if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+            raise ValueError("not square")
     except (ValueError, KeyError, TypeError):
-        square = False
-    if not square:
         raise UserError(f"{path} is no confusion matrix: remove it") from None
     return counts if found["version"] == version else None  # the run has gone on since
 
