@@ -128,13 +128,13 @@ def timeline(runs: list[Run]) -> Figure:
             axes.set_title(run.label)
     panels[-1].set_xlabel(f"virtual time ({unit})")
     panels[-1].xaxis.set_major_formatter(PLAIN)
-    handles = [figure.axes[0].barh([0], [0], color=c, label=n) for n, c in _FATES.values()]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(_FATES))
+    handles = [figure.axes[0].barh([0], [0], color=c, label=n) for n, c in _OUTCOMES.values()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(_OUTCOMES))
     return figure
 
 
 #: What became of a turn: how it is called, and its colour.
-_FATES = {
+_OUTCOMES = {
     "arrived": ("brought an update", SERIES[0]),
     "lost": ("lost", SERIES[1]),
     "open": ("not over at the end", MUTED),
@@ -144,8 +144,8 @@ _FATES = {
 def _bars(axes: Axes, turns: Turns, who: NDArray[np.str_], until_s: float, by: float) -> None:
     lane = {client: index for index, client in enumerate(who)}
     gap = until_s * 0.002
-    for fate, (_, fill) in _FATES.items():
-        chosen = (turns.fate == fate) & np.isin(turns.client, who) & (turns.start_s < until_s)
+    for outcome, (_, fill) in _OUTCOMES.items():
+        chosen = (turns.outcome == outcome) & np.isin(turns.client, who) & (turns.start_s < until_s)
         start, end = turns.start_s[chosen], turns.end_s[chosen]
         drawn = np.maximum(end - start - gap, gap)
         rows = [lane[client] for client in turns.client[chosen]]

@@ -78,7 +78,7 @@ class Turns:
     #: The end of the run for a turn that it cut short.
     end_s: Floats
     #: "arrived", "lost" or "open" (at the end of the run).
-    fate: NDArray[np.str_]
+    outcome: NDArray[np.str_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +244,7 @@ def _turns(path: Path, elapsed_s: float) -> Turns | None:
         np.array([client for client, _ in started.values()], np.str_),
         np.array([at for _, at in started.values()], float),
         np.array([at for at, _ in ends], float),
-        np.array([fate for _, fate in ends], np.str_),
+        np.array([outcome for _, outcome in ends], np.str_),
     )
 
 

@@ -165,7 +165,7 @@ def losses(runs: list[Run]) -> Figure:
 def _lost(run: Run) -> dict[str, int]:
     named = {"dropouts": run.dropouts}
     if run.turns is not None:
-        named["lost by a simulated device"] = int((run.turns.fate == "lost").sum())
+        named["lost by a simulated device"] = int((run.turns.outcome == "lost").sum())
     named |= {f"rejected: {reason}": count for reason, count in run.rejected.items()}
     named |= {f"failed: {reason}": count for reason, count in run.failures.items()}
     return {kind: count for kind, count in named.items() if count}

@@ -109,9 +109,9 @@ def test_a_run_under_the_virtual_clock_is_read_whole(tmp_path: Path) -> None:
     assert run.versions.updates[-1] == summary["updates_counted"] > 20
     assert run.evaluations.accuracy[-1] == summary["accuracy"]
     assert run.turns is not None
-    fates = dict(zip(*np.unique(run.turns.outcome, return_counts=True), strict=True))
-    assert fates["lost"] > 0
-    assert fates["arrived"] >= summary["updates_counted"]
+    outcomes = dict(zip(*np.unique(run.turns.outcome, return_counts=True), strict=True))
+    assert outcomes["lost"] > 0
+    assert outcomes["arrived"] >= summary["updates_counted"]
     assert np.all(run.turns.end_s >= run.turns.start_s)
     # And every figure of such a run can be drawn
     assert write_report([tmp_path / "run"], tmp_path / "report").is_file()
