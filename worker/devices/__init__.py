@@ -5,6 +5,6 @@ clock adds their times up; a worker under the real clock waits them out. The cod
 """
 
 from fluffle.worker.devices.attack import as_sent
-from fluffle.worker.devices.devices import DeviceOutcome, Devices, LostAt
+from fluffle.worker.devices.devices import DeviceOutcome, Devices, LostAt, pause_s
 
-__all__ = ["DeviceOutcome", "Devices", "LostAt", "as_sent"]
+__all__ = ["DeviceOutcome", "Devices", "LostAt", "as_sent", "pause_s"]

@@ -88,7 +88,7 @@ class Devices:
             self._epochs(number, turn),
             delay_s,
             self._lost_at(number, turn),
-            self._pause_s(number, turn),
+            pause_s(self._plan, client, turn),
         )
 
     def _draw_client(self, client: int) -> tuple[Hardware, float]:
@@ -127,11 +127,13 @@ class Devices:
         chosen: LostAt = places[int(rng.integers(len(places)))] if where == "any" else where
         return chosen
 
-    def _pause_s(self, client: int, turn: int) -> float:
-        low, high = self._plan.pause_s
-        if not high:
-            return 0.0
-        return float(generator("slot", self._plan.seed, client, turn).uniform(low, high))
+
+def pause_s(plan: Plan, client: str, turn: int) -> float:
+    """Seconds that a pooled client rests after this turn; a resident client never does."""
+    low, high = plan.pause_s
+    if not high or not client.isdecimal():
+        return 0.0
+    return float(generator("slot", plan.seed, int(client), turn).uniform(low, high))
 
 
 def _with_preset(table: DevicesTable) -> DevicesTable:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fluffle.schemas import ClientUpdate
+
 
 @dataclass
 class Contribution:
@@ -22,6 +24,18 @@ class Contribution:
     first_global: float | None = None
     last_global: float | None = None
     last_local: float | None = None
+
+    def add(self, update: ClientUpdate, size: int) -> None:
+        """An update of so many bytes was sent."""
+        self.updates += 1
+        self.bytes_up += size
+        self.examples += update.examples
+        self.train_s += update.train_s
+
+    def measured(self, metric: str, of_global: float, of_local: float) -> None:
+        """What the global model and the one trained here are worth on held-out examples."""
+        self.metric, self.last_global, self.last_local = metric, of_global, of_local
+        self.first_global = of_global if self.first_global is None else self.first_global
 
     def summary(self) -> str:
         """One line for a person."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from fluffle.broker import Closed, Envelope, WorkerPort
 from fluffle.schemas import Assignment, Evaluation, GlobalModel, Message, Plan
 from fluffle.schemas.messages import order
+from fluffle.worker.services.answers import failed_update, initial_update
 from fluffle.worker.services.models import read_model
 from fluffle.worker.services.shutdown import Shutdown
-from fluffle.worker.services.turn import failed_update, initial_update
 from fluffle.worker.tasks.registry import load_task, trying
 from fluffle.worker.training.per_plan import PerPlan, make_trainer
 

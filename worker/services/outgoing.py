@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fluffle.schemas import ClientUpdate, Plan, Tensors, transforms
+from fluffle.schemas import Assignment, ClientUpdate, Plan, Tensors, transforms
 from fluffle.schemas.tensors import DTYPES, spec
 from fluffle.schemas.transforms import Draws
 
@@ -38,11 +38,11 @@ def upload_bytes(plan: Plan, model: Tensors) -> int:
     return sum(math.prod(shape) * DTYPES[dtype].itemsize for dtype, shape in sent.values())
 
 
-def noise_of_turn(plan: Plan, update: ClientUpdate) -> np.random.Generator:
+def noise_of_turn(plan: Plan, turn: Assignment) -> np.random.Generator:
     """Noise that anybody who knows the seed can take off again: for simulations."""
-    return _of_turn("noise", plan, update)
+    return _of_turn("noise", plan, turn)
 
 
-def _of_turn(purpose: str, plan: Plan, update: ClientUpdate) -> np.random.Generator:
-    text = f"{purpose}:{plan.seed}:{update.client}:{update.turn}"
+def _of_turn(purpose: str, plan: Plan, turn: Assignment | ClientUpdate) -> np.random.Generator:
+    text = f"{purpose}:{plan.seed}:{turn.client}:{turn.turn}"
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16]))

@@ -1,4 +1,4 @@
-"""A resident client as a service: one site, its own data, no turns (DESIGN section 4).
+"""A resident client as a service: one site, its own data; each new version is its turn.
 
     wait ──a model──┬─ of a run that is over: sum up; leave, or wait for the next
       ^             ├─ not for us (allow-list, identity): say why, and leave; or wait on
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,11 +35,11 @@ from fluffle.schemas import (
     UserError,
 )
 from fluffle.schemas.messages import order, resident_update_id
+from fluffle.worker.services.answers import Account, failed_update, make_update, train
 from fluffle.worker.services.contribution import Contribution, shown, size_of
 from fluffle.worker.services.journal import Journal
-from fluffle.worker.services.outgoing import outgoing
 from fluffle.worker.services.shutdown import Shutdown
-from fluffle.worker.services.turn import failed_update, make_update
+from fluffle.worker.services.turn import Fetch, Report, Step, Submit, Train, drive, turn_of
 from fluffle.worker.tasks import custom
 from fluffle.worker.tasks.registry import open_data
 from fluffle.worker.tasks.task import Task
@@ -204,20 +204,33 @@ class ResidentService:
         )
         task = self._tasks.of(model.plan)
         started = time.perf_counter()
-        try:
-            update, line = self._train(model, turn, to)
-        except Exception as error:  # whatever a task raises costs one version, never the site
-            self._failed(model, turn, to, error, task)
-            return
-        size = self._submit(update, model)
-        to.bytes_up += size
-        to.updates += 1
-        to.examples += update.examples
-        to.train_s += update.train_s
-        self._say(f"{line}; {size_of(size)} sent, {time.perf_counter() - started:.1f} s in all")
+        line = ""
+
+        def do(step: Step) -> Any:
+            nonlocal line
+            match step:
+                case Fetch():
+                    return model
+                case Train():
+                    result, line = self._train(step, to)
+                    return result
+                case Submit(update):
+                    size = self._submit(update, model)
+                    to.add(update, size)
+                    passed = time.perf_counter() - started
+                    self._say(f"{line}; {size_of(size)} sent, {passed:.1f} s in all")
+                case Report(error):
+                    self._failed(model, turn, to, error, task)
+
+        drive(turn_of(turn, f"v{model.version}.{model.attempt}"), do)
 
     def _failed(
-        self, model: GlobalModel, turn: Assignment, to: Contribution, error: Exception, task: Task
+        self,
+        model: GlobalModel,
+        turn: Assignment,
+        to: Contribution,
+        error: BaseException,
+        task: Task,
     ) -> None:
         told = UserError(f"{type(error).__name__} at the site, whose log says more")
         to.bytes_up += self._submit(failed_update(turn, self._client, model.version, told), model)
@@ -227,27 +240,25 @@ class ResidentService:
             raise UserError(f"cannot train here: {why}") from error
         self._say(f"version {model.version}: the training failed: {why}")
 
-    def _train(
-        self, model: GlobalModel, turn: Assignment, to: Contribution
-    ) -> tuple[ClientUpdate, str]:
-        """The update, and what to say of it."""
-        started = time.perf_counter()
-        trainer = self._trainers.of(model.plan)
-        of_global, held_out = trainer.evaluate(model.tensors, by_client=False)
-        which = f"v{model.version}.{model.attempt}"
-        trained = trainer.train(model.tensors, self._client, which)
-        of_local, _ = trainer.evaluate(trained.tensors, by_client=False)
-        received, self._received = self._received, 0
-        slot_s = time.perf_counter() - started
-        update = make_update(turn, model, trained, self._client, slot_s, received)
-        # No memory: which of its updates was counted last, a resident is never told.
-        update, _ = outgoing(update, model.plan, None, np.random.default_rng)
+    def _train(self, step: Train, to: Contribution) -> tuple[ClientUpdate | BaseException, str]:
+        """The update and what to say of it, or the error."""
+        started, model = time.perf_counter(), step.model
+        try:
+            trainer = self._trainers.of(model.plan)
+            of_global, held_out = trainer.evaluate(model.tensors, by_client=False)
+            trained = train(step, trainer, None)
+            of_local, _ = trainer.evaluate(trained.tensors, by_client=False)
+            received, self._received = self._received, 0
+            account = Account(self._client, time.perf_counter() - started, received)
+            # No memory: which of its updates was counted last, a resident is never told.
+            update, _ = make_update(step, trained, None, account, np.random.default_rng)
+        except Exception as error:  # whatever a task raises costs one version, never the site
+            return error, ""
         line = f"version {model.version}: trained on {trained.examples:,} examples"
         if held_out:
             metric = "accuracy" if "accuracy" in of_global else "loss"
             before, after = of_global[metric], of_local[metric]
-            to.metric, to.last_global, to.last_local = metric, before, after
-            to.first_global = before if to.first_global is None else to.first_global
+            to.measured(metric, before, after)
             here = f"{metric} on {held_out:,} held-out ones"
             line += f"; {here}: global {shown(metric, before)}, local {shown(metric, after)}"
         return update, line

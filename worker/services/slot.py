@@ -1,10 +1,8 @@
 """One slot of a worker: a thread with one compiled trainer, which takes turns.
 
-    take a turn ─> wait for its model ─> train ─> submit (confirmed) ─> ack the turn
-          └─> of the past: ack        └─> fails: submit ClientFailed ─> ack the turn
-
-Where the plan describes devices, the slot is one for the length of a turn: it waits until the
-client is available, waits out download, training and upload, and loses what the device loses.
+It drives a turn (``fluffle.worker.services.turn``) in real time, and acks it after its end: what is
+sent has been confirmed by then. A worker that is told to stop before it has an answer does not ack,
+and the turn goes back to the broker.
 """
 
 from __future__ import annotations
@@ -12,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,22 +25,37 @@ from fluffle.schemas import (
     Message,
     Plan,
     Run,
-    Tensors,
-    UserError,
 )
-from fluffle.schemas.messages import order, state_name
-from fluffle.worker.devices import DeviceOutcome, Devices
+from fluffle.schemas.messages import order
+from fluffle.worker.services.answers import (
+    Account,
+    failed_update,
+    initial_update,
+    load_state,
+    make_update,
+    save_state,
+    train,
+)
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.journal import Journal
 from fluffle.worker.services.models import read_model
-from fluffle.worker.services.outgoing import outgoing
+from fluffle.worker.services.shutdown import Shutdown
+from fluffle.worker.services.simulated import SimulatedDevices
 from fluffle.worker.services.turn import (
-    failed_update,
-    initial_update,
+    Available,
+    Begin,
+    Fetch,
+    Initialise,
+    Pause,
+    Report,
+    Step,
+    Submit,
+    Train,
+    Wait,
+    drive,
+    is_newer,
     leadership,
-    make_update,
-    payload_bytes,
-    verdict,
+    turn_of,
 )
 from fluffle.worker.training.per_plan import PerPlan, make_trainer
 
@@ -55,22 +68,25 @@ _REST_S = 0.1
 _LONGEST_REST_S = 30.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SlotContext:
     """What the slots of a worker share."""
 
     worker_id: str
     port: WorkerPort
-    stop: threading.Event
-    #: As the port's, but raises Closed where a worker that was told to stop has waited enough.
-    submit: Callable[[Envelope], None]
-    say: Callable[[str], None]
-    #: Is told what a turn brought; None where it was for nobody any more, or was lost.
-    on_turn: Callable[[Message | None], None]
-    #: Bytes of models received since somebody asked last.
-    take_received: Callable[[], int]
-    journal: Journal
+    shutdown: Shutdown
     states: ClientStates
+    journal: Journal = field(default_factory=Journal)
+    say: Callable[[str], None] = lambda text: None
+    #: Is told what a turn brought; None where it was for nobody any more, or was lost.
+    on_turn: Callable[[Message | None], None] = lambda answer: None
+    #: Bytes of models received since somebody asked last.
+    take_received: Callable[[], int] = lambda: 0
+
+    @property
+    def stop(self) -> threading.Event:
+        """Set once the worker shall leave."""
+        return self.shutdown.told
 
 
 class Slot:
@@ -82,7 +98,7 @@ class Slot:
         self._worker = worker
         self._port = worker.port
         self._trainers = PerPlan(make_trainer)
-        self._devices = PerPlan(Devices)
+        self._on_device = SimulatedDevices()
         self._failures = 0
         self._pause_s = 0.0
         self._free_since = time.perf_counter()
@@ -92,9 +108,9 @@ class Slot:
         while not self._worker.stop.is_set():
             delivery = self._port.receive_assignment(_LOOK_UP_S)
             if delivery is not None:
-                self._turn(delivery)
+                self._take(delivery)
 
-    def _turn(self, delivery: Delivery) -> None:
+    def _take(self, delivery: Delivery) -> None:
         try:
             assignment = delivery.envelope.message()
         except DecodeError as error:
@@ -105,126 +121,105 @@ class Slot:
             self._port.ack(delivery)
             return
         self._pause_s = 0.0
-        answer = self._answer(assignment)
-        if answer is not None:
-            answer = self._submit(assignment, answer)
-        elif self._worker.stop.is_set():
+        sent = self._drive(assignment)
+        if sent is None and self._worker.stop.is_set():
             return  # not acked: it goes back to the broker
         self._port.ack(delivery)
-        self._worker.on_turn(answer)
+        self._worker.on_turn(sent)
         self._rest()
 
-    def _answer(self, assignment: Assignment) -> Message | None:
-        """What to send; None where there is nothing to be said."""
-        if assignment.kind == "initialise":
-            return self._initialise(assignment)
-        model = self._model_for(assignment)
-        if model is None:
-            return None
-        try:
-            devices = self._devices.of(model.plan)
-        except UserError as error:  # a CSV that this worker does not have
-            return self._failed(assignment, model.version, error)
-        return self._train_on_device(assignment, model, devices)
+    def _drive(self, assignment: Assignment) -> Message | None:
+        """What was sent in the end; None where there was nothing to be said."""
+        sent: list[Message] = []
 
-    def _initialise(self, assignment: Assignment) -> Message:
+        def do(step: Step) -> Any:
+            match step:
+                case Initialise(_, plan):
+                    return self._initialise(assignment, plan)
+                case Fetch(seen):
+                    return self._fetch(seen)
+                case Available(next_start):
+                    return self._wait_for_device(next_start, assignment.run)
+                case Wait(seconds):
+                    self._wait(seconds)
+                case Begin():
+                    pass
+                case Train():
+                    return self._train(step)
+                case Pause(seconds):
+                    self._pause_s = seconds
+                case Submit(update):
+                    if update.sends == "initial" or not self._is_over(assignment.run):
+                        sent.append(self._submit(assignment, update))
+                case Report(error, base_version):
+                    sent.append(self._report(assignment, base_version, error))
+
+        drive(self._on_device(turn_of(assignment), assignment), do)
+        return sent[0] if sent else None
+
+    # ---- steps
+
+    def _initialise(self, assignment: Assignment, plan: Plan) -> ClientUpdate | BaseException:
         try:
-            assert assignment.plan is not None
-            weights = self._trainers.of(assignment.plan).initial()
+            weights = self._trainers.of(plan).initial()
         except Exception as error:
-            return self._failed(assignment, 0, error)
+            return error
         return initial_update(assignment, self._worker.worker_id, weights)
 
-    def _model_for(self, assignment: Assignment) -> GlobalModel | None:
-        """The model to train, waiting for it where it has not come yet; None to drop the turn."""
+    def _fetch(self, seen: GlobalModel | None) -> GlobalModel | None:
         envelope = self._port.newest_model()
         while not self._worker.stop.is_set():
             model = read_model(envelope)
-            match verdict(assignment, model):
-                case "train":
-                    return model
-                case "drop":
-                    return None
+            if model is not None and is_newer(model, seen):
+                return model
             newest = order(envelope.headers) if envelope else None
             envelope = self._port.wait_model(newest, _LOOK_UP_S) or envelope
         return None
 
-    def _train_on_device(
-        self, assignment: Assignment, model: GlobalModel, devices: Devices
-    ) -> Message | None:
-        """The turn as the client's device lives it; None where its update is for nobody."""
-        outcome = devices.outcome(assignment.client, assignment.turn)
-        now = max(0.0, time.time() - model.run.run_started / 1000)
-        self._wait(devices.next_start(assignment.client, now) - now)
-        newest = self._model_for(assignment)  # a newer one may have come meanwhile
-        if newest is None:
-            return None
-        size = payload_bytes(newest.tensors)
-        self._wait(outcome.download_s(size))
-        if outcome.lost_at == "before_training":
-            return None
-        answer = self._train(assignment, newest, outcome)
-        if outcome.lost_at != "after_training":
-            sent = payload_bytes(answer.tensors) if isinstance(answer, ClientUpdate) else 0
-            self._wait(outcome.upload_s(sent))
-        self._pause_s = outcome.pause_s
-        lost = outcome.lost_at is not None or self._is_over(assignment.run)
-        return None if lost and not isinstance(answer, ClientFailed) else answer
+    def _wait_for_device(self, next_start: Callable[[float], float], run: Run) -> bool:
+        now = max(0.0, time.time() - run.run_started / 1000)
+        self._wait(next_start(now) - now)
+        return True
 
-    def _train(self, assignment: Assignment, model: GlobalModel, outcome: DeviceOutcome) -> Message:
+    def _train(self, step: Train) -> ClientUpdate | BaseException:
         try:
-            trainer = self._trainers.of(model.plan)
-            client, turn = assignment.client, assignment.turn
-            state = self._state(assignment) if model.plan.keeps_state else None
-            trained = trainer.train(model.tensors, client, turn, outcome.epochs, state)
-            self._wait(outcome.train_s(trained.examples) - trained.seconds)
-            update = make_update(
-                assignment,
-                model,
-                trained,
-                self._worker.worker_id,
-                self._slot_s(),
-                self._worker.take_received(),
-            )
-            update, memory = outgoing(update, model.plan, state, np.random.default_rng)
-            if model.plan.keeps_state:
-                after = assignment.after or ""
-                name = state_name(after, turn, model.version)
-                kept = trained.state | memory
-                self._worker.states.save(model.run.run_id, client, name, kept, after)
+            trainer = self._trainers.of(step.model.plan)
+            state = load_state(self._worker.states, step)
+            if state is None and step.model.plan.keeps_state:
+                self._worker.say(
+                    f"client {step.assignment.client} has trained before, but what it kept is not "
+                    "here: it starts anew (workers that share a --state folder find each other's)"
+                )
+            trained = train(step, trainer, state)
+            self._wait(step.takes_s(trained.examples) - trained.seconds)
+            account = Account(self._worker.worker_id, self._slot_s(), self._worker.take_received())
+            update, kept = make_update(step, trained, state, account, np.random.default_rng)
+            save_state(self._worker.states, step, kept)
         except Exception as error:  # whatever a task raises costs one turn, never the worker
-            return self._failed(assignment, model.version, error)
+            return error
         self._failures = 0
         return update
 
-    def _state(self, assignment: Assignment) -> Tensors | None:
-        client, after = assignment.client, assignment.after or ""
-        state = self._worker.states.load(assignment.run.run_id, client, after)
-        if state is None:
-            self._worker.say(
-                f"client {client} has trained before, but what it kept is not here: it starts "
-                "anew (workers that share a --state folder find each other's)"
-            )
-        return state
+    def _submit(self, assignment: Assignment, update: ClientUpdate) -> Message:
+        """What was sent in the end."""
+        try:
+            self._send(Envelope.of(update))
+        except MessageTooLarge as error:
+            return self._report(assignment, 0, error)
+        return update
 
-    def _failed(self, assignment: Assignment, base_version: int, error: Exception) -> ClientFailed:
+    def _report(
+        self, assignment: Assignment, base_version: int, error: BaseException
+    ) -> ClientFailed:
         self._failures += 1
         failed = failed_update(assignment, self._worker.worker_id, base_version, error)
         self._worker.say(f"client {assignment.client}: {failed.reason}")
+        self._send(Envelope.of(failed))
         return failed
-
-    def _submit(self, assignment: Assignment, answer: Message) -> Message:
-        """What was sent in the end."""
-        try:
-            self._send(Envelope.of(answer))
-        except MessageTooLarge as error:
-            answer = self._failed(assignment, 0, error)
-            self._send(Envelope.of(answer))
-        return answer
 
     def _send(self, envelope: Envelope) -> None:
         self._worker.journal.sending(envelope)
-        self._worker.submit(envelope)
+        self._worker.shutdown.submit(envelope)
         self._worker.journal.confirmed(envelope)
 
     def _slot_s(self) -> float:
@@ -246,4 +241,4 @@ class Slot:
 
     def _wait(self, seconds: float) -> None:
         if seconds > 0:
-            self._worker.stop.wait(seconds)
+            self._worker.stop.wait(min(seconds, threading.TIMEOUT_MAX))

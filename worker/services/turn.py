@@ -1,27 +1,169 @@
-"""One turn of one client: which model it is for, the training, and the update that comes of it."""
+"""A client's turn, written once: a generator of steps, without thread, socket or clock.
+
+Whoever drives it does each step in its own way and sends back the reply: a slot sleeps and sends,
+the simulator schedules events, a resident client goes from version to version::
+
+    initialise ─> Initialise ─> Submit
+    train ─> Fetch ─┬─ an older model than the turn's ─> Fetch again, for a newer one
+                    ├─ the turn is of the past, or the driver stops ─> (end: nothing is sent)
+                    └─ the model to train ─> Train ─┬─ an update ─> Pause ─> Submit
+                                                    ├─ an error ──> Pause ─> Report
+                                                    └─ nothing ───> Pause ─> (end)
+
+    on a simulated device (``fluffle.worker.services.simulated``) the Train of above is
+    Available ─> Fetch ─> Begin ─> Wait: download ─┬─> Train ─┬─> Wait: upload ─┬─> Train's reply
+        └─ too late  └─ dropped                    └─ lost    └─ lost           └─ lost ─> nothing
+
+Whatever the replies: a turn sends one answer or none, and never one for a model that it did not
+fetch; an answer is the last thing that it sends. A driver acks the assignment after the end.
+"""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import numpy as np
-
-from fluffle.schemas import (
-    Assignment,
-    ClientFailed,
-    ClientUpdate,
-    GlobalModel,
-    Run,
-    Tensors,
-    UserError,
-)
-from fluffle.worker.devices.attack import as_sent
-
-if TYPE_CHECKING:
-    from fluffle.worker.training.trainer import Trained
+from fluffle.schemas import Assignment, ClientUpdate, GlobalModel, Plan, Run, Tensors, UserError
+from fluffle.schemas.messages import order
+from fluffle.worker.devices import DeviceOutcome, pause_s
 
 Verdict = Literal["train", "wait", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Initialise:
+    """Build the weights of version 0. Reply: the update that has them, or the error."""
+
+    assignment: Assignment
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """The newest model, once there is a newer one than ``seen``. Reply: None if none will come."""
+
+    seen: GlobalModel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Train the model. Reply: the update or the error; None where it was not ``needed``."""
+
+    assignment: Assignment
+    model: GlobalModel
+    #: What tells this training from the client's others.
+    label: int | str
+    #: Fewer than the plan's, where the client is a straggler.
+    epochs: int | None = None
+    #: Examples -> the seconds that the training takes at least.
+    takes_s: Callable[[int], float] = lambda examples: 0.0
+    #: (Local values, the model's) -> the values that the client says it has.
+    as_sent: Callable[[Tensors, Tensors], Tensors] = lambda local, base: local
+    #: False where the update will be lost: a driver that knows the time need not train.
+    needed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Send this update, which answers the turn."""
+
+    update: ClientUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Say that the turn has failed, for a model of this version."""
+
+    error: BaseException
+    base_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The client rests for so long once the turn is over."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Available:
+    """Wait until the client's device can start. Reply: False where that is too late.
+
+    next_start: seconds since the run began -> the first time from then on.
+    """
+
+    next_start: Callable[[float], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The device starts, with this model; what becomes of the turn is drawn."""
+
+    model: GlobalModel
+    outcome: DeviceOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Let this time pass."""
+
+    seconds: float
+
+
+Step = Initialise | Fetch | Train | Submit | Report | Pause | Available | Begin | Wait
+#: Replies are those that the steps' docstrings name; None to all others.
+Turn = Generator[Step, Any, None]
+#: Makes of a turn the same turn with something about it: a simulated device.
+Decorator = Callable[[Turn, Assignment], Turn]
+
+
+def turn_of(assignment: Assignment, label: int | str | None = None) -> Turn:
+    """The turn that an assignment asks for; ``label`` as in ``Train``, else the turn's number."""
+    if assignment.kind == "initialise":
+        if assignment.plan is None:
+            yield Report(UserError("a turn that asks for the first weights brought no plan"), 0)
+            return
+        yield from _answer((yield Initialise(assignment, assignment.plan)), 0)
+        return
+    model = yield from newest_model(assignment)
+    if model is None:
+        return
+    result = yield Train(assignment, model, assignment.turn if label is None else label)
+    yield Pause(pause_s(model.plan, assignment.client, assignment.turn))
+    yield from _answer(result, model.version)
+
+
+def _answer(result: ClientUpdate | BaseException | None, base_version: int) -> Turn:
+    match result:
+        case ClientUpdate():
+            yield Submit(result)
+        case BaseException():
+            yield Report(result, base_version)
+
+
+def newest_model(assignment: Assignment) -> Generator[Step, Any, GlobalModel | None]:
+    """The model to train, waiting for it where it has not come yet; None to drop the turn."""
+    model: GlobalModel | None = yield Fetch()
+    while model is not None:
+        match verdict(assignment, model):
+            case "train":
+                return model
+            case "drop":
+                return None
+        model = yield Fetch(seen=model)
+    return None
+
+
+def drive(turn: Turn, do: Callable[[Step], Any]) -> None:
+    """Do a turn's steps one by one; for drivers that may block."""
+    reply: Any = None
+    while True:
+        try:
+            step = turn.send(reply)
+        except StopIteration:
+            return
+        reply = do(step)
 
 
 def verdict(assignment: Assignment, model: GlobalModel | None) -> Verdict:
@@ -48,84 +190,6 @@ def leadership(run: Run) -> tuple[int, int]:
     return run.run_started, run.epoch
 
 
-def make_update(
-    assignment: Assignment,
-    model: GlobalModel,
-    trained: Trained,
-    worker: str,
-    slot_s: float,
-    received_bytes: int,
-) -> ClientUpdate:
-    """The update that answers a turn: deltas or weights, as the plan says.
-
-    Raises: UserError where the training diverged, which no aggregator could use.
-    """
-    if not all(map(math.isfinite, trained.metrics.values())):
-        raise UserError(
-            f"the training diverged ({trained.metrics}): try a smaller training.learning_rate"
-        )
-    local = as_sent(model.plan, assignment.client, trained.tensors, model.tensors)
-    return ClientUpdate(
-        run=assignment.run,
-        update_id=assignment.assignment_id,
-        client=assignment.client,
-        turn=assignment.turn,
-        base_version=model.version,
-        worker=worker,
-        sends=model.plan.sends,
-        examples=trained.examples,
-        metrics=trained.metrics,
-        train_s=trained.seconds,
-        slot_s=slot_s,
-        received_bytes=received_bytes,
-        after=assignment.after,
-        tensors={
-            **(delta(local, model.tensors) if model.plan.sends == "delta" else local),
-            **trained.extra,
-        },
-    )
-
-
-def initial_update(assignment: Assignment, worker: str, weights: Tensors) -> ClientUpdate:
-    """The answer to ``initialise``."""
-    return ClientUpdate(
-        run=assignment.run,
-        update_id=assignment.assignment_id,
-        client=assignment.client,
-        turn=assignment.turn,
-        base_version=0,
-        worker=worker,
-        sends="initial",
-        examples=0,
-        tensors=weights,
-    )
-
-
-def failed_update(
-    assignment: Assignment, worker: str, base_version: int, error: Exception
-) -> ClientFailed:
-    """What to say of a turn whose training raised this."""
-    known = isinstance(error, UserError)
-    reason = str(error) if known else f"{type(error).__name__}: {error}"
-    return ClientFailed(
-        run=assignment.run,
-        update_id=assignment.assignment_id,
-        client=assignment.client,
-        turn=assignment.turn,
-        base_version=base_version,
-        worker=worker,
-        reason=reason[:2000],
-    )
-
-
-def payload_bytes(tensors: Tensors) -> int:
-    """How much of a message is tensors: what a device's network has to carry."""
-    return sum(array.nbytes for array in tensors.values())
-
-
-def delta(local: Tensors, base: Tensors) -> Tensors:
-    """local − base for ``trainable`` tensors; ``non_trainable`` ones travel as values."""
-    return {
-        name: np.subtract(array, base[name]) if name.startswith("trainable/") else array
-        for name, array in local.items()
-    }
+def is_newer(model: GlobalModel, seen: GlobalModel | None) -> bool:
+    """Whether this is what ``Fetch(seen)`` waits for."""
+    return seen is None or order(model.headers()) > order(seen.headers())

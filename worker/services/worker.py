@@ -119,15 +119,14 @@ class WorkerService:
         try:
             Slot(
                 SlotContext(
-                    self.worker_id,
-                    self._port,
-                    self._shutdown.told,
-                    self._shutdown.submit,
-                    self._say,
-                    self._on_turn,
-                    self._take_received,
-                    self._journal,
-                    self._states,
+                    worker_id=self.worker_id,
+                    port=self._port,
+                    shutdown=self._shutdown,
+                    states=self._states,
+                    journal=self._journal,
+                    say=self._say,
+                    on_turn=self._on_turn,
+                    take_received=self._take_received,
                 )
             ).run()
         except Closed:

@@ -59,6 +59,6 @@ def load(place: str) -> type[Task]:
     return found
 
 
-def explain(error: Exception, task: type[Task]) -> str:
+def explain(error: BaseException, task: type[Task]) -> str:
     """What a task raised, and where in its file: one line."""
     return user_code.explain(error, Path(inspect.getfile(task)))

@@ -24,10 +24,13 @@ class PerPlan(Generic[T]):
 
     def of(self, plan: Plan) -> T:
         """What belongs to this plan. Raises: what ``make`` raises."""
-        if self._made is None or self._made[0] != plan:
-            self._made = None  # let the old one go before the new one is built
-            self._made = (plan, self._make(plan))
-        return self._made[1]
+        made = self._made
+        if made is not None and (made[0] is plan or made[0] == plan):
+            return made[1]
+        made = self._made = None  # let the old one go before the new one is built
+        thing = self._make(plan)
+        self._made = (plan, thing)
+        return thing
 
 
 def make_trainer(plan: Plan) -> Trainer:

@@ -55,16 +55,13 @@ def dedupes_outside_the_transaction(patch: pytest.MonkeyPatch) -> None:
 def acks_turns_before_the_confirm(patch: pytest.MonkeyPatch) -> None:
     """A worker lets go of a turn, and then sends its answer."""
 
-    def planted(self: Slot, delivery: Any) -> None:
-        turn = delivery.envelope.message()
-        assert isinstance(turn, Assignment)
-        self._pause_s = 0.0
-        answer = self._answer(turn)
-        self._port.ack(delivery)
-        if answer is not None:
-            self._port.submit(Envelope.of(answer))
+    take = Slot._take
 
-    patch.setattr(Slot, "_turn", planted)
+    def planted(self: Slot, delivery: Any) -> None:
+        self._port.ack(delivery)
+        take(self, delivery)
+
+    patch.setattr(Slot, "_take", planted)
 
 
 def acks_what_the_open_buffer_holds(patch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,8 @@ from fluffle.broker.embedded import EmbeddedAggregatorPort, EmbeddedBroker, Embe
 from fluffle.broker.topology import DELIVERY_LIMIT
 from fluffle.schemas import Plan, UserError
 from fluffle.worker.services.evaluator import EvaluatorService
-from fluffle.worker.services.journal import Journal
 from fluffle.worker.services.resident import ResidentService
+from fluffle.worker.services.shutdown import Shutdown
 from fluffle.worker.services.slot import Slot, SlotContext
 from fluffle.worker.tasks.registry import load_task
 from tests.chaos.model import faults, setting
@@ -248,16 +248,15 @@ class World:
         process.restart = lambda: self._start_worker(name, slots)
         port = FaultyWorkerPort(self, name, slots)
         process.port = port
+        shutdown = Shutdown(port, self.note)
+        shutdown.told = Flag(self.scheduler)
+        folder = self.states if self.setting.states == "shared" else None
         shared = SlotContext(
-            name,
-            port,
-            Flag(self.scheduler),
-            port.submit,
-            self.note,
-            lambda answer: None,
-            lambda: 0,
-            Journal(),
-            FaultyStates(self, self.states if self.setting.states == "shared" else None),
+            worker_id=name,
+            port=port,
+            shutdown=shutdown,
+            states=FaultyStates(self, folder),
+            say=self.note,
         )
         self._start(process, [lambda: self._work(shared)] * slots)
 

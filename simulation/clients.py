@@ -1,0 +1,285 @@
+"""Clients under the virtual clock: drives their turns by events, and has a pool do the training.
+
+A turn (``fluffle.worker.services.turn``) runs ahead of the clock in a time of its own: what it
+waits for only adds up, and an event is scheduled where it needs the world, or a training's result::
+
+    assigned ─(rest, availability)─> event: it fetches the newest model, its base
+       begin ─(download)─(training)─> event: the loop waits for the real result here
+     trained ─(upload)─> event: submitted to the updates queue
+    lost turns end in an event "lost", without real training: nobody would see its result
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fluffle.broker import Delivery, WorkerPort
+from fluffle.schemas import (
+    Assignment,
+    ClientFailed,
+    ClientUpdate,
+    GlobalModel,
+    Message,
+    Plan,
+    Tensors,
+    UserError,
+)
+from fluffle.simulation.events import EventLog, Events
+from fluffle.simulation.pool import Pool
+from fluffle.worker.devices import DeviceOutcome
+from fluffle.worker.services.answers import (
+    Account,
+    failed_update,
+    initial_update,
+    load_state,
+    make_update,
+    payload_bytes,
+    save_state,
+    train,
+)
+from fluffle.worker.services.client_state import ClientStates
+from fluffle.worker.services.outgoing import noise_of_turn, upload_bytes
+from fluffle.worker.services.simulated import SimulatedDevices, end_of
+from fluffle.worker.services.turn import (
+    Available,
+    Begin,
+    Fetch,
+    Initialise,
+    Pause,
+    Report,
+    Submit,
+    Train,
+    Turn,
+    Wait,
+    turn_of,
+)
+from fluffle.worker.tasks.registry import load_task
+from fluffle.worker.tasks.task import StreamedTask
+from fluffle.worker.training.per_plan import PerPlan
+
+if TYPE_CHECKING:
+    from fluffle.worker.tasks.task import Task
+    from fluffle.worker.training.trainer import Trainer
+
+WORKER = "virtual"
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The start of a device."""
+
+    at: float
+    outcome: DeviceOutcome
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A client's turn on its way through the events."""
+
+    delivery: Delivery
+    assignment: Assignment
+    steps: Turn
+    #: Its own time, which runs ahead of the clock's.
+    at: float
+    #: Whether it has waited for anything since its last event.
+    waited: bool = False
+    #: Its device's start, once there was one.
+    begun: Begun | None = None
+    answered: bool = False
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self.at += seconds
+        self.waited = True
+
+
+class Clients:
+    """All clients of a run, and whoever works for them."""
+
+    def __init__(
+        self,
+        port: WorkerPort,
+        events: Events,
+        pool: Pool,
+        log: EventLog,
+        states: ClientStates,
+        *,
+        patience_s: float,
+        submit: Callable[[Message], None],
+    ) -> None:
+        """
+        pool: its threads' trainers are ``PerPlan``.
+        patience_s: an assignment expires after this time in its queue.
+        """
+        self._port = port
+        self._events = events
+        self._pool = pool
+        self._log = log
+        self._states = states
+        self._patience_s = patience_s
+        self._submit = submit
+        self._on_device = SimulatedDevices()
+        self._tasks = PerPlan(_countable_task)
+        #: When each client's device is free again: it does one thing at a time.
+        self._free_at: dict[str, float] = {}
+        #: The newest one; None before version 0.
+        self.model: GlobalModel | None = None
+
+    def take(self, delivery: Delivery) -> None:
+        """A turn begins now."""
+        assignment = delivery.envelope.message()
+        if not isinstance(assignment, Assignment):
+            self._port.ack(delivery)
+            return
+        steps = self._on_device(turn_of(assignment), assignment)
+        self._go_on(InFlight(delivery, assignment, steps, self._events.now), None)
+
+    def _go_on(self, turn: InFlight, reply: Any) -> None:
+        """Do a turn's steps, up to the next event or the end."""
+        while True:
+            try:
+                step = turn.steps.send(reply)
+            except StopIteration:
+                self._end(turn)
+                return
+            reply = None
+            match step:
+                case Fetch(seen):  # models come before their turns here: there is no other
+                    reply = self.model if seen is None else None
+                case Wait(seconds):
+                    turn.wait(seconds)
+                case Begin(model, outcome):
+                    self._begin(turn, model, outcome)
+                case Pause():
+                    pass  # the device is not free: see _begin
+                case Available(next_start):
+                    free = self._free_at.get(turn.assignment.client, 0.0)
+                    start = next_start(max(turn.at, free))
+                    if start < turn.at + self._patience_s:
+                        self._later(turn, start, lambda: True)
+                        return
+                    reply = False  # it expires in the queue
+                case Initialise():
+                    self._initialise(turn, step)
+                    return
+                case Train():
+                    turn.wait(step.takes_s(self._examples(step)))
+                    if step.needed:
+                        self._train(turn, step)
+                        return
+                case Submit() | Report():
+                    if turn.waited:
+                        self._later(turn, turn.at, partial(self._answer, turn, step))
+                        return
+                    self._answer(turn, step)
+
+    def _later(self, turn: InFlight, at: float, reply: Callable[[], Any]) -> None:
+        """The turn goes on at this time, with this reply."""
+        turn.at, turn.waited = at, False
+        self._events.at(at, lambda: self._go_on(turn, reply()))
+
+    # ---- steps
+
+    def _begin(self, turn: InFlight, model: GlobalModel, outcome: DeviceOutcome) -> None:
+        client, number = turn.assignment.client, turn.assignment.turn
+        turn.begun = Begun(turn.at, outcome)
+        self._free_at[client] = end_of(
+            outcome,
+            download=payload_bytes(model.tensors),
+            upload=upload_bytes(model.plan, model.tensors),
+            examples=len(self._tasks.of(model.plan).client_indices(client)),
+            at=turn.at,
+        )
+        self._log.note("start", client=client, turn=number, version=model.version)
+
+    def _examples(self, step: Train) -> int:
+        return len(self._tasks.of(step.model.plan).client_indices(step.assignment.client))
+
+    def _initialise(self, turn: InFlight, step: Initialise) -> None:
+        def work(trainers: PerPlan[Trainer]) -> ClientUpdate:
+            return initial_update(step.assignment, WORKER, trainers.of(step.plan).initial())
+
+        job = self._pool.submit(turn.at, work)
+
+        def built() -> ClientUpdate | BaseException:
+            try:
+                return self._pool.wait(job)
+            except Exception as error:
+                return error
+
+        self._later(turn, turn.at, built)
+
+    def _train(self, turn: InFlight, step: Train) -> None:
+        """In a slot's thread, long before its time maybe. What the client goes on from was saved
+        before its turn was issued, so there is nothing to wait for.
+        """
+        trained_at, begun, seconds = turn.at, turn.begun, step.takes_s(self._examples(step))
+
+        def work(trainers: PerPlan[Trainer]) -> tuple[ClientUpdate, Tensors]:
+            plan = step.model.plan
+            state = load_state(self._states, step)
+            trained = train(step, trainers.of(plan), state)
+            trained = dataclasses.replace(trained, seconds=seconds)
+            account = Account(WORKER, 0.0, payload_bytes(step.model.tensors))
+            noise = partial(noise_of_turn, plan, step.assignment)
+            update, kept = make_update(step, trained, state, account, noise)
+            if begun is None:
+                return update, kept
+            sent_at = trained_at + begun.outcome.upload_s(payload_bytes(update.tensors))
+            return update.model_copy(update={"slot_s": sent_at - begun.at}), kept
+
+        job = self._pool.submit(trained_at, work)
+
+        def trained() -> ClientUpdate | BaseException:
+            try:
+                update, kept = self._pool.wait(job)
+                save_state(self._states, step, kept)
+            except Exception as error:  # whatever a task raises costs one turn, never the run
+                return error
+            return update
+
+        self._later(turn, trained_at, trained)
+
+    def _answer(self, turn: InFlight, step: Submit | Report) -> None:
+        answer: ClientUpdate | ClientFailed
+        match step:
+            case Submit(update):
+                answer = update
+            case Report(error, base_version):
+                answer = failed_update(turn.assignment, WORKER, base_version, error)
+        turn.answered = True
+        if turn.begun is not None:
+            self._log.note(
+                "arrived",
+                client=answer.client,
+                turn=answer.turn,
+                version=answer.base_version,
+                took=round(self._events.now - turn.begun.at, 6),
+            )
+        self._submit(answer)
+
+    def _end(self, turn: InFlight) -> None:
+        if turn.answered or turn.begun is None:
+            self._port.ack(turn.delivery)
+        else:
+            self._events.at(turn.at, partial(self._lost, turn, turn.begun))
+
+    def _lost(self, turn: InFlight, begun: Begun) -> None:
+        client, number = turn.assignment.client, turn.assignment.turn
+        self._log.note("lost", client=client, turn=number, where=begun.outcome.lost_at)
+        self._port.ack(turn.delivery)
+
+
+def _countable_task(plan: Plan) -> Task:
+    """Raises: UserError where the task does not say how many examples a client has."""
+    task = load_task(plan)
+    if isinstance(task, StreamedTask):
+        raise UserError(
+            "--clock virtual takes a training's time from how many examples a client has, "
+            "and a StreamedTask does not say: use the real clock, or a Task"
+        )
+    return task

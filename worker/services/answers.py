@@ -1,0 +1,138 @@
+"""Answers to a turn: the update that a training gives, the first weights, or why there is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fluffle.schemas import Assignment, ClientFailed, ClientUpdate, Tensors, UserError
+from fluffle.schemas.messages import state_name
+from fluffle.worker.services.client_state import ClientStates
+from fluffle.worker.services.outgoing import outgoing
+from fluffle.worker.services.turn import Train
+
+if TYPE_CHECKING:
+    from fluffle.worker.training.trainer import Trained, Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What an update says of the worker that made it."""
+
+    worker: str
+    #: The slot's time since its last turn ended, waiting included.
+    slot_s: float
+    #: Bytes of models received since its last update.
+    received_bytes: int
+
+
+def train(step: Train, trainer: Trainer, state: Tensors | None) -> Trained:
+    """The training that a step asks for. Raises: whatever the task does."""
+    client, base = step.assignment.client, step.model.tensors
+    return trainer.train(base, client, step.label, step.epochs, state)
+
+
+def make_update(
+    step: Train,
+    trained: Trained,
+    state: Tensors | None,
+    account: Account,
+    noise: Callable[[], np.random.Generator],
+) -> tuple[ClientUpdate, Tensors]:
+    """The update as it leaves, deltas or weights as the plan says, and what the client keeps.
+
+    state, noise: as ``outgoing`` takes them.
+    Raises: UserError where the training diverged, which no aggregator could use.
+    """
+    if not all(map(math.isfinite, trained.metrics.values())):
+        raise UserError(
+            f"the training diverged ({trained.metrics}): try a smaller training.learning_rate"
+        )
+    assignment, model = step.assignment, step.model
+    local = step.as_sent(trained.tensors, model.tensors)
+    update = ClientUpdate(
+        run=assignment.run,
+        update_id=assignment.assignment_id,
+        client=assignment.client,
+        turn=assignment.turn,
+        base_version=model.version,
+        worker=account.worker,
+        sends=model.plan.sends,
+        examples=trained.examples,
+        metrics=trained.metrics,
+        train_s=trained.seconds,
+        slot_s=account.slot_s,
+        received_bytes=account.received_bytes,
+        after=assignment.after,
+        tensors={
+            **(delta(local, model.tensors) if model.plan.sends == "delta" else local),
+            **trained.extra,
+        },
+    )
+    update, memory = outgoing(update, model.plan, state, noise)
+    return update, trained.state | memory
+
+
+def load_state(states: ClientStates, step: Train) -> Tensors | None:
+    """What the client goes on from; None where the plan keeps nothing, or it is not here."""
+    if not step.model.plan.keeps_state:
+        return None
+    assignment = step.assignment
+    return states.load(assignment.run.run_id, assignment.client, assignment.after or "")
+
+
+def save_state(states: ClientStates, step: Train, kept: Tensors) -> None:
+    """What a training left the client with, before anybody hears of its update."""
+    if step.model.plan.keeps_state:
+        assignment, after = step.assignment, step.assignment.after or ""
+        name = state_name(after, assignment.turn, step.model.version)
+        states.save(assignment.run.run_id, assignment.client, name, kept, after)
+
+
+def initial_update(assignment: Assignment, worker: str, weights: Tensors) -> ClientUpdate:
+    """The answer to ``initialise``."""
+    return ClientUpdate(
+        run=assignment.run,
+        update_id=assignment.assignment_id,
+        client=assignment.client,
+        turn=assignment.turn,
+        base_version=0,
+        worker=worker,
+        sends="initial",
+        examples=0,
+        tensors=weights,
+    )
+
+
+def failed_update(
+    assignment: Assignment, worker: str, base_version: int, error: BaseException
+) -> ClientFailed:
+    """What to say of a turn whose training raised this."""
+    known = isinstance(error, UserError)
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    return ClientFailed(
+        run=assignment.run,
+        update_id=assignment.assignment_id,
+        client=assignment.client,
+        turn=assignment.turn,
+        base_version=base_version,
+        worker=worker,
+        reason=reason[:2000],
+    )
+
+
+def payload_bytes(tensors: Tensors) -> int:
+    """How much of a message is tensors: what a device's network has to carry."""
+    return sum(array.nbytes for array in tensors.values())
+
+
+def delta(local: Tensors, base: Tensors) -> Tensors:
+    """local − base for ``trainable`` tensors; ``non_trainable`` ones travel as values."""
+    return {
+        name: np.subtract(array, base[name]) if name.startswith("trainable/") else array
+        for name, array in local.items()
+    }
