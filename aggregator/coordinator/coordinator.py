@@ -13,6 +13,7 @@ Phases and what moves them::
                                     has come, a resident has failed, or waiting does not help) or
                                     FINISHING (on_deadline = abort)
     RUNNING ──enough versions, accuracy, patience or minutes; nothing but failures──> FINISHING
+    FINISHING ──FINAL_AGAIN_S──> FINISHING (publish the last version again, with attempt + 1)
     FINISHING ──final version evaluated, or FINAL_WAIT_S over──> DONE
 
 Turns (one per open assignment)::
@@ -82,8 +83,9 @@ from fluffle.schemas import (
 from fluffle.schemas.codec import one_line
 from fluffle.schemas.messages import INITIALISE, FromWorker, assignment_id
 
-#: How long a finished run waits for the evaluation of its last version.
-FINAL_WAIT_S = 60.0
+#: How long a finished run waits for the evaluation of its last version, and how often it publishes
+#: that meanwhile, so that an evaluator which has just come back knows that it is waited for.
+FINAL_WAIT_S, FINAL_AGAIN_S = 60.0, 5.0
 #: After so many deadlines residents are asked again even if some have answered: what is missing may
 #: have been lost for good, as what was dead-lettered is.
 ASK_AGAIN = 8
@@ -129,6 +131,7 @@ class Coordinator:
         self._deadline = float("inf")
         self._held_since: float | None = None
         self._ending = ("", "")
+        self._waits_until = float("inf")
 
     # ---- what drives it
 
@@ -168,7 +171,7 @@ class Coordinator:
         """Some time that ``CallAt`` asked for has come (or not: calling it early is harmless)."""
         effects: list[Effect] = []
         if self.phase == "finishing" and now >= self._deadline:
-            effects += self._done()
+            effects += self._wait_on(now)
         if self.phase in ("initialising", "running"):
             effects += self._drop_out(now)
         if self.phase == "running":
@@ -390,14 +393,25 @@ class Coordinator:
         self.phase = "finishing"
         self.turns.open.clear()
         if has_model:
-            self._attempt += 1
-            yield from self._publish(final=True)
+            yield from self._publish_last()
         evaluates = self.experiment.evaluation.every_updates > 0 and has_model
         evaluated = self.evaluated is not None and self.evaluated.version == self.version
         if evaluates and not evaluated:
-            self._deadline = now + FINAL_WAIT_S
+            self._waits_until = now + FINAL_WAIT_S
+            self._deadline = now + FINAL_AGAIN_S
         else:
             yield from self._done()
+
+    def _publish_last(self) -> Iterator[Effect]:
+        self._attempt += 1
+        yield from self._publish(final=True)
+
+    def _wait_on(self, now: float) -> Iterator[Effect]:
+        if now >= self._waits_until:
+            yield from self._done()
+        else:
+            self._deadline = min(self._waits_until, now + FINAL_AGAIN_S)
+            yield from self._publish_last()
 
     def _done(self) -> Iterator[Effect]:
         self.phase = "done"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fluffle.broker import Closed, Envelope, WorkerPort
-from fluffle.schemas import Assignment, Evaluation, GlobalModel, Message, Plan
+from fluffle.schemas import Assignment, Evaluation, GlobalModel, Message, Plan, Run
 from fluffle.schemas.messages import order
 from fluffle.worker.services.answers import failed_update, initial_update
 from fluffle.worker.services.models import read_model
@@ -28,10 +28,21 @@ class Cadence:
         self._run_id = ""
         self._version = -1
         self._updates = 0
+        self._ended: tuple[Run, int] | None = None
 
     def knows(self, model: GlobalModel) -> bool:
         """Whether a model of this run has been seen."""
         return model.run.run_id == self._run_id
+
+    def waited_for(self, model: GlobalModel) -> bool:
+        """Whether the last version of a run that is new to us was published since we came.
+
+        Then its aggregator waits for an evaluation; else the run may be over for days.
+        """
+        if self.knows(model):
+            return True
+        seen, self._ended = self._ended, (model.run, model.attempt)
+        return seen is not None and seen[0] == model.run and seen[1] < model.attempt
 
     def due(self, model: GlobalModel) -> bool:
         """Whether this model is to be evaluated; it then counts as evaluated."""
@@ -93,8 +104,7 @@ class EvaluatorService:
             if model.asks_for_weights:
                 self._initialise(model)
                 continue
-            late = model.final and not cadence.knows(model)  # its run was over before we came
-            if late:
+            if model.final and not cadence.waited_for(model):
                 continue
             if cadence.due(model):
                 self._evaluate(model)
