@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fluffle.aggregator.coordinator.admission import reason_against_user
+from fluffle.aggregator.coordinator.admission import SENDER_CHECKS, first_reason
 from fluffle.broker import Envelope
 from fluffle.schemas import DecodeError, Experiment
 from fluffle.schemas.messages import FromWorker
@@ -28,7 +28,7 @@ def message_of(envelope: Envelope, experiment: Experiment, largest: int) -> From
     if not isinstance(message, FromWorker) or message.type != envelope.type:
         raise Unusable("wrong_type")
     if experiment.identity == "broker":
-        reason = reason_against_user(message, envelope.user_id, experiment.residents)
+        reason = first_reason(SENDER_CHECKS, message, envelope.user_id, experiment.residents)
         if reason is not None:
             raise Unusable(reason)
     return message

@@ -1,15 +1,21 @@
-"""Whether an update may be folded: the reasons why not, cheapest first."""
+"""Admission: whether a message may count. One list of checks for each kind, in their order.
+
+A check is a name and a predicate that is true of what must not pass; the first that is true gives
+the reason. The cheap ones come first, those that read every value last.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+from fluffle.aggregator.coordinator.turns import Turns
 from fluffle.schemas import ClientFailed, ClientUpdate, Evaluation, Run, Tensors, transforms
-from fluffle.schemas.messages import FromWorker, assignment_id, resident_update_id
+from fluffle.schemas.messages import INITIALISE, FromWorker, assignment_id, resident_update_id
 from fluffle.schemas.steps import Step
 from fluffle.schemas.tensors import Array, Spec, spec
 
-#: Every reason an update can be rejected for, with what it means.
+#: Every reason a message can be rejected for, with what it means.
 REASONS: Mapping[str, str] = {
     "undecodable": "no message of ours, or damaged",
     "too_large": "far longer than an update of this model can be",
@@ -36,71 +42,87 @@ OF_THEIR_TIME = ("late", "too_stale", "superseded", "repeated")
 LIMIT = 1e30
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for a whole run."""
+
+    run: Run
+    #: "delta" or "weights", as the strategy wants.
+    sends: str
+    #: How many pooled clients there are, and the names of the residents.
+    clients: int
+    residents: Collection[str]
+    max_staleness: int | None
+    #: What clients do to an update before it leaves.
+    steps: Sequence[Step]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where the run stands when an update comes."""
+
+    version: int
+    #: False once the run is ending.
+    running: bool
+    #: What the strategy wants: names, dtypes, shapes.
+    expected: Spec
+    turns: Turns
+    #: Of each resident, the newest version that a folded update of its was trained from.
+    residents: Mapping[str, int]
+
+
+_OfUpdate = Callable[[ClientUpdate, Rules, Moment], bool]
+
+UPDATE_CHECKS: Sequence[tuple[str, _OfUpdate]] = (
+    ("unknown_run", lambda u, rules, _: u.run.run_id != rules.run.run_id),
+    ("not_allowed", lambda u, rules, _: _is_stranger(u, rules)),
+    ("forged", lambda u, rules, _: not _is_itself(u, rules)),
+    ("wrong_kind", lambda u, rules, _: u.sends != rules.sends),
+    ("no_examples", lambda u, *_: u.examples < 1),
+    ("unknown_version", lambda u, _, now: u.base_version > now.version),
+    ("too_stale", lambda u, rules, now: _is_too_stale(u, rules, now)),
+    ("wrong_shape", lambda u, rules, now: _spec_differs(u, rules, now)),
+    ("not_finite", lambda u, *_: not finite(u.tensors)),
+    ("late", lambda u, _, now: not (now.running and now.turns.in_time(u, now.version))),
+    ("superseded", lambda u, _, now: now.turns.superseded(u)),
+    ("repeated", lambda u, _, now: u.base_version <= now.residents.get(u.client, -1)),
+)
+
+INITIAL_CHECKS: Sequence[tuple[str, Callable[[ClientUpdate, Rules], bool]]] = (
+    ("unknown_run", lambda u, rules: u.run.run_id != rules.run.run_id),
+    ("forged", lambda u, rules: not _answers_initialise(u, rules)),
+    ("wrong_kind", lambda u, _: u.sends != "initial" or not u.tensors),
+    ("not_finite", lambda u, _: not finite(u.tensors)),
+)
+
+FAILURE_CHECKS: Sequence[tuple[str, Callable[[ClientFailed, Rules], bool]]] = (
+    ("unknown_run", lambda f, rules: f.run.run_id != rules.run.run_id),
+    ("not_allowed", lambda f, rules: _is_stranger(f, rules)),
+    ("forged", lambda f, rules: not _is_itself(f, rules)),
+)
+
+EVALUATION_CHECKS: Sequence[tuple[str, Callable[[Evaluation, Run, int], bool]]] = (
+    ("unknown_run", lambda e, run, _: e.run.run_id != run.run_id),
+    ("unknown_version", lambda e, _, version: e.version > version),
+)
+
+#: Of a sender whom the broker vouches for (None: it does not), and the residents.
+SENDER_CHECKS: Sequence[tuple[str, Callable[[FromWorker, str | None, Collection[str]], bool]]] = (
+    ("no_identity", lambda _, user, __: user is None),
+    ("forged", lambda message, user, residents: _in_anothers_name(message, user, residents)),
+)
+
+
+def first_reason(checks: Iterable[tuple[str, Callable[..., bool]]], *of: object) -> str | None:
+    """The name of the first check that is true ``of`` these; None if none is."""
+    return next((name for name, is_true in checks if is_true(*of)), None)
+
+
 def own_id(update_id: str, run_id: str, client: str, turn: int, base_version: int) -> bool:
     """Whether this id is the one that the client has for this turn or, a resident, this attempt."""
     if client.isdecimal():
         return update_id == assignment_id(run_id, turn, client)
     return turn > 0 and update_id == resident_update_id(run_id, client, base_version, turn - 1)
-
-
-def reason_against_user(
-    message: FromWorker, user: str | None, residents: Collection[str]
-) -> str | None:
-    """Why this sender, whom the broker vouches for, must not say this; None if they may.
-
-    A resident speaks for itself alone, nobody else speaks for it, and it measures no versions.
-    """
-    if user is None:
-        return "no_identity"
-    if isinstance(message, Evaluation):
-        return "forged" if user in residents else None
-    concerns_residents = user in residents or message.client in residents
-    return "forged" if concerns_residents and message.client != user else None
-
-
-def reason_against_client(
-    message: ClientUpdate | ClientFailed, run: Run, clients: int, residents: Collection[str]
-) -> str | None:
-    """Why nobody of this name and id takes part in the run; None if somebody does."""
-    name = message.client
-    pooled = name.isdecimal()
-    if not pooled and name not in residents:
-        return "not_allowed"
-    if pooled and not (str(int(name)) == name and int(name) < clients):
-        return "forged"
-    theirs = own_id(message.update_id, run.run_id, name, message.turn, message.base_version)
-    return None if theirs else "forged"
-
-
-def reason_against(
-    update: ClientUpdate,
-    *,
-    run: Run,
-    sends: str,
-    clients: int,
-    residents: Collection[str],
-    version: int,
-    max_staleness: int | None,
-    expected: Spec,
-) -> str | None:
-    """Why this update must not be folded into a buffer at ``version``; None if it may."""
-    if update.run.run_id != run.run_id:
-        return "unknown_run"
-    if (reason := reason_against_client(update, run, clients, residents)) is not None:
-        return reason
-    if update.sends != sends:
-        return "wrong_kind"
-    if update.examples < 1:
-        return "no_examples"
-    if update.base_version > version:
-        return "unknown_version"
-    if max_staleness is not None and version - update.base_version > max_staleness:
-        return "too_stale"
-    if spec(update.tensors) != expected:
-        return "wrong_shape"
-    if not finite(update.tensors):
-        return "not_finite"
-    return None
 
 
 def restored(
@@ -130,3 +152,37 @@ def _bounded(array: Array) -> bool:
     # Comparisons with NaN are false, and min and max need no temporary of the array's size.
     # As Python's numbers: LIMIT itself is more than a float16 can be.
     return array.size == 0 or (float(array.min()) > -LIMIT and float(array.max()) < LIMIT)
+
+
+def _is_stranger(message: ClientUpdate | ClientFailed, rules: Rules) -> bool:
+    return not message.client.isdecimal() and message.client not in rules.residents
+
+
+def _is_itself(message: ClientUpdate | ClientFailed, rules: Rules) -> bool:
+    """Whether there is a client of this name, and the id is one of its own."""
+    name = message.client
+    if name.isdecimal() and not (str(int(name)) == name and int(name) < rules.clients):
+        return False
+    return own_id(message.update_id, rules.run.run_id, name, message.turn, message.base_version)
+
+
+def _is_too_stale(update: ClientUpdate, rules: Rules, now: Moment) -> bool:
+    staleness = now.version - update.base_version
+    return rules.max_staleness is not None and staleness > rules.max_staleness
+
+
+def _spec_differs(update: ClientUpdate, rules: Rules, now: Moment) -> bool:
+    return spec(update.tensors) != transforms.sent_spec(rules.steps, now.expected)
+
+
+def _answers_initialise(update: ClientUpdate, rules: Rules) -> bool:
+    asked = (assignment_id(rules.run.run_id, INITIALISE, "0"), INITIALISE, "0")
+    return (update.update_id, update.turn, update.client) == asked
+
+
+def _in_anothers_name(message: FromWorker, user: str | None, residents: Collection[str]) -> bool:
+    """A resident speaks for itself alone, nobody else speaks for it, and it measures nothing."""
+    if isinstance(message, Evaluation):
+        return user in residents
+    concerns_residents = user in residents or message.client in residents
+    return concerns_residents and message.client != user

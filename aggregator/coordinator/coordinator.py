@@ -38,13 +38,18 @@ by the next MakeVersion or SaveBuffer, or by Finish (unused).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Literal
 
 from fluffle.aggregator.coordinator.admission import (
-    finite,
-    reason_against,
-    reason_against_client,
+    EVALUATION_CHECKS,
+    FAILURE_CHECKS,
+    INITIAL_CHECKS,
+    UPDATE_CHECKS,
+    Moment,
+    Rules,
+    first_reason,
     restored,
 )
 from fluffle.aggregator.coordinator.buffer import Buffer
@@ -65,6 +70,7 @@ from fluffle.aggregator.coordinator.effects import (
     Reject,
     SaveBuffer,
 )
+from fluffle.aggregator.coordinator.failures import FailuresInARow
 from fluffle.aggregator.coordinator.stopping import Stopping
 from fluffle.aggregator.coordinator.turns import Turns
 from fluffle.aggregator.strategies.base import Strategy, asks_of, broadcast_of
@@ -78,10 +84,9 @@ from fluffle.schemas import (
     Plan,
     Run,
     Tensors,
-    transforms,
 )
 from fluffle.schemas.codec import one_line
-from fluffle.schemas.messages import INITIALISE, FromWorker, assignment_id
+from fluffle.schemas.messages import FromWorker
 
 #: How long a finished run waits for the evaluation of its last version, and how often it publishes
 #: that meanwhile, so that an evaluator which has just come back knows that it is waited for.
@@ -89,8 +94,6 @@ FINAL_WAIT_S, FINAL_AGAIN_S = 60.0, 5.0
 #: After so many deadlines residents are asked again even if some have answered: what is missing may
 #: have been lost for good, as what was dead-lettered is.
 ASK_AGAIN = 8
-#: Give up after this many trainings have failed in a row: as many as are in flight, within bounds.
-LEAST_FAILURES, MOST_FAILURES = 3, 30
 
 Phase = Literal["initialising", "running", "finishing", "done"]
 
@@ -117,13 +120,19 @@ class Coordinator:
         states = checkpoint.states if self._plan.keeps_state else None
         self.turns = Turns(experiment, run, checkpoint.turn, self.buffer.clients, states)
         self._strategy = strategy
-        self._steps = experiment.update or ()
+        self._rules = Rules(
+            run,
+            strategy.sends,
+            experiment.task.clients,
+            experiment.residents,
+            experiment.max_staleness,
+            experiment.update or (),
+        )
         self._stopping = Stopping(experiment.experiment, checkpoint.evaluations)
         self._residents = dict(checkpoint.residents)
         self.hold_updates = hold_updates
         self._elapsed_s = checkpoint.elapsed_s
-        self._failures = 0
-        self._failing_since = 0
+        self._failures = FailuresInARow(experiment.concurrency)
         self._attempt = checkpoint.attempt
         self._extensions = 0
         self._resident_failed = False
@@ -203,23 +212,14 @@ class Coordinator:
             self._attempt += 1  # version 0 itself has to be newer
 
     def _on_initial(self, update: ClientUpdate, now: float) -> Iterator[Effect]:
-        reason = None
-        asked = (assignment_id(self.run.run_id, INITIALISE, "0"), INITIALISE, "0")
-        if update.run.run_id != self.run.run_id:
-            reason = "unknown_run"
-        elif (update.update_id, update.turn, update.client) != asked:
-            reason = "forged"
-        elif update.sends != "initial" or not update.tensors:
-            reason = "wrong_kind"
-        elif not finite(update.tensors):
-            reason = "not_finite"
+        reason = first_reason(INITIAL_CHECKS, update, self._rules)
         if reason is not None:
             yield Reject(update.update_id, reason)
             return
         yield Hold(update.update_id)
         self.turns.close(update.update_id)
         weights = {name: array.copy() for name, array in update.tensors.items()}
-        yield from self._make_first_version(weights, [fold_of(update, 0)], now)
+        yield from self._make_first_version(weights, [Fold.of(update, 0)], now)
 
     def _make_first_version(
         self, weights: Tensors, folds: list[Fold], now: float
@@ -234,36 +234,26 @@ class Coordinator:
     # ---- updates
 
     def _on_client_update(self, update: ClientUpdate, now: float) -> Iterator[Effect]:
-        reason = reason_against(
-            update,
-            run=self.run,
-            sends=self._strategy.sends,
-            clients=self.experiment.task.clients,
-            residents=self.experiment.residents,
-            version=self.version,
-            max_staleness=self.experiment.max_staleness,
-            expected=transforms.sent_spec(self._steps, self.buffer.expected),
+        moment = Moment(
+            self.version,
+            self.phase == "running",
+            self.buffer.expected,
+            self.turns,
+            self._residents,
         )
-        if reason is None and (
-            self.phase != "running" or not self.turns.in_time(update, self.version)
-        ):
-            reason = "late"
-        if reason is None and self.turns.superseded(update):
-            reason = "superseded"
-        if reason is None and update.base_version <= self._residents.get(update.client, -1):
-            reason = "repeated"
+        reason = first_reason(UPDATE_CHECKS, update, self._rules, moment)
         if reason is None:
-            update, reason = restored(update, self._steps, self.buffer.expected)
+            update, reason = restored(update, self._rules.steps, self.buffer.expected)
         if reason is not None:
             yield Reject(update.update_id, reason)
             yield from self._closed(update.update_id, now)
             return
         yield Hold(update.update_id)
-        self._failures = 0
+        self._failures.clear()
         self.turns.contributed(update)
         if not update.client.isdecimal():
             self._residents[update.client] = update.base_version
-        self.buffer.add(update, fold_of(update, self.version - update.base_version))
+        self.buffer.add(update, Fold.of(update, self.version - update.base_version))
         self._held_since = now if self._held_since is None else self._held_since
         if self.buffer.size >= self.experiment.quorum:
             yield from self._step("quorum", now)
@@ -272,12 +262,9 @@ class Coordinator:
         yield from self._issue(now)
 
     def _on_failed(self, failure: ClientFailed, now: float) -> Iterator[Effect]:
-        if failure.run.run_id != self.run.run_id:
-            yield Reject(failure.update_id, "unknown_run")
-            return
         # Client 0 has the turn that makes version 0, however few clients there are.
-        clients, residents = max(1, self.experiment.task.clients), self.experiment.residents
-        reason = reason_against_client(failure, self.run, clients, residents)
+        rules = replace(self._rules, clients=max(1, self._rules.clients))
+        reason = first_reason(FAILURE_CHECKS, failure, rules)
         if reason is not None:
             yield Reject(failure.update_id, reason)
             return
@@ -287,39 +274,26 @@ class Coordinator:
         if failure.update_id not in self.turns.open:
             return
         self.turns.close(failure.update_id)
-        self._failing_since = failure.turn if not self._failures else self._failing_since
-        self._failures += 1
-        if self._nothing_but_failures():
-            detail = f"{self._failures} trainings failed in a row: {one_line(failure.reason)}"
+        self._failures.add(failure.turn)
+        if self._failures.hopeless(self.turns.oldest_open(), self.phase == "initialising"):
+            detail = f"{self._failures.count} trainings failed in a row: {one_line(failure.reason)}"
             yield from self._finish("failed", detail, now)
         elif self.phase == "initialising":
             yield from self._ask_for_weights(now)
         else:
             yield from self._issue(now)
 
-    def _nothing_but_failures(self) -> bool:
-        """Enough have failed, and nobody is still at work who began before they did.
-
-        Else one broken worker, which fails quickly, could end the run of many slow ones.
-        """
-        if self.phase == "initialising":
-            return self._failures >= LEAST_FAILURES
-        enough = max(LEAST_FAILURES, min(self.experiment.concurrency, MOST_FAILURES))
-        return self._failures >= enough and self.turns.oldest_open() > self._failing_since
-
     def _on_evaluation(self, evaluation: Evaluation, now: float) -> Iterator[Effect]:
-        if evaluation.run.run_id != self.run.run_id:
-            yield Reject(evaluation.message_id, "unknown_run")
-            return
-        if evaluation.version > self.version:
-            yield Reject(evaluation.message_id, "unknown_version")
+        reason = first_reason(EVALUATION_CHECKS, evaluation, self.run, self.version)
+        if reason is not None:
+            yield Reject(evaluation.message_id, reason)
             return
         yield RecordEvaluation(evaluation)
         if self.evaluated is None or evaluation.version >= self.evaluated.version:
             self.evaluated = evaluation
-        reason = self._stopping.reason(evaluation.version, evaluation.metrics)
-        if self.phase == "running" and reason is not None:
-            yield from self._finish("finished", reason, now)
+        ending = self._stopping.reason(evaluation.version, evaluation.metrics)
+        if self.phase == "running" and ending is not None:
+            yield from self._finish("finished", ending, now)
         elif self.phase == "finishing" and evaluation.version == self.version:
             yield from self._done()
 
@@ -461,20 +435,3 @@ class Coordinator:
         if minutes is None:
             return float("inf")
         return self._started_at + minutes * 60 - self._elapsed_s
-
-
-def fold_of(update: ClientUpdate, staleness: int) -> Fold:
-    """What the ledger keeps of this update."""
-    return Fold(
-        update.update_id,
-        update.client,
-        update.turn,
-        update.base_version,
-        staleness,
-        update.examples,
-        update.worker,
-        update.metrics,
-        update.train_s,
-        update.slot_s,
-        update.received_bytes,
-    )

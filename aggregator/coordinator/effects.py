@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Self
 
 from fluffle.aggregator.strategies.base import State
 from fluffle.schemas import Assignment, ClientFailed, ClientUpdate, Evaluation, GlobalModel
@@ -24,6 +25,12 @@ class Fold:
     train_s: float = 0.0
     slot_s: float = 0.0
     received_bytes: int = 0
+
+    @classmethod
+    def of(cls, update: ClientUpdate, staleness: int) -> Self:
+        """What is kept of this update; its fields have the message's names."""
+        own = {f.name: getattr(update, f.name) for f in fields(cls) if f.name != "staleness"}
+        return cls(staleness=staleness, **own)
 
 
 @dataclass(frozen=True, slots=True)
