@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from fluffle.aggregator.ledger.archive import UPDATES
+from fluffle.aggregator.ledger.disk import make_folder
 from fluffle.aggregator.ledger.summary import summarise
-from fluffle.aggregator.ledger.weights import make_folder
 from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.aggregator.service import AggregatorService
 from fluffle.aggregator.strategies.custom import CODE

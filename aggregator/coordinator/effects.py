@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Self
+from typing import Any, Self
 
 from fluffle.aggregator.strategies.base import State
 from fluffle.schemas import Assignment, ClientFailed, ClientUpdate, Evaluation, GlobalModel
@@ -25,12 +25,17 @@ class Fold:
     train_s: float = 0.0
     slot_s: float = 0.0
     received_bytes: int = 0
+    #: The length of its tensors by group, each as one vector; what ``norms`` measures.
+    norms: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, update: ClientUpdate, staleness: int) -> Self:
-        """What is kept of this update; its fields have the message's names."""
-        own = {f.name: getattr(update, f.name) for f in fields(cls) if f.name != "staleness"}
-        return cls(staleness=staleness, **own)
+    def of(
+        cls, update: ClientUpdate, staleness: int, norms: Mapping[str, float] | None = None
+    ) -> Self:
+        """What is kept of this update; most fields have the message's names."""
+        values: dict[str, Any] = {"staleness": staleness, "norms": dict(norms or {})}
+        values |= {f.name: getattr(update, f.name) for f in fields(cls) if f.name not in values}
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)

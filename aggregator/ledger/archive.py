@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from fluffle.aggregator.ledger.weights import cannot_write, sync_folder
+from fluffle.aggregator.ledger.disk import cannot_write, sync_folder
 
 #: The folder of the segments in a run folder.
 UPDATES = "updates"
@@ -81,7 +81,8 @@ class Archive:
         self._segments += 1
         self._size = 0
         name = f"updates-e{self._epoch}-{self._segments:06d}.msgpack"
-        self._file = (self._folder / name).open("wb")
+        # Never over another: what lies there may be all that is left of a run.
+        self._file = (self._folder / name).open("xb")
         if self._durable:
             sync_folder(self._folder)
             sync_folder(self._folder.parent)

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fluffle.aggregator.coordinator.effects import Checkpoint, Fold
+from fluffle.aggregator.coordinator.effects import Checkpoint
 from fluffle.aggregator.ledger.client_cache import read_entries
+from fluffle.aggregator.ledger.folds import select_folds
+from fluffle.aggregator.ledger.schema import SCHEMA, migrate, schema_of
 from fluffle.aggregator.ledger.weights import Store
 from fluffle.schemas import ClientUpdate, UserError, decode
 from fluffle.schemas.messages import state_name
@@ -32,6 +34,16 @@ def standing(folder: Path) -> tuple[str, str] | None:
         ledger.close()
 
 
+class DamagedLedger(UserError):
+    """SQLite cannot read its own file any more."""
+
+    def __init__(self, file: Path, error: Exception) -> None:
+        super().__init__(
+            f"{file} is damaged ({error}): restore a copy of the run folder, or choose another "
+            "--out; fluffle verify says what is wrong"
+        )
+
+
 class LedgerReader:
     """One run's ledger, read-only. Not thread-safe."""
 
@@ -42,8 +54,8 @@ class LedgerReader:
         self.folder = folder
         self.store = Store(folder)
         try:
-            self._db = _open(folder / LEDGER)
-            begun = "run_id" in self.meta
+            self._db = _migrated(_open(folder / LEDGER), folder / LEDGER)
+            begun = self._db.execute("SELECT 1 FROM meta WHERE key = 'run_id'").fetchone()
         except sqlite3.DatabaseError as error:
             raise UserError(f"{folder / LEDGER} is no ledger: {error}") from error
         if not begun:
@@ -72,31 +84,31 @@ class LedgerReader:
     @property
     def meta(self) -> dict[str, str]:
         """What is known of the run as a whole."""
-        return dict(self._db.execute("SELECT key, value FROM meta"))
+        return dict(self.query("SELECT key, value FROM meta"))
 
     def latest_version(self) -> int:
         """The newest version; -1 if there is none."""
-        return int(
-            self._db.execute("SELECT COALESCE(MAX(version), -1) FROM versions").fetchone()[0]
-        )
+        return int(self.query("SELECT COALESCE(MAX(version), -1) FROM versions")[0][0])
 
     def seen(self, update_id: str) -> bool:
         """Whether this update has been recorded."""
-        row = self._db.execute("SELECT 1 FROM updates WHERE update_id = ?", (update_id,))
-        return row.fetchone() is not None
+        return bool(self.query("SELECT 1 FROM updates WHERE update_id = ?", update_id))
 
     def count(self, what: str, *parameters: Any) -> int:
         """How many rows: ``what`` is "table" or "table WHERE condition"."""
-        return int(self._db.execute(f"SELECT COUNT(*) FROM {what}", parameters).fetchone()[0])
+        return int(self.query(f"SELECT COUNT(*) FROM {what}", *parameters)[0][0])
 
     def query(self, sql: str, *parameters: Any) -> list[Any]:
-        """Rows of a read-only query."""
-        return self._db.execute(sql, parameters).fetchall()
+        """Rows of a read-only query. Raises: DamagedLedger."""
+        try:
+            return self._db.execute(sql, parameters).fetchall()
+        except sqlite3.DatabaseError as error:
+            if is_damage(error):
+                raise DamagedLedger(self.folder / LEDGER, error) from error
+            raise
 
     def kept(self) -> tuple[int, int]:
         """How many updates are archived, and their bytes."""
-        if not self.count("sqlite_master WHERE name = 'kept'"):  # a ledger from before
-            return 0, 0
         ((updates, size),) = self.query("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM kept")
         return updates, size
 
@@ -120,8 +132,6 @@ class LedgerReader:
 
     def cache_files(self) -> list[str]:
         """The files of what the strategy keeps for each client."""
-        if not self.count("sqlite_master WHERE name = 'cache'"):  # a ledger from before
-            return []
         return [name for (name,) in self.query("SELECT file FROM cache ORDER BY entry")]
 
     def load(self) -> Checkpoint:
@@ -132,30 +142,21 @@ class LedgerReader:
             elapsed_s=float(meta.get("elapsed_s", 0)),
             evaluations=[(v, json.loads(metrics)) for v, metrics, _, _ in self.evaluations()],
         )
-        row = self._db.execute(
-            "SELECT version, file FROM versions ORDER BY version DESC LIMIT 1"
-        ).fetchone()
-        if row is None:
+        rows = self.query("SELECT version, file FROM versions ORDER BY version DESC LIMIT 1")
+        if not rows:
             return checkpoint
-        checkpoint.version, file = row
+        ((checkpoint.version, file),) = rows
         checkpoint.state = self.store.read(file) | read_entries(self.store, self.cache_files())
         if meta.get("buffer_file"):
             checkpoint.state |= self.store.read(meta["buffer_file"])
         checkpoint.updates = self.count("updates WHERE disposition = 'counted' AND version > 0")
-        checkpoint.buffered = [
-            Fold(*(json.loads(v) if i == 7 else v for i, v in enumerate(row)))
-            for row in self._db.execute(
-                "SELECT update_id, client, turn, base_version, staleness, examples, worker,"
-                " metrics, train_s, slot_s, bytes_down FROM updates"
-                " WHERE disposition = 'buffered' ORDER BY position"
-            )
-        ]
-        for (body,) in self._db.execute("SELECT body FROM waiting ORDER BY rowid"):
+        checkpoint.buffered = select_folds(self._db)
+        for (body,) in self.query("SELECT body FROM waiting ORDER BY rowid"):
             update = decode(body)
             assert isinstance(update, ClientUpdate)
             checkpoint.waiting.append(update)
         checkpoint.residents = dict(
-            self._db.execute(
+            self.query(
                 "SELECT client, MAX(base_version) FROM updates"
                 " WHERE client GLOB '*[^0-9]*' AND disposition != 'unused' GROUP BY client"
             )
@@ -172,7 +173,7 @@ class LedgerReader:
     def client_states(self) -> dict[str, str]:
         """What each client was left with by its updates that are counted or in the open buffer."""
         names: dict[str, str] = {}
-        for client, turn, base_version in self._db.execute(
+        for client, turn, base_version in self.query(
             "SELECT client, turn, base_version FROM updates"
             " WHERE turn > 0 AND disposition IN ('counted', 'buffered')"
             " ORDER BY version IS NULL, version, position"
@@ -197,3 +198,22 @@ def _open(file: Path) -> sqlite3.Connection:
         # Even to read, SQLite wants to make a file beside this one; nobody writes it here.
         db = sqlite3.connect(f"{where}?immutable=1", uri=True, isolation_level=None)
     return db
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file or its disk is to blame; most subclasses tell of mistakes of ours."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR)
+
+
+def _migrated(db: sqlite3.Connection, file: Path) -> sqlite3.Connection:
+    """The database, or of an earlier schema a copy in memory that has the present one."""
+    if schema_of(db, file) == SCHEMA:
+        return db
+    copy = sqlite3.connect(":memory:", isolation_level=None)
+    db.backup(copy)
+    db.close()
+    copy.execute("BEGIN")
+    migrate(copy, file)
+    copy.execute("COMMIT")
+    return copy

@@ -1,15 +1,23 @@
-"""The tables of a ledger.
+"""The tables of a ledger, and how a ledger of an earlier version gets them.
 
 Dispositions of an update: ``buffered`` (in the open buffer, by a partial checkpoint), ``counted``
 (in a version), ``unused`` (the run ended before its buffer closed). Rejections are kept by the
 hash of the message, since a rejected message may carry anybody's id. ``position`` is an update's
 place in its buffer, in the order of arrival. ``kept`` says where an archived update lies,
 ``cache`` the file of each entry that a strategy keeps for a client, as of the last version.
+
+``PRAGMA user_version`` counts the ``MIGRATIONS`` that a ledger has been through.
 """
 
 from __future__ import annotations
 
-TABLES = """
+import sqlite3
+from pathlib import Path
+
+from fluffle.schemas import UserError
+
+#: The tables of ledgers that did not say their version yet: some of these, or all.
+_FIRST = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS versions (
     version INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, closed_by TEXT NOT NULL,
@@ -39,5 +47,36 @@ CREATE TABLE IF NOT EXISTS dropouts (
 CREATE TABLE IF NOT EXISTS evaluations (
     version INTEGER NOT NULL, worker TEXT NOT NULL, metrics TEXT NOT NULL,
     examples INTEGER NOT NULL, seconds REAL NOT NULL, elapsed_s REAL NOT NULL,
-    PRIMARY KEY (version, worker));
+    PRIMARY KEY (version, worker))
 """
+
+#: Failures that came on top of those that were asked for are one row; how long updates were, by
+#: group of tensors.
+_TIMES_AND_NORMS = """
+ALTER TABLE failures ADD COLUMN times INTEGER NOT NULL DEFAULT 1;
+CREATE INDEX failures_by_client ON failures (client);
+ALTER TABLE updates ADD COLUMN norms TEXT NOT NULL DEFAULT '{}'
+"""
+
+#: In order; a new one is appended, and none is ever changed.
+MIGRATIONS = (_FIRST, _TIMES_AND_NORMS)
+SCHEMA = len(MIGRATIONS)
+
+
+def schema_of(db: sqlite3.Connection, file: Path) -> int:
+    """How many migrations it has been through. Raises: UserError where we know fewer."""
+    (schema,) = db.execute("PRAGMA user_version").fetchone()
+    if schema > SCHEMA:
+        raise UserError(
+            f"{file} was written by a newer version of Fluffle (ledger schema {schema}; this one "
+            f"knows {SCHEMA}): use that version, or a newer one"
+        )
+    return int(schema)
+
+
+def migrate(db: sqlite3.Connection, file: Path) -> None:
+    """Go through those that are missing, within the transaction that is open."""
+    for migration in MIGRATIONS[schema_of(db, file) :]:
+        for statement in migration.split(";"):
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {SCHEMA}")

@@ -7,9 +7,12 @@ import os
 import re
 from pathlib import Path
 
+from fluffle.aggregator.ledger.disk import cannot_delete, cannot_write, make_folder, sync_folder
 from fluffle.schemas import Tensors, UserError
 from fluffle.schemas.codec import pack, unpack
 
+#: The folder of these files in a run folder.
+WEIGHTS = "weights"
 SUFFIX = ".msgpack"
 _EPOCH = re.compile(r"-e(\d+)-")
 
@@ -19,7 +22,7 @@ class Store:
 
     def __init__(self, folder: Path, durable: bool = True) -> None:
         self._durable = durable
-        self.folder = folder / "weights"
+        self.folder = folder / WEIGHTS
 
     def write(self, kind: str, version: int, epoch: int, tensors: Tensors) -> str:
         """Write and fsync; the file's name. Raises: UserError when the disk is full."""
@@ -64,7 +67,7 @@ class Store:
         return name.removesuffix(SUFFIX).endswith(hashlib.sha256(body).hexdigest()[:16])
 
     def keep(self, names: set[str], epoch: int) -> None:
-        """Delete every other file of this epoch and those before it.
+        """Delete every other file of this epoch and those before it. Raises: UserError.
 
         A later leader's files are not ours to judge: one that it has just written is in no row yet,
         and a leader that was stopped after its last commit comes here when it wakes up.
@@ -72,33 +75,12 @@ class Store:
         for path in self.folder.iterdir():
             its = _EPOCH.search(path.name)
             if path.name not in names and its is not None and int(its[1]) <= epoch:
-                path.unlink(missing_ok=True)
+                self.discard(path.name)
 
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def cannot_write(folder: Path, error: Exception) -> UserError:
-    """The one line for a full disk and its like."""
-    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return UserError(
-        f"cannot write to {folder}: {why}. Nothing is lost: make room, then run the same command "
-        "with the same --out to resume"
-    )
-
-
-def make_folder(folder: Path) -> None:
-    """Make a run folder. Raises: UserError where this user may not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the run folder {folder} ({error.strerror}): choose an --out that you may "
-            "write to (in containers: set UID and GID in .env)"
-        ) from None
+    def discard(self, name: str) -> None:
+        """Delete a file that no row names any more. Raises: UserError where that fails."""
+        path = self.folder / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_delete(path, error) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.ledger.reader import DamagedLedger, LedgerReader
 from fluffle.aggregator.verify.checks import (
     Check,
     cohorts_count_once,
@@ -61,7 +61,7 @@ def verify(ledger: LedgerReader) -> list[str]:
         experiment = Experiment.model_validate_json(ledger.meta["experiment"])
         for check in CHECKS:
             found += check(ledger, experiment)
-    except sqlite3.DatabaseError as error:
+    except (DamagedLedger, sqlite3.DatabaseError) as error:
         found.append(f"ledger.sqlite is damaged: {error}")
     except (KeyError, TypeError, ValueError) as error:
         found.append(f"ledger.sqlite holds what no aggregator writes: {error!r}"[:500])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fluffle.aggregator.coordinator.effects import Fold, MakeVersion, SaveBuffer
+from fluffle.aggregator.ledger.retention import needed_files
 from fluffle.aggregator.ledger.summary import summarise
 from fluffle.aggregator.ledger.weights import Store
 from fluffle.aggregator.ledger.writer import Ledger, StaleLeader
@@ -286,7 +287,7 @@ def test_a_leader_that_was_replaced_deletes_nothing_of_its_successor(tmp_path: P
     successor.lead()
     written = successor.store.write("model", 3, successor.epoch, state(3))
     # When the old leader wakes up and goes on with its cleaning
-    stale.store.keep(stale._kept_files(1), stale.epoch)
+    stale.store.keep(needed_files(stale, 1, 0, False), stale.epoch)
     # Then what it made itself is cleaned away, and nothing of the other's
     assert successor.store.intact(written)
     assert {path.name for path in successor.store.folder.iterdir()} == {

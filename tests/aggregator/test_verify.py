@@ -102,7 +102,7 @@ def test_a_run_in_order_has_nothing_wrong(tmp_path: Path, run: Callable[[Path], 
         ("INSERT INTO rejections VALUES ('a', 'b', 'late', 0, 0)", "was rejected 0 times"),
         ("INSERT INTO dropouts VALUES ('other:1:1', '1', 0)", "other:1:1 of the dropouts is none"),
         (
-            "INSERT INTO failures VALUES ('other:1:1', '1', 'w', 'why', 0)",
+            "INSERT INTO failures VALUES ('other:1:1', '1', 'w', 'why', 0, 1)",
             "other:1:1 of the failures is none of this run",
         ),
         (

@@ -16,7 +16,8 @@ import fluffle.aggregator.ledger.writer
 import fluffle.aggregator.prefetch
 import fluffle.aggregator.service
 from fluffle.aggregator.ledger.archive import Archive, Place
-from fluffle.aggregator.ledger.weights import Store, cannot_write, make_folder
+from fluffle.aggregator.ledger.disk import cannot_write, make_folder
+from fluffle.aggregator.ledger.weights import Store
 from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.schemas import Tensors
 from fluffle.worker.services.client_state import MEMORY_BYTES, ClientStates
