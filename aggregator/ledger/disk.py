@@ -11,6 +11,7 @@ from fluffle.schemas import UserError
 
 #: No room, a quota, or the longest file that this process may write.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SEE = "see to the disk and to who may write there"
 
 
 def sync_folder(folder: Path) -> None:
@@ -39,7 +40,7 @@ def make_folder(folder: Path) -> None:
 def cannot_write(folder: Path, error: Exception) -> UserError:
     """The one line for a disk that takes nothing more, and what to do about it."""
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    do = "make room" if _is_full(error) else "see to the disk and to who may write there"
+    do = _what_to_do(error)
     return UserError(
         f"cannot write to {folder}: {why}. Nothing is lost: {do}, then run the same command "
         "with the same --out to resume"
@@ -54,7 +55,12 @@ def cannot_delete(path: Path, error: OSError) -> UserError:
     )
 
 
-def _is_full(error: Exception) -> bool:
+def _what_to_do(error: Exception) -> str:
     if isinstance(error, sqlite3.Error):
-        return "full" in str(error)
-    return isinstance(error, OSError) and error.errno in _FULL
+        if "full" in str(error):
+            return "make room"
+        # SQLite says no more of a file that may not grow, or of a disk that fails.
+        io = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
+        return "make room if there is none, else see to the disk" if io else _SEE
+    full = isinstance(error, OSError) and error.errno in _FULL
+    return "make room" if full else _SEE
