@@ -124,12 +124,12 @@ def _of_ledger(now: Totals) -> Iterator[Metric]:
     yield _counter("dropouts", "Assignments that brought nothing in time.", now.dropouts)
     yield _counter("training_failures", "Trainings that failed.", now.failures)
     yield _staleness(now)
-    yield _counter("examples", "Examples that updates were trained on.", now.examples)
-    yield _counter("training_seconds", "Time of slots spent training.", now.train_s)
-    yield _counter("slot_seconds", "Time of slots in all, waiting included.", now.slot_s)
-    yield _counter("updates_received_bytes", "Size of updates (bytes up).", now.bytes_up)
+    yield _counter("examples", "Examples that updates were trained on.", now.arrived.examples)
+    yield _counter("training_seconds", "Time of slots spent training.", now.arrived.train_s)
+    yield _counter("slot_seconds", "Time of slots in all, waiting included.", now.arrived.slot_s)
+    yield _counter("updates_received_bytes", "Size of updates (bytes up).", now.arrived.bytes_up)
     yield _counter("models_received_bytes", "Models that workers received (bytes down).",
-                   now.bytes_down)  # fmt: skip
+                   now.arrived.bytes_down)  # fmt: skip
     if now.evaluated_version is not None:
         yield _gauge("evaluated_version", "The newest version evaluated.", now.evaluated_version)
     if "accuracy" in now.metrics:

@@ -16,8 +16,10 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from fluffle.aggregator.ledger.archive import UPDATES
-from fluffle.aggregator.ledger.disk import make_folder
+from fluffle.aggregator.ledger.disk import cannot_delete, make_folder
+from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.aggregator.ledger.summary import summarise
+from fluffle.aggregator.ledger.weights import WEIGHTS
 from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.aggregator.service import AggregatorService
 from fluffle.aggregator.strategies.custom import CODE
@@ -156,10 +158,15 @@ def forget_unfinished(folder: Path, experiment: Experiment) -> None:
     unfinished = ledger.open_run(experiment, "", 0, "virtual")
     ledger.close()
     if unfinished:
-        for path in folder.glob("ledger.sqlite*"):
-            path.unlink()
-        for name in (UPDATES, CODE):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        try:
+            # The ledger last: what is cut short here is begun again.
+            for name in (UPDATES, WEIGHTS, CODE):
+                if (folder / name).exists():
+                    shutil.rmtree(folder / name)
+            for path in folder.glob("ledger.sqlite*"):
+                path.unlink()
+        except OSError as error:
+            raise cannot_delete(folder, error) from error
 
 
 def new_run_id(experiment: Experiment) -> str:
@@ -169,7 +176,7 @@ def new_run_id(experiment: Experiment) -> str:
 
 def read_summary(folder: Path, peak_rss_mb: float) -> dict[str, Any]:
     """The summary of the run in this folder."""
-    ledger = Ledger(folder)
+    ledger = LedgerReader(folder)
     try:
         return {**summarise(ledger), "peak_rss_mb": peak_rss_mb, "folder": str(folder)}
     finally:

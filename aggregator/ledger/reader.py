@@ -109,8 +109,8 @@ class LedgerReader:
 
     def kept(self) -> tuple[int, int]:
         """How many updates are archived, and their bytes."""
-        ((updates, size),) = self.query("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM kept")
-        return updates, size
+        ((updates, size),) = self.query("SELECT COUNT(*), TOTAL(bytes) FROM kept")
+        return updates, int(size)
 
     def evaluations(self) -> list[tuple[int, str, int, float]]:
         """Version, metrics (JSON), examples, and when: of each version what came first."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from fluffle.aggregator.ledger import sums
 from fluffle.aggregator.ledger.privacy import epsilons
 from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.schemas import UserError
@@ -20,17 +20,10 @@ def summarise(ledger: LedgerReader) -> dict[str, Any]:
     of the slots' time that went into training, over all updates that arrived.
     """
     meta = ledger.meta
-    counted = "disposition = 'counted' AND version > 0"
-    (train_s, slot_s, up, down), *_ = ledger.query(
-        "SELECT SUM(train_s), SUM(slot_s), SUM(bytes_up), SUM(bytes_down) FROM updates"
-        " WHERE turn > 0"
-    )
+    arrived = sums.sums(ledger)
     first, last, sha = _span(ledger)
-    updates = ledger.count(f"updates WHERE {counted}")
-    newest = ledger.query(
-        "SELECT version, metrics FROM evaluations ORDER BY version DESC, elapsed_s DESC LIMIT 1"
-    )
-    metrics = json.loads(newest[0][1]) if newest else {}
+    updates = sums.counted(ledger)
+    evaluated, metrics = sums.newest_evaluation(ledger)
     kept, kept_bytes = ledger.kept()
     return {
         "run_id": meta["run_id"],
@@ -38,12 +31,10 @@ def summarise(ledger: LedgerReader) -> dict[str, Any]:
         "detail": meta.get("detail", ""),
         "versions": max(0, ledger.latest_version()),
         "updates_counted": updates,
-        "updates_rejected": dict(
-            ledger.query("SELECT reason, SUM(times) FROM rejections GROUP BY reason")
-        ),
+        "updates_rejected": sums.rejected(ledger),
         "duplicates": int(meta.get("duplicates", 0)),
         "dropouts": ledger.count("dropouts"),
-        "failures": ledger.count("failures"),
+        "failures": sums.failures(ledger),
         "accuracy": metrics.get("accuracy"),
         "loss": metrics.get("loss"),
         "metrics": {name: value for name, value in metrics.items() if not name.startswith(CLIENT)},
@@ -53,14 +44,14 @@ def summarise(ledger: LedgerReader) -> dict[str, Any]:
             if name.startswith(CLIENT)
         }
         or None,
-        "evaluated_version": newest[0][0] if newest else None,
+        "evaluated_version": evaluated,
         "wall_s": round(float(meta.get("elapsed_s", 0)), 3),
         "virtual_s": None,
         "updates_per_s": round(updates / (last - first), 3) if last > first else None,
-        "train_fraction": round(train_s / slot_s, 4) if slot_s else None,
+        "train_fraction": (round(arrived.train_s / arrived.slot_s, 4) if arrived.slot_s else None),
         "weights_sha256": sha,
-        "bytes_up": up or 0,
-        "bytes_down": down or 0,
+        "bytes_up": arrived.bytes_up,
+        "bytes_down": arrived.bytes_down,
         "kept_updates": kept,
         "kept_bytes": kept_bytes,
         "epsilon": _epsilon(ledger),

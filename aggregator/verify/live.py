@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.ledger.sums import counted, rejected
 from fluffle.broker.admin.inspection import FederationView
 from fluffle.schemas import DecodeError, GlobalModel, decode, tensors_sha256
 
@@ -48,13 +49,13 @@ def wrong_at_broker(ledger: LedgerReader, view: FederationView) -> Iterator[str]
     weights = {k: a for k, a in model.tensors.items() if k.startswith(_WEIGHTS)}
     if tensors_sha256(weights) != sha256:
         yield f"version {model.version} was published with other weights than recorded"
-    counted = ledger.count(
+    made_of = ledger.count(
         "updates WHERE disposition = 'counted' AND version BETWEEN 1 AND ?", model.version
     )
-    if model.updates != counted:
+    if model.updates != made_of:
         yield (
             f"version {model.version} was published as made of {model.updates} updates; the "
-            f"ledger counts {counted}"
+            f"ledger counts {made_of}"
         )
 
 
@@ -84,11 +85,11 @@ def seen_at_broker(ledger: LedgerReader, view: FederationView) -> Iterator[str]:
         yield "there is no model: the broker has lost it, or the run was on another"
     if view.led is not None:
         yield "an aggregator leads there" if view.led else "no aggregator leads there"
-    counted = ledger.count("updates WHERE disposition = 'counted' AND version > 0")
+    in_versions = counted(ledger)
     rest = ledger.count("updates WHERE disposition != 'counted'")
     if view.updates is not None:
         yield (
-            f"{view.updates} messages wait for an aggregator, beside {counted} updates counted "
+            f"{view.updates} messages wait for an aggregator, beside {in_versions} updates counted "
             f"and {rest} buffered or unused; what one holds unacked cannot be seen"
         )
     if view.rejected is not None:
@@ -98,7 +99,7 @@ def seen_at_broker(ledger: LedgerReader, view: FederationView) -> Iterator[str]:
 
 
 def _rejected(ledger: LedgerReader, there: int) -> str:
-    ((recorded,),) = ledger.query("SELECT COALESCE(SUM(times), 0) FROM rejections")
+    recorded = sum(rejected(ledger).values())
     line = f"{there} messages lie in updates.rejected, {recorded} were rejected by this run"
     if there > recorded:
         return f"{line}; the others were dead-lettered, are second copies or of other runs"

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fluffle.aggregator.ledger import sums
 from fluffle.aggregator.ledger.privacy import epsilons
-from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.export import CONFUSION
 from fluffle.schemas import Experiment, UserError
 
@@ -124,9 +125,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def read_run(folder: Path, label: str) -> Run:
     """The run in this folder, finished or not. Raises: UserError."""
-    if not (folder / "ledger.sqlite").is_file():
-        raise UserError(f"{folder} is no run folder: there is no ledger.sqlite in it")
-    ledger = Ledger(folder)
+    ledger = LedgerReader(folder)
     try:
         meta = ledger.meta
         if "experiment" not in meta or ledger.latest_version() < 0:
@@ -145,16 +144,8 @@ def read_run(folder: Path, label: str) -> Run:
             evaluations=_evaluations(ledger),
             updates=_updates(ledger),
             dropouts=ledger.count("dropouts"),
-            rejected=dict(
-                ledger.query("SELECT reason, SUM(times) FROM rejections GROUP BY 1 ORDER BY 2 DESC")
-            ),
-            failures=dict(
-                ledger.query(
-                    "SELECT substr(reason, 1, ?), COUNT(*) FROM failures"
-                    " GROUP BY 1 ORDER BY 2 DESC",
-                    _REASON,
-                )
-            ),
+            rejected=sums.rejected(ledger),
+            failures=sums.failures_by_reason(ledger, _REASON),
             epsilon=np.array([0.0, *(value for _, value in spent)] if spent else [], float),
             confusion=_confusion(folder / CONFUSION, ledger.latest_version()),
             turns=_turns(folder / "events.jsonl", elapsed_s),
@@ -163,17 +154,12 @@ def read_run(folder: Path, label: str) -> Run:
         ledger.close()
 
 
-def _versions(ledger: Ledger) -> Versions:
-    rows = ledger.query(
-        "SELECT v.elapsed_s, COUNT(u.update_id), COALESCE(SUM(u.bytes_up + u.bytes_down), 0)"
-        " FROM versions v LEFT JOIN updates u ON u.version = v.version AND u.turn > 0"
-        " AND u.disposition = 'counted' GROUP BY v.version ORDER BY v.version"
-    )
-    made_s, updates, sizes = zip(*rows, strict=True)
+def _versions(ledger: LedgerReader) -> Versions:
+    _, made_s, updates, sizes = zip(*sums.counted_by_version(ledger), strict=True)
     return Versions(np.array(made_s, float), np.cumsum(updates), np.cumsum(sizes))
 
 
-def _evaluations(ledger: Ledger) -> Evaluations:
+def _evaluations(ledger: LedgerReader) -> Evaluations:
     rows = ledger.evaluations()
     metrics = [json.loads(text) for _, text, *_ in rows]
     known = ("accuracy", "loss")
@@ -193,7 +179,7 @@ def _evaluations(ledger: Ledger) -> Evaluations:
     )
 
 
-def _updates(ledger: Ledger) -> Updates:
+def _updates(ledger: LedgerReader) -> Updates:
     rows = ledger.query(
         "SELECT client, worker, base_version, staleness, slot_s, COALESCE(version, -1)"
         " FROM updates WHERE turn > 0 ORDER BY turn"

@@ -287,7 +287,7 @@ def test_a_thousand_clients_share_the_rows_of_a_heat_map(tmp_path: Path) -> None
     for client in range(1000):
         ledger.query(
             "INSERT INTO updates VALUES"
-            " (?, 'counted', 2, 0, ?, ?, 0, 0, 1, 'w1', '{}', 1, ?, 1, 1)",
+            " (?, 'counted', 2, 0, ?, ?, 0, 0, 1, 'w1', '{}', 1, ?, 1, 1, '{}')",
             *(f"many:{client}", f"c{client}", 100 + client, 1.0 + client),
         )
     ledger.close()
@@ -397,7 +397,7 @@ def test_a_mistake_is_one_line(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     for arguments, says in (
         ((tmp_path / "empty",), "is no run folder: there is no ledger.sqlite in it"),
-        ((tmp_path / "begun",), "has nothing to report yet"),
+        ((tmp_path / "begun",), "holds no run yet: its ledger is empty"),
         ((torn,), r"events.jsonl, line 1: this is no event"),
         ((run, "--target", "95"), "above 0 and at most 1"),
         ((run, "--price", "inf"), "a price is a number"),
