@@ -19,6 +19,7 @@ from fluffle.aggregator.strategies.custom import keep_code
 from fluffle.aggregator.strategies.registry import make_strategy, protected
 from fluffle.broker import AggregatorPort, Closed, LeadershipLost
 from fluffle.schemas import Experiment, Plan, Run, Tensors, UserError
+from fluffle.schemas.messages import order
 from fluffle.schemas.user_code import is_custom
 
 #: How often the loop looks up from waiting for messages.
@@ -197,9 +198,7 @@ class AggregatorService:
     def _lead_run(self) -> Leader:
         ledger, experiment = self._ledger, self.experiment
         run_id = ledger.meta["run_id"]
-        newest = self._port.latest_model()
-        other = newest is not None and newest.headers.get("run_id") != run_id
-        ledger.lead(int(newest.headers.get("run_started", 0)) if newest and other else None)
+        self._begin_epoch(run_id)
         run = Run(run_id=run_id, run_started=int(ledger.meta["run_started"]), epoch=ledger.epoch)
         checkpoint = ledger.load()
         self._port.purge_assignments()
@@ -221,3 +220,25 @@ class AggregatorService:
             complaints=self._complaints,
             on_timing=self._on_timing,
         )
+
+    def _begin_epoch(self, run_id: str) -> None:
+        """Beyond what this broker has seen, or workers would take us for the past.
+
+        Raises: UserError where it has seen a version that the ledger does not know.
+        """
+        newest = self._port.latest_model()
+        if newest is None:
+            self._ledger.lead()
+        elif newest.headers.get("run_id") != run_id:
+            self._ledger.lead(newer_than=int(newest.headers.get("run_started", 0)))
+        else:
+            _, epoch, version, _ = order(newest.headers)
+            latest = self._ledger.latest_version()
+            if version > max(0, latest):  # a call for version 0 comes before it is there
+                raise UserError(
+                    f"the broker has version {version} of run {run_id}, and the ledger in "
+                    f"{self.folder} ends with {latest}: it was restored from an older copy. "
+                    "Restore the newest copy of the run folder, or start a run of its own with "
+                    "another --out; nothing was changed"
+                )
+            self._ledger.lead(epoch_above=epoch)

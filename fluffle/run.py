@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from fluffle.aggregator.ledger.archive import UPDATES
-from fluffle.aggregator.ledger.disk import cannot_delete, make_folder
+from fluffle.aggregator.ledger.disk import cannot_delete, cannot_write, is_of_the_disk, make_folder
 from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.aggregator.ledger.summary import summarise
 from fluffle.aggregator.ledger.weights import WEIGHTS
@@ -131,8 +131,13 @@ def run_virtual(
             on_status=display.say,
         )
         started = time.perf_counter()
-        with tracked(virtual.service, trackers, display.say):
-            _drive(virtual, virtual.service, display)
+        try:
+            with tracked(virtual.service, trackers, display.say):
+                _drive(virtual, virtual.service, display)
+        except OSError as error:  # what the simulation itself writes
+            if not is_of_the_disk(error):
+                raise
+            raise cannot_write(folder, error) from error
         wall_s = time.perf_counter() - started
         summary = read_summary(folder, memory.peak_mb)
     if summary["status"] == "finished":

@@ -47,6 +47,11 @@ def cannot_write(folder: Path, error: Exception) -> UserError:
     )
 
 
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether it was the disk that took nothing more, rather than a network or a wrong path."""
+    return error.errno in (*_FULL, errno.EIO, errno.EROFS)
+
+
 def cannot_delete(path: Path, error: OSError) -> UserError:
     """The one line for a file that is of no use any more and cannot be deleted."""
     return UserError(

@@ -30,7 +30,8 @@ def wrong_at_broker(ledger: LedgerReader, view: FederationView) -> Iterator[str]
     if model.run.epoch > int(meta["epoch"]):
         yield (
             f"version {model.version} was published in epoch {model.run.epoch}, but the ledger "
-            f"knows only {meta['epoch']}: another aggregator leads this run elsewhere"
+            f"knows only {meta['epoch']}: another aggregator leads this run elsewhere, or the "
+            "ledger was restored from an older copy"
         )
     if not model.tensors:
         return  # it asks for the weights of version 0
@@ -38,7 +39,10 @@ def wrong_at_broker(ledger: LedgerReader, view: FederationView) -> Iterator[str]
         "SELECT epoch, weights_sha256 FROM versions WHERE version = ?", model.version
     )
     if not rows:
-        yield f"version {model.version} was published, but the ledger ends with {latest}"
+        yield (
+            f"version {model.version} was published, but the ledger ends with {latest}: it may "
+            "have been restored from an older copy"
+        )
         return
     ((epoch, sha256),) = rows
     if model.run.epoch < epoch:

@@ -11,6 +11,8 @@ import pytest
 
 from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.aggregator.verify import verify
+from fluffle.display import Display
+from fluffle.run import run_virtual
 from fluffle.schemas import Experiment, UserError
 from fluffle.simulation.virtual import VirtualRun
 
@@ -151,3 +153,13 @@ def test_more_clients_than_examples_is_one_line(tmp_path: Path) -> None:
     experiment = Experiment.model_validate({"task": {"clients": 70_000}})
     with pytest.raises(UserError, match="clients"):
         VirtualRun(experiment, tmp_path, run_id="run", slots=1).run()
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    # Given a disk that takes nothing of what the simulation writes
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    experiment = Experiment.model_validate(EVERYTHING)
+    # When, then
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        run_virtual(experiment, tmp_path, Display("full", quiet=True), slots=1)
+    assert "make room" in str(caught.value)
