@@ -231,6 +231,14 @@ def worker(
             "feedback). Default: the user's folder for such; share it between machines."
         ),
     ] = None,
+    simulate_devices: Annotated[
+        bool,
+        typer.Option(
+            "--simulate-devices",
+            envvar="FLUFFLE_SIMULATE_DEVICES",
+            help="Live what [devices] of the experiment says: delays, losses, lies. Not for sites.",
+        ),
+    ] = False,
     connect_timeout: Annotated[
         Optional[float],  # noqa: UP045 typer reads it
         typer.Option(help="Seconds to try for a first connection. Default: 30; a site for ever."),
@@ -248,6 +256,8 @@ def worker(
 
     if client_id:
         check_site(client_id, task, name, slots)
+        if simulate_devices:
+            raise UserError("--client-id is a site, which never simulates: no --simulate-devices")
     use_task(task, data, slots)
     name = client_id or name or default_name("worker")
     timeout = connect_timeout if connect_timeout is not None or client_id else 30.0
@@ -256,7 +266,10 @@ def worker(
         if client_id:
             reside(place, name, stay, journal, parent, registry)
         else:
-            work(place, name, slots, stay, journal, state, parent, registry)
+            work(
+                *(place, name, slots, stay, journal, state, parent, registry),
+                simulate_devices=simulate_devices,
+            )
 
 
 @app.command()

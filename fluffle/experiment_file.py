@@ -15,6 +15,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from fluffle.device_files import read_device_files
 from fluffle.schemas import Experiment, UserError
 from fluffle.schemas.experiment import Table
 
@@ -36,6 +37,7 @@ def load_experiment(
         if not (equals and dot and key):
             raise UserError(f"--set {setting}: write TABLE.KEY=VALUE, as in aggregation.quorum=5")
         _put(document, table, key, value.strip())
+    read_device_files(document.get("devices"), path.parent if path else Path())
     try:
         return Experiment.model_validate(document)
     except ValidationError as error:

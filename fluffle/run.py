@@ -24,6 +24,7 @@ from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.aggregator.service import AggregatorService
 from fluffle.aggregator.strategies.custom import CODE
 from fluffle.broker import Broker
+from fluffle.device_files import check_travels
 from fluffle.display import Display, snapshot
 from fluffle.export import save_models
 from fluffle.memory import MemoryWatch
@@ -65,6 +66,8 @@ def run_experiment(
             "worker processes need a broker that they can share: add --broker local, or leave "
             "--workers out and use --slots"
         )
+    if broker != "embedded":
+        check_travels(experiment)
     evaluates = experiment.evaluation.every_updates > 0 or not experiment.task.clients
     with ExitStack() as stack:
         memory = MemoryWatch()

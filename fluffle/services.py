@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from fluffle.broker import Broker
 from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+from fluffle.device_files import check_travels
 from fluffle.metrics import (
     AggregatorMetrics,
     EvaluatorMetrics,
@@ -96,6 +97,7 @@ def lead(
     """
     from fluffle.aggregator.service import AggregatorService
 
+    check_travels(experiment)
     _may_leave_early()
     metrics = AggregatorMetrics(registry, folder)
     port = place.aggregator()
@@ -128,6 +130,8 @@ def work(
     state: Path | None,
     parent: int,
     registry: CollectorRegistry,
+    *,
+    simulate_devices: bool = False,
 ) -> None:
     """Train clients until the run is over, or a signal. Raises: UserError."""
     from fluffle.worker.services.client_state import ClientStates, state_folder
@@ -148,6 +152,7 @@ def work(
         stay=stay,
         journal=kept,
         states=ClientStates(state or state_folder(), memory_bytes=0),
+        simulate_devices=simulate_devices,
         on_status=say,
         on_model=metrics.on_model,
         on_turn=metrics.on_turn,

@@ -65,7 +65,12 @@ class Threads:
         configure(self._slots)
         port = self._broker.worker("worker-0", self._slots)
         self._add(
-            WorkerService(port, "worker-0", self._slots, states=self._states, on_status=self._say)
+            WorkerService(
+                *(port, "worker-0", self._slots),
+                states=self._states,
+                simulate_devices=True,
+                on_status=self._say,
+            )
         )
         if self._evaluates:
             port = self._broker.worker("evaluator", 0)
@@ -112,7 +117,7 @@ class Processes:
         states: Path,
     ) -> None:
         self._url = url
-        kept = ["--slots", str(slots), "--state", str(states.resolve())]
+        kept = ["--slots", str(slots), "--state", str(states.resolve()), "--simulate-devices"]
         names = [f"worker-{i}" for i in range(workers)]
         self._commands = {name: ["worker", "--name", name, *kept] for name in names}
         if evaluates:

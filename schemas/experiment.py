@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from fluffle.schemas.device_tables import HardwareTable, Trace
 from fluffle.schemas.steps import Steps, remembers
 from fluffle.schemas.user_code import is_custom
 
@@ -127,8 +128,8 @@ class DevicesTable(Table):
     on_s: Positive | None = None
     #: on_off: how long it is away, on average. Default: 600.
     off_s: Positive | None = None
-    #: trace: the path of the CSV.
-    trace: str | None = None
+    #: trace: the path of the CSV, from the experiment file on.
+    trace: Trace | None = None
 
     #: connectivity: the probability that a turn brings nothing.
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -162,9 +163,17 @@ class DevicesTable(Table):
     byzantine: Annotated[float, Field(ge=0, le=1)] | None = None
     #: What a hostile client's flipped delta is multiplied by. Default: 1.
     byzantine_scale: Positive | None = None
-    #: A CSV with a row for each device: seconds_per_example, latency_s, download_bytes_per_s,
-    #: upload_bytes_per_s; clients are dealt the rows at random.
-    hardware: str | None = None
+    #: The path of a CSV with a row for each device: seconds_per_example, latency_s,
+    #: download_bytes_per_s, upload_bytes_per_s; clients are dealt the rows at random.
+    hardware: HardwareTable | None = None
+
+    @model_validator(mode="after")
+    def _has_its_trace(self) -> Self:
+        if self.availability == "trace" and self.trace is None:
+            raise ValueError(
+                "devices.availability = 'trace' needs devices.trace, the path of a CSV"
+            )
+        return self
 
 
 class ParticipationTable(Table):

@@ -136,6 +136,7 @@ def test_residents_cannot_reach_a_run_within_one_process(start: Start, folder: P
         (("--client-id", "lab.3"), "use letters, digits, - and _"),
         (("--client-id", "17"), "not digits alone"),
         (("--client-id", "lab-3"), "give --task FILE.py:Class, or set FLUFFLE_TASK"),
+        (("--client-id", "lab-3", "--task", "x.py:Y", "--simulate-devices"), "never simulates"),
         (("--client-id", "lab-3", "--slots", 2), "leave out --name and --slots"),
         (("--client-id", "lab-3", "--task", "none.py:Mine"), "there is no file"),
         (("--data", "/nowhere"), "there is no data at /nowhere"),

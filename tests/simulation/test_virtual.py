@@ -134,12 +134,10 @@ def test_the_deadline_closes_a_buffer_in_virtual_time(tmp_path: Path) -> None:
 
 
 def test_nobody_ever_available_is_said_instead_of_waiting_for_ever(tmp_path: Path) -> None:
-    trace = tmp_path / "trace.csv"
-    trace.write_text("client,start,end\n99,0,10\n")
     tables = {
         "task": {"clients": 4},
         "experiment": {"max_minutes": 10.0},
-        "devices": {"availability": "trace", "trace": str(trace)},
+        "devices": {"availability": "trace", "trace": "99 0 10"},
     }
     experiment = Experiment.model_validate(tables)
     virtual = VirtualRun(experiment, tmp_path / "out", run_id="run", slots=1)

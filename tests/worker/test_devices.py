@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from fluffle.schemas import Experiment, Plan, Tensors, UserError
+from fluffle.schemas import Experiment, Plan, Tensors
 from fluffle.worker.devices import Devices, as_sent
 
 N = 4000
@@ -96,15 +96,32 @@ def test_time_is_what_hardware_and_network_take() -> None:
     assert one.upload_s(1000) == 20.5
 
 
-def test_hardware_comes_from_a_csv_and_is_dealt_to_clients(tmp_path: Path) -> None:
-    path = tmp_path / "devices.csv"
-    path.write_text("seconds_per_example,latency_s\n0.1,1\n0.2,2\n")
-    one = devices(hardware=str(path))
+def test_hardware_is_dealt_to_clients() -> None:
+    one = devices(hardware="0.1 1 inf inf;0.2 2 1e6 inf")
     dealt = {one.outcome(str(client), 0).hardware.latency_s for client in range(30)}
     assert dealt == {1.0, 2.0}
-    path.write_text("speed\n1\n")
-    with pytest.raises(UserError, match=r"devices\.csv is no CSV of devices"):
-        devices(hardware=str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("hardware", "/etc/passwd"),
+        ("hardware", "0.1 1"),
+        ("hardware", "-1 0 inf inf"),
+        ("hardware", "nan 0 1 1"),
+        ("hardware", "0 0 0 1"),
+        ("hardware", ""),
+        ("trace", "trace.csv"),
+        ("trace", "0 10"),
+        ("trace", "0 20 10"),
+        ("trace", "0.5 10 20"),
+        ("trace", "0 10 inf"),
+        ("trace", "0 10 20;" * 140_000 + "0 10 20"),
+    ],
+)
+def test_a_table_is_numbers_and_no_file(key: str, text: str) -> None:
+    with pytest.raises(ValidationError, match=rf"devices\.{key}"):
+        devices(availability="trace" if key == "trace" else None, **{key: text})
 
 
 def test_diurnal_clients_are_available_for_their_share_and_wait_for_their_time() -> None:
@@ -128,10 +145,8 @@ def test_on_off_clients_are_on_for_their_share_whatever_the_order_of_questions()
     assert on == pytest.approx(0.75, abs=0.08)
 
 
-def test_a_trace_says_when_and_repeats(tmp_path: Path) -> None:
-    path = tmp_path / "trace.csv"
-    path.write_text("client,start,end\n0,10,20\n0,40,50\n1,0,100\n")
-    one = devices(availability="trace", trace=str(path))
+def test_a_trace_says_when_and_repeats() -> None:
+    one = devices(availability="trace", trace="0 10 20;0 40 50;1 0 100")
     assert [one.next_start("0", t) for t in (0, 15, 25, 60, 115, 199)] == [
         10,
         15,
@@ -142,11 +157,8 @@ def test_a_trace_says_when_and_repeats(tmp_path: Path) -> None:
     ]
     assert one.next_start("1", 77) == 77
     assert one.next_start("9", 0) == float("inf")
-    with pytest.raises(UserError, match=r"needs devices\.trace"):
+    with pytest.raises(ValidationError, match=r"needs devices\.trace"):
         devices(availability="trace")
-    path.write_text("who,when\n")
-    with pytest.raises(UserError, match="has no row"):
-        devices(availability="trace", trace=str(path))
 
 
 def test_a_preset_is_a_start_that_keys_override() -> None:

@@ -86,12 +86,23 @@ def test_what_a_person_says_beats_what_a_plan_names(file: Path, tmp_path: Path) 
     assert type(open_data(plan("elsewhere.py:Theirs"))).__name__ == "Mine"
 
 
-@pytest.mark.parametrize("name", ["../code/my_task.py:Mine", "{}:Mine", "up/../../x.py:Mine"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../code/my_task.py:Mine", "{}:Mine", "up/../../x.py:Mine"),
+        *("deeper/my_task.py:Mine", "./my_task.py:Mine", "link.py:Mine"),
+    ],
+)
 def test_a_plan_may_not_name_a_file_elsewhere(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    # Given a folder for tasks with one deeper in it, and a link to a file elsewhere
     inside = tmp_path / "inside"
-    inside.mkdir()
+    (inside / "deeper").mkdir(parents=True)
+    for path in (inside / "my_task.py", inside / "deeper" / "my_task.py"):
+        path.write_text("raise SystemExit('this is run')")
+    (inside / "link.py").symlink_to(file)
+    # When a plan names anything but a file in it, then nothing is run
     monkeypatch.setenv(custom.FOLDER, str(inside))
     with pytest.raises(UserError, match="lies outside"):
         load_task(plan(name.format(file)))

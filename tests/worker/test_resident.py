@@ -196,6 +196,21 @@ def test_a_site_does_to_its_update_what_the_plan_says_before_it_leaves(site: Pat
     assert update.tensors["range/trainable/0"].shape == (2,)
 
 
+def test_a_site_never_simulates_and_says_so(site: Path) -> None:
+    # Given runs of the same experiment, in one of which every client lies and most turns are lost
+    devices = {"byzantine": 1.0, "dropout": 0.9, "delay": "constant", "delay_s": 3600.0}
+    sent = []
+    for tables in ({}, {"devices": devices}):
+        place = Scripted()
+        place.start()
+        place.publish(0, experiment=experiment(**tables))
+        sent.append(place.take())
+        assert place.nothing()
+    # Then the site sends the same update, and has said why
+    assert sent[0].tensors["trainable/0"].tobytes() == sent[1].tensors["trainable/0"].tobytes()
+    assert len([line for line in place.said if "a site never simulates" in line]) == 1
+
+
 def test_a_site_is_not_asked_to_remember_what_compression_left_over() -> None:
     with pytest.raises(ValidationError, match="error_feedback = false"):
         experiment(update=[{"kind": "top_k", "share": 0.1}])

@@ -19,7 +19,9 @@ from fluffle.worker.services.worker import WorkerService
 pytestmark = pytest.mark.tensorflow
 
 
-def run(folder: Path, **tables: Any) -> tuple[Ledger, list[Message | None], Plan]:
+def run(
+    folder: Path, simulate_devices: bool = True, said: list[str] | None = None, **tables: Any
+) -> tuple[Ledger, list[Message | None], Plan]:
     """A whole run with one slot in this process; its ledger, and what its turns brought."""
     tables = {
         "task": {"clients": 6},
@@ -28,8 +30,13 @@ def run(folder: Path, **tables: Any) -> tuple[Ledger, list[Message | None], Plan
         **tables,
     }
     experiment = Experiment.model_validate(tables)
-    broker, turns = EmbeddedBroker(), []
-    worker = WorkerService(broker.worker("w", 1), "w", 1, on_turn=turns.append)
+    broker, turns, said = EmbeddedBroker(), [], [] if said is None else said
+    worker = WorkerService(
+        *(broker.worker("w", 1), "w", 1),
+        simulate_devices=simulate_devices,
+        on_status=said.append,
+        on_turn=turns.append,
+    )
     thread = threading.Thread(target=worker.run)
     thread.start()
     service = AggregatorService(experiment, broker.aggregator(), folder, run_id="run")
@@ -73,19 +80,34 @@ def test_exactly_the_turns_that_the_devices_lose_bring_nothing(tmp_path: Path) -
     assert any(outcome.lost_at for outcome in outcomes)
 
 
-def test_a_trace_that_the_worker_does_not_have_is_said_and_ends_the_run(tmp_path: Path) -> None:
+def test_a_plan_cannot_make_a_worker_simulate_that_was_not_told_to(tmp_path: Path) -> None:
+    # Given a run of whose turns most would be lost, and whose clients lie and wait for an hour
+    devices = {"dropout": 0.9, "byzantine": 1.0, "delay": "constant", "delay_s": 3600.0}
+    tables = {"experiment": {"versions": 2}, "aggregation": {"quorum": 2, "deadline_s": 60.0}}
+    said: list[str] = []
+    # When a worker of its own trains it
+    ledger, turns, _ = run(tmp_path / "with", False, said, **tables, devices=devices)
+    # Then it says so once, and everything is as in a run without devices
+    (line,) = [line for line in said if "--simulate-devices" in line]
+    assert "run run describes devices" in line
+    assert None not in turns[:4]
+    plain, _, _ = run(tmp_path / "without", False, said, **tables)
+    of_updates = "SELECT client, turn, examples FROM updates WHERE turn > 0 ORDER BY turn"
+    assert ledger.query(of_updates) == plain.query(of_updates)
+    assert len([line for line in said if "--simulate-devices" in line]) == 1
+
+
+def test_a_client_that_lies_does_so_where_devices_are_simulated_alone(tmp_path: Path) -> None:
+    # Given runs of one client, which is hostile, and of one which is not
     tables = {
-        "task": {"clients": 3},
-        "evaluation": {"every_updates": 0},
-        "devices": {"availability": "trace", "trace": str(tmp_path / "none.csv")},
+        "experiment": {"versions": 1},
+        "task": {"clients": 1},
+        "aggregation": {"strategy": "fedavg", "quorum": 1, "deadline_s": 60.0},
     }
-    broker = EmbeddedBroker()
-    worker = WorkerService(broker.worker("w", 1), "w", 1)
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    experiment = Experiment.model_validate(tables)
-    service = AggregatorService(experiment, broker.aggregator(), tmp_path / "out", run_id="run")
-    assert service.run() == "failed"
-    worker.stop()
-    thread.join()
-    assert "none.csv" in Ledger(tmp_path / "out").meta["detail"]
+    lying = {"devices": {"byzantine": 1.0}}
+    honest, _, _ = run(tmp_path / "honest", **tables)
+    untold, _, _ = run(tmp_path / "untold", False, **tables, **lying)
+    told, _, _ = run(tmp_path / "told", **tables, **lying)
+    # Then they differ where a run has attached the devices
+    of_version = "SELECT weights_sha256 FROM versions WHERE version = 1"
+    assert untold.query(of_version) == honest.query(of_version) != told.query(of_version)

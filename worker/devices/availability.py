@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
-from fluffle.schemas import UserError
+from fluffle.schemas.device_tables import Row, rows_of
 from fluffle.schemas.experiment import DevicesTable
 from fluffle.worker.devices.draws import generator
 
@@ -22,14 +20,14 @@ _PARTS = 48
 
 
 def next_start(table: DevicesTable, seed: int) -> NextStart:
-    """The rule of an experiment. Raises: UserError where a trace cannot be read."""
+    """The rule of an experiment."""
     match table.availability:
         case "diurnal":
             return _diurnal(seed, table.period_s or 86_400.0, table.available or 0.5)
         case "on_off":
             return _on_off(seed, table.on_s or 600.0, table.off_s or 600.0)
         case "trace":
-            return _trace(table.trace)
+            return _trace(rows_of(table.trace or ""))
         case _:
             return lambda client, now: now
 
@@ -74,20 +72,12 @@ def _on_off(seed: int, on_s: float, off_s: float) -> NextStart:
     return start
 
 
-def _trace(path: str | None) -> NextStart:
-    """Rows client,start,end of a CSV with a header, in seconds; it repeats after its last end."""
-    if not path:
-        raise UserError("devices.availability = 'trace' needs devices.trace, the path of a CSV")
+def _trace(rows: list[Row]) -> NextStart:
+    """Rows client, start, end in seconds; it repeats after its last end."""
     spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                spans[row["client"]].append((float(row["start"]), float(row["end"])))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no CSV with columns client,start,end: {error!r}") from error
-    length = max((end for of_one in spans.values() for _, end in of_one), default=0.0)
-    if length <= 0:
-        raise UserError(f"{path} has no row with an end above 0")
+    for client, begin, end in rows:
+        spans[str(int(client))].append((begin, end))
+    length = max(end for of_one in spans.values() for _, end in of_one)
     for of_one in spans.values():
         of_one.sort()
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fluffle.schemas import Plan, UserError
+from fluffle.schemas import Plan
+from fluffle.schemas.device_tables import rows_of
 from fluffle.schemas.experiment import DevicesTable
 from fluffle.worker.devices.availability import next_start
 from fluffle.worker.devices.draws import delay, generator
@@ -67,10 +66,10 @@ class Devices:
     """All devices of a federation: a pure function of the plan."""
 
     def __init__(self, plan: Plan) -> None:
-        """Raises: UserError where a CSV cannot be read."""
         self._plan = plan
         self._table = _with_preset(plan.devices or DevicesTable())
-        self._rows = _read_hardware(self._table.hardware)
+        rows = rows_of(self._table.hardware) if self._table.hardware else []
+        self._rows = [Hardware(*row) for row in rows]
         #: (client, seconds since the run began) -> when it can start. Never before.
         self.next_start = next_start(self._table, plan.seed)
         self._of_client = lru_cache(maxsize=100_000)(self._draw_client)
@@ -139,18 +138,3 @@ def pause_s(plan: Plan, client: str, turn: int) -> float:
 def _with_preset(table: DevicesTable) -> DevicesTable:
     preset = PRESETS[table.preset] if table.preset else {}
     return DevicesTable.model_validate({**preset, **table.model_dump(exclude_none=True)})
-
-
-def _read_hardware(path: str | None) -> list[Hardware]:
-    if not path:
-        return []
-    try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            rows = [
-                Hardware(**{k: float(v) for k, v in row.items()}) for row in csv.DictReader(file)
-            ]
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no CSV of devices: {error}") from error
-    if not rows:
-        raise UserError(f"{path} has no rows")
-    return rows

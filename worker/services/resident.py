@@ -39,6 +39,7 @@ from fluffle.worker.services.answers import Account, failed_update, make_update,
 from fluffle.worker.services.contribution import Contribution, shown, size_of
 from fluffle.worker.services.journal import Journal
 from fluffle.worker.services.shutdown import Shutdown
+from fluffle.worker.services.simulated import describes_devices
 from fluffle.worker.services.turn import Fetch, Report, Step, Submit, Train, drive, turn_of
 from fluffle.worker.tasks import custom
 from fluffle.worker.tasks.registry import open_data
@@ -173,6 +174,11 @@ class ResidentService:
         self._contribution = Contribution(model.run.run_id)
         self._behind = (-1, 0)
         self._say(f"admitted to run {model.run.run_id}")
+        if describes_devices(model.plan):
+            self._say(
+                f"run {model.run.run_id} describes devices ([devices]), and a site never simulates "
+                "any: it trains without them"
+            )
         event = Event(run=model.run, kind="joined", worker=self._client, slots=1)
         self._port.emit(Envelope.of(event))
         return self._contribution

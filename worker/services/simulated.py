@@ -10,7 +10,8 @@ from collections.abc import Generator
 from functools import partial
 from typing import Any
 
-from fluffle.schemas import Assignment, ClientUpdate, UserError
+from fluffle.schemas import Assignment, ClientUpdate, Plan
+from fluffle.schemas.experiment import DevicesTable
 from fluffle.worker.devices import DeviceOutcome, Devices, as_sent
 from fluffle.worker.services.answers import payload_bytes
 from fluffle.worker.services.outgoing import upload_bytes
@@ -48,10 +49,7 @@ class SimulatedDevices:
     def _train(self, step: Train) -> Generator[Step, Any, ClientUpdate | BaseException | None]:
         """``Train``'s reply, or nothing where the device loses the turn."""
         client, plan = step.assignment.client, step.model.plan
-        try:
-            devices = self._devices.of(plan)
-        except UserError as error:  # a CSV that this worker does not have
-            return error
+        devices = self._devices.of(plan)
         outcome = devices.outcome(client, step.assignment.turn)
         if not (yield Available(partial(devices.next_start, client))):
             return None
@@ -81,6 +79,11 @@ class SimulatedDevices:
         )
         yield Wait(outcome.upload_s(sent))
         return result if outcome.lost_at is None else None
+
+
+def describes_devices(plan: Plan) -> bool:
+    """Whether turns on this plan's devices are other than turns without."""
+    return plan.devices not in (None, DevicesTable())
 
 
 def end_of(outcome: DeviceOutcome, download: int, upload: int, examples: int, at: float) -> float:

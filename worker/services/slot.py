@@ -44,6 +44,7 @@ from fluffle.worker.services.simulated import SimulatedDevices
 from fluffle.worker.services.turn import (
     Available,
     Begin,
+    Decorator,
     Fetch,
     Initialise,
     Pause,
@@ -56,6 +57,7 @@ from fluffle.worker.services.turn import (
     is_newer,
     leadership,
     turn_of,
+    undecorated,
 )
 from fluffle.worker.training.per_plan import PerPlan, make_trainer
 
@@ -82,6 +84,8 @@ class SlotContext:
     on_turn: Callable[[Message | None], None] = lambda answer: None
     #: Bytes of models received since somebody asked last.
     take_received: Callable[[], int] = lambda: 0
+    #: Whether turns live the devices that the plan describes.
+    simulate_devices: bool = False
 
     @property
     def stop(self) -> threading.Event:
@@ -98,7 +102,7 @@ class Slot:
         self._worker = worker
         self._port = worker.port
         self._trainers = PerPlan(make_trainer)
-        self._on_device = SimulatedDevices()
+        self._about: Decorator = SimulatedDevices() if worker.simulate_devices else undecorated
         self._failures = 0
         self._pause_s = 0.0
         self._free_since = time.perf_counter()
@@ -154,7 +158,7 @@ class Slot:
                 case Report(error, base_version):
                     sent.append(self._report(assignment, base_version, error))
 
-        drive(self._on_device(turn_of(assignment), assignment), do)
+        drive(self._about(turn_of(assignment), assignment), do)
         return sent[0] if sent else None
 
     # ---- steps

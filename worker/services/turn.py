@@ -118,6 +118,11 @@ Turn = Generator[Step, Any, None]
 Decorator = Callable[[Turn, Assignment], Turn]
 
 
+def undecorated(turn: Turn, assignment: Assignment) -> Turn:
+    """The turn as it is."""
+    return turn
+
+
 def turn_of(assignment: Assignment, label: int | str | None = None) -> Turn:
     """The turn that an assignment asks for; ``label`` as in ``Train``, else the turn's number."""
     if assignment.kind == "initialise":

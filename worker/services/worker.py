@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable
 
 from fluffle.broker import Closed, Envelope, WorkerPort
-from fluffle.schemas import Event, GlobalModel, Message
+from fluffle.schemas import Event, GlobalModel, Message, Run
 from fluffle.schemas.messages import order
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.journal import Journal
 from fluffle.worker.services.models import read_model
 from fluffle.worker.services.shutdown import Shutdown
+from fluffle.worker.services.simulated import describes_devices
 from fluffle.worker.services.slot import Slot, SlotContext
 
 _LOOK_UP_S = 0.5
@@ -35,6 +36,7 @@ class WorkerService:
         stay: bool = False,
         journal: Journal | None = None,
         states: ClientStates | None = None,
+        simulate_devices: bool = False,
         on_status: Callable[[str], None] = lambda text: None,
         on_model: Callable[[GlobalModel, int], None] = lambda model, size: None,
         on_turn: Callable[[Message | None], None] = lambda answer: None,
@@ -43,6 +45,8 @@ class WorkerService:
         stay: wait for the next run when one is over.
         journal: is told what is sent, before and after.
         states: where clients keep what they need for their next turn; its owner closes it.
+        simulate_devices: turns live the devices of the plan: its delays, losses and lies. A run's
+            own workers do; otherwise no plan can make a worker do so.
         on_model: is told of every model that arrives, and its size in bytes.
         on_turn: is told, by slots, what a turn brought; None where it was for nobody any more.
         """
@@ -52,6 +56,7 @@ class WorkerService:
         self._stay = stay
         self._journal = journal or Journal()
         self._states = states or ClientStates()
+        self._simulate_devices = simulate_devices
         self._say = on_status
         self._on_model = on_model
         self._on_turn = on_turn
@@ -100,15 +105,25 @@ class WorkerService:
                 continue
             self._on_model(model, envelope.size)
             if not model.final and joined != model.run:
+                self._join(model, joined)
                 joined = model.run
-                self._emit(Event(run=model.run, kind="joined", worker=self.worker_id,
-                                 slots=self._slots))  # fmt: skip
             elif model.final and joined is not None:
                 self._emit(Event(run=model.run, kind="left", worker=self.worker_id))
                 joined = None
                 if not self._stay:
                     return
                 self._say(f"run {model.run.run_id} is over; waiting for the next")
+
+    def _join(self, model: GlobalModel, before: Run | None) -> None:
+        event = Event(run=model.run, kind="joined", worker=self.worker_id, slots=self._slots)
+        self._emit(event)
+        known = before is not None and before.run_id == model.run.run_id
+        if not known and not self._simulate_devices and describes_devices(model.plan):
+            self._say(
+                f"run {model.run.run_id} describes devices ([devices]), and this worker does not "
+                "simulate them: it trains without their delays, losses and lies "
+                "(--simulate-devices)"
+            )
 
     def _emit(self, event: Event) -> None:
         self._port.emit(Envelope.of(event))
@@ -127,6 +142,7 @@ class WorkerService:
                     say=self._say,
                     on_turn=self._on_turn,
                     take_received=self._take_received,
+                    simulate_devices=self._simulate_devices,
                 )
             ).run()
         except Closed:

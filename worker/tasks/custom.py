@@ -2,8 +2,8 @@
 
 An experiment names it ``FILE.py:Class``. The file is looked for in the folder ``FLUFFLE_TASK``:
 ``fluffle run`` sets that to the experiment file's, workers and evaluators are told. A plan comes
-over the network, so what it names has to lie in that folder. ``--task PATH/FILE.py:Class`` is a
-person's own word: it is used whatever the plan names.
+over the network, so what it names has to lie in that folder itself, and no deeper.
+``--task PATH/FILE.py:Class`` is a person's own word: it is used whatever the plan names.
 
 How the file is loaded is in ``fluffle.schemas.user_code``.
 """
@@ -39,8 +39,11 @@ def named_by_plan(name: str) -> type[Task]:
         )
     file, _, _ = name.rpartition(":")
     root = Path(folder).resolve()
-    if not (root / file).resolve().is_relative_to(root):
-        raise UserError(f"the task {name} lies outside {folder}: an experiment may not name that")
+    if Path(file).name != file or not (root / file).resolve().is_relative_to(root):
+        raise UserError(
+            f"the task {name} lies outside {folder}, or deeper: an experiment may name a file in "
+            "that folder itself and no other"
+        )
     return load(f"{root}/{name}")
 
 

@@ -101,7 +101,7 @@ def federation(seed: int, experiment: str) -> Iterator[Conductor]:
         for name in WORKERS:
             journal = folder / f"{name}.jsonl"
             conductor.add(
-                *(name, "worker", "--name", name, "--slots", 2),
+                *(name, "worker", "--name", name, "--slots", 2, "--simulate-devices"),
                 *("--journal", journal, "--state", folder / "state", "--parent", os.getpid()),
             )
         yield conductor
