@@ -5,9 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # TensorFlow's build: EXTRA=gpu for the CUDA one.
 EXTRA ?= cpu
+# What is installed is in requirements/, version and hash. Empty: the newest of everything.
+LOCKED ?= 1
 ARGS ?=
 TESTS ?= tests
 SECONDS ?= 60
+FAST := not (compose or rabbitmq or tensorflow or slow)
 # Tests side by side: they wait more than they compute. 0: one after the other.
 PARALLEL ?= 2
 # Chaos: how many faults, and which (default: others every time).
@@ -15,7 +18,8 @@ FAULTS ?= 100
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-compose chaos chaos-processes lint fuzz fuzz-live format bench broker docs clean
+.PHONY: help run test test-fast test-oldest test-compose chaos chaos-processes lint fuzz fuzz-live format \
+  bench broker docs lock clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +31,13 @@ test: $(VENV)/dev.stamp ## Run all tests (TESTS=tests/broker for some, PARALLEL=
 	@scripts/provide-chromium
 	@environment=$$(scripts/provide-rabbitmq) && env $$environment \
 	  $(BIN)/pytest -n $(PARALLEL) --dist loadfile --no-loadscope-reorder $(TESTS) $(ARGS)
+
+# No server, no TensorFlow, no network: while you work.
+test-fast: $(VENV)/dev.stamp ## Run the tests that need nothing but Python (two minutes)
+	@$(BIN)/pytest -n $(PARALLEL) -m '$(FAST)' $(TESTS) $(ARGS)
+
+test-oldest: $(VENV)/dev.stamp ## Install the oldest versions that pyproject.toml allows, and try them
+	@scripts/test-oldest $(ARGS)
 
 test-compose: $(VENV)/dev.stamp ## Build the image and try everything on compose.yaml (six minutes, a Docker engine)
 	@$(BIN)/pytest -m compose tests/compose $(ARGS)
@@ -59,24 +70,29 @@ bench: $(VENV)/dev.stamp broker ## Measure every claim in benchmarks/ (more than
 broker: ## Provide a RabbitMQ server for the tests if there is none
 	@scripts/provide-rabbitmq
 
-docs: $(VENV)/docs.stamp ## Build the documentation into site/ (ARGS=serve: show it while you write)
+docs: $(VENV)/dev.stamp ## Build the documentation into site/ (ARGS=serve: show it while you write)
 	@$(BIN)/mkdocs $(or $(ARGS),build --strict)
+
+lock: $(VENV)/dev.stamp ## Write requirements/ anew from pyproject.toml (ARGS=--upgrade: the newest)
+	@scripts/lock $(ARGS)
 
 clean: ## Remove what make has made, but not runs/
 	rm -rf $(VENV) site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-$(VENV)/run.stamp: pyproject.toml
+comma := ,
+# install EXTRAS FILES: this tree, editable, with what is locked, or with the newest of its extras.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+install = $(if $(LOCKED),$(PIP) --require-hashes $(2:%=-r requirements/%.txt) \
+  && $(PIP) --no-deps --no-build-isolation --editable .,$(PIP) --upgrade --editable '.[$(1)]')
+
+$(VENV)/run.stamp: pyproject.toml requirements/$(EXTRA).txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Fluffle needs Python 3.11 or newer: make PYTHON=python3.12 …" >&2; exit 2; }
 	@echo "installing into $(VENV) …"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA),report]'
+	@$(call install,$(EXTRA)$(comma)report,$(EXTRA) build)
 	@touch $@
 
-$(VENV)/dev.stamp: $(VENV)/run.stamp
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA),data,report,privacy,docs,dev]'
-	@touch $@
-
-$(VENV)/docs.stamp: $(VENV)/run.stamp
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+$(VENV)/dev.stamp: $(VENV)/run.stamp requirements/dev.txt
+	@$(call install,$(EXTRA)$(comma)data$(comma)report$(comma)privacy$(comma)docs$(comma)dev,$(EXTRA) build dev)
 	@touch $@

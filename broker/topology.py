@@ -1,4 +1,4 @@
-"""Every name, argument and property that we have on a RabbitMQ server (DESIGN section 4).
+"""Every name, argument and property that we have on a RabbitMQ server (docs/architecture.md).
 
 Arguments are protocol constants: a queue that is there already with others answers 406. Nothing
 here is deprecated in RabbitMQ 4 (no transient queue that is not exclusive, no global QoS), and

@@ -1,4 +1,4 @@
-"""The messages of the protocol (DESIGN section 4), validated on both sides of the wire."""
+"""The messages of the protocol (docs/architecture.md), validated on both sides of the wire."""
 
 from __future__ import annotations
 

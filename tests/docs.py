@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "scripts"))  # where mkdocs finds it, too
 
+import modules as modules  # noqa: E402
 import reference  # noqa: E402
 
 #: What a build of the site makes besides what is in docs/.

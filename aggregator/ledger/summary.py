@@ -14,7 +14,7 @@ CLIENT = "client_"
 
 
 def summarise(ledger: LedgerReader) -> dict[str, Any]:
-    """The summary object (DESIGN section 8), but for ``peak_rss_mb``, which only the caller knows.
+    """A run's summary (docs/architecture.md), but for ``peak_rss_mb``, which only the caller knows.
 
     ``updates_per_s`` is over the time from version 0 to the last; ``train_fraction`` is the share
     of the slots' time that went into training, over all updates that arrived.

@@ -1,4 +1,4 @@
-"""``fluffle verify``: a run's ledger and files against the invariants (DESIGN section 6)."""
+"""``fluffle verify``: a run's ledger and files against the invariants (docs/architecture.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The coordinator's rules, one test each (DESIGN section 4). No I/O: effects are just looked at."""
+"""The coordinator's rules, one test each (docs/architecture.md). No I/O: effects are looked at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides the invariants of DESIGN section 6: some at the moment they are broken, all at the end.
+"""Decides the invariants (docs/architecture.md): some when they are broken, all at the end.
 
 It reads the ledger through a connection of its own, so it sees what is committed and no more, and
 knows what workers sent and what the broker still holds.
