@@ -6,6 +6,7 @@ made of.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ __all__ = [
     "read_parquet",
     "with_model",
 ]
+
+# Who uses Fluffle as a library decides what is logged, and where.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "ClientData": "fluffle.worker.tasks.client_data",

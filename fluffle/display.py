@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
+from fluffle import logs
 from fluffle.aggregator.disk_space import human_bytes
 from fluffle.aggregator.service import AggregatorService
+from fluffle.invocation import to_paste
+
+_log = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 10.0
 #: Rates are over this much of the recent past.
@@ -61,7 +67,7 @@ def snapshot(service: AggregatorService) -> Snapshot | None:
 
 
 class Display:
-    """Shows a run on stderr, so that stdout is free for the summary."""
+    """Shows a run, and what is logged meanwhile, on stderr: stdout is free for the summary."""
 
     def __init__(self, name: str, quiet: bool = False) -> None:
         # A descriptor of its own: TensorFlow's import turns stderr off for a moment.
@@ -71,27 +77,33 @@ class Display:
         self._live = Live(console=self.console, refresh_per_second=5, transient=True)
         self._history: deque[tuple[float, int, int]] = deque()
         self._last_line = -_LINE_EVERY_S
+        self._until_exit = ExitStack()
 
     def __enter__(self) -> Display:
-        if self.console.is_terminal and not self._quiet:
+        form = self._until_exit.enter_context(logs.written_by(self.line))
+        if self.console.is_terminal and not self._quiet and form == "text":
             self._live.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.rest()
+        self._until_exit.close()
+
+    def rest(self) -> None:
+        """The live block goes; lines may still come."""
         if self._live.is_started:
             self._live.stop()
 
-    def say(self, text: str) -> None:
+    def line(self, text: str) -> None:
         """One line that stays; what others wrote is in it, so it is no markup."""
-        said = f"[dim]{time.strftime('%H:%M:%S')}[/] {escape(text)}"
-        self.console.print(said, soft_wrap=True)
+        self.console.print(Text(text), soft_wrap=True)
 
     def show(self, now: Snapshot | None) -> None:
         """The state of the run, a few times a second."""
         if self._live.is_started:
             self._live.update(self._block(now))
         elif now is not None and self._line_is_due():
-            self.say("  ".join(f"{key} {value}" for key, value in self._fields(now)))
+            _log.info("  ".join(f"{key} {value}" for key, value in self._fields(now)))
 
     def fetching(self, what: str, done: int, total: int | None) -> None:
         """A data set on its way, in bytes."""
@@ -101,7 +113,7 @@ class Display:
             grid.add_row(what, bar, f"{done / 1e6:.1f} MB" if done else "")
             self._live.update(grid)
         elif total is None or self._line_is_due():
-            self.say(what)
+            _log.info(what)
 
     def _line_is_due(self) -> bool:
         due = not self._quiet and time.monotonic() - self._last_line >= _LINE_EVERY_S
@@ -145,12 +157,12 @@ class Display:
         return (now.updates - updates) / passed, per_version * (now.versions - now.version)
 
 
-def print_summary(console: Console, summary: dict[str, Any], folder: str) -> None:
+def print_summary(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """The end of a run, for a person."""
     rejected = sum(summary["updates_rejected"].values())
     lost = f"{rejected} rejected, {summary['dropouts']} dropouts, {summary['failures']} failures"
     rows = [
-        ("status", f"{summary['status']} ({summary['detail']})"),
+        ("status", _status(summary)),
         ("versions", str(summary["versions"])),
         ("updates", f"{summary['updates_counted']} counted, {lost}"),
         *(readable(summary["metrics"]) or [("evaluation", "–")]),
@@ -161,14 +173,19 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
         ("memory", f"{summary['peak_rss_mb']:.0f} MB at its peak"),
         *([("privacy", f"epsilon {summary['epsilon']:.3g}")] if summary.get("epsilon") else []),
         *([("kept", _kept(summary))] if summary.get("kept_updates") else []),
-        ("run folder", folder),
+        ("run folder", str(folder)),
         ("model", _model(folder)),
-        ("report", f"fluffle report {folder}"),
+        ("report", to_paste("report", folder)),
     ]
     grid = Table.grid(padding=(0, 2))
     for key, value in rows:
-        grid.add_row(f"[dim]{key}[/]", value)
+        grid.add_row(f"[dim]{key}[/]", Text(value))  # a folder's name is no markup
     console.print(grid)
+
+
+def _status(summary: dict[str, Any]) -> str:
+    status, detail = summary["status"], summary["detail"]
+    return f"{status} ({detail})" if detail else str(status)
 
 
 def _by_client(found: dict[str, float]) -> str:
@@ -190,9 +207,9 @@ def readable(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), value) for name, value in shown.items()]
 
 
-def _model(folder: str) -> str:
-    model = Path(folder) / "model.keras"
-    return str(model) if model.exists() else f"fluffle export {folder}"
+def _model(folder: Path) -> str:
+    model = folder / "model.keras"
+    return str(model) if model.exists() else to_paste("export", folder)
 
 
 def _kept(summary: dict[str, Any]) -> str:

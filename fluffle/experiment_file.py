@@ -6,7 +6,9 @@ as TOML (numbers, booleans, lists, quoted strings); what is no TOML is taken as 
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +22,11 @@ from fluffle.schemas import Experiment, UserError
 from fluffle.schemas.experiment import Table
 
 _PREFIX = "FLUFFLE_"
+#: Of Keras 3, as ``keras.optimizers.get`` takes them.
+_OPTIMIZERS = (
+    *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "ftrl", "lamb", "lion"),
+    *("muon", "nadam", "rmsprop", "sgd"),
+)
 
 
 def load_experiment(
@@ -35,18 +42,37 @@ def load_experiment(
         where, equals, value = setting.partition("=")
         table, dot, key = where.strip().partition(".")
         if not (equals and dot and key):
-            raise UserError(f"--set {setting}: write TABLE.KEY=VALUE, as in aggregation.quorum=5")
+            raise UserError(
+                f"--set {setting}: write TABLE.KEY=VALUE, as in {_example(where.strip())}=5"
+            )
         _put(document, table, key, value.strip())
     read_device_files(document.get("devices"), path.parent if path else Path())
     try:
-        return Experiment.model_validate(document)
+        experiment = Experiment.model_validate(document)
     except ValidationError as error:
         raise UserError(f"{path or 'settings'}: {_explain(error.errors()[0])}") from None
+    _check_optimizer(experiment.training.optimizer)
+    return experiment
+
+
+def _check_optimizer(name: str) -> None:
+    """Keras knows its optimizers, but it is asked where a client trains: a typo is found here."""
+    if name.lower() not in _OPTIMIZERS and (meant := _close(name.lower(), _OPTIMIZERS)):
+        raise UserError(f"training.optimizer = {name!r} is none of Keras's; did you mean {meant}?")
+
+
+def _close(name: str, known: Iterable[str]) -> str | None:
+    close = difflib.get_close_matches(name, list(known))
+    swapped = [word for word in close if sorted(word) == sorted(name)]
+    return next(iter(swapped or close), None)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UserError(f"{path} is UTF-16, and TOML is UTF-8: save it as UTF-8")
+        return tomllib.loads(raw.decode("utf-8-sig").replace("\r\n", "\n"))
     except FileNotFoundError:
         raise UserError(f"there is no experiment file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -79,25 +105,37 @@ def _explain(error: ErrorDetails) -> str:
         return f"{where} is missing"
     if error["type"] == "value_error" and "ctx" in error:
         return str(error["ctx"]["error"])
-    return f"{where} = {error['input']!r}: {error['msg']}"
+    said = f"{where} = {error['input']!r}: {error['msg']}"
+    if error["type"] == "literal_error":
+        values = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        if close := _close(str(error["input"]), values):
+            said += f"; did you mean {close}?"
+    return said
 
 
 def _keys(kind: object) -> Iterable[str]:
     return kind.model_fields if isinstance(kind, type) and issubclass(kind, Table) else ()
 
 
+def _example(key: str) -> str:
+    """A key with its table; the one that was meant, if a table has one of this name."""
+    known = {k: f"{name}.{k}" for name in Experiment.model_fields for k in _known_in(name)}
+    return known.get(_close(key, known) or "", "aggregation.quorum")
+
+
+def _known_in(table: str) -> list[str]:
+    annotation = Experiment.model_fields[table].annotation
+    # An optional table's annotation is a union with None.
+    return [name for kind in get_args(annotation) or (annotation,) for name in _keys(kind)]
+
+
 def _suggestion(path: list[str]) -> str:
     if len(path) == 1:
         known = list(Experiment.model_fields)
     elif path[0] in Experiment.model_fields:
-        annotation = Experiment.model_fields[path[0]].annotation
-        # An optional table's annotation is a union with None.
-        known = [name for kind in get_args(annotation) or (annotation,) for name in _keys(kind)]
+        known = _known_in(path[0])
     else:
         return ""
-    close = difflib.get_close_matches(path[-1], known, n=1)
-    return (
-        f"; did you mean {'.'.join([*path[:-1], close[0]])}?"
-        if close
-        else (f"; known are {', '.join(known)}")
-    )
+    if close := _close(path[-1], known):
+        return f"; did you mean {'.'.join([*path[:-1], close])}?"
+    return f"; known are {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""``fluffle export``: what came out of a run, for other programs.
+"""Exports: what came out of a run, for other programs.
 
 Weights as NumPy arrays and metrics need nothing but the run folder; a Keras model needs
 TensorFlow and the task.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from fluffle.aggregator.strategies.base import model_of
 from fluffle.history import columns, history
 from fluffle.schemas import Experiment, Plan, Tensors, UserError
 from fluffle.schemas.tensors import model_groups
+
+_log = logging.getLogger(__name__)
 
 Format = Literal["keras", "saved_model", "npz", "csv", "jsonl"]
 #: What the last version takes for what, beside its Keras file: for the report.
@@ -87,7 +90,7 @@ def read_weights(ledger: LedgerReader, version: str) -> Weights:
     return Weights(ledger.folder, wanted, ledger.latest_version(), tensors, experiment)
 
 
-def save_models(folder: Path, say: Callable[[str], None]) -> None:
+def save_models(folder: Path) -> None:
     """``model.keras`` of the last version and ``best.keras`` of the best, at the end of a run.
 
     What cannot be saved is said, and no reason for a run to fail.
@@ -102,7 +105,7 @@ def save_models(folder: Path, say: Callable[[str], None]) -> None:
         elif best is not None:
             export(folder, "keras", "best", None)
     except (UserError, OSError) as error:
-        say(f"the model was not saved as a Keras file: {error}")
+        _log.warning("the model was not saved as a Keras file: %s", error)
 
 
 def _version(ledger: LedgerReader, text: str) -> int:

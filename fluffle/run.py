@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import shutil
 import signal
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from fluffle.aggregator.ledger.archive import UPDATES
 from fluffle.aggregator.ledger.disk import cannot_delete, cannot_write, is_of_the_disk, make_folder
+from fluffle.aggregator.ledger.leftovers import refuse_without_run
 from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.aggregator.ledger.summary import summarise
 from fluffle.aggregator.ledger.weights import WEIGHTS
@@ -33,11 +35,15 @@ from fluffle.tracking import Tracker, tracked
 from fluffle.worker.services.client_state import MEMORY_BYTES, ClientStates
 from fluffle.worker_group import Processes, Threads, WorkerGroup
 
+_log = logging.getLogger(__name__)
+
 _REFRESH_S = 0.2
 #: Where ``--broker local`` keeps its queues, in the run folder.
 NODE = "rabbitmq"
 #: Where clients keep what they need for their next turn; also after the end, to go on with.
 STATES = "clients"
+#: What a run that ended before its ledger was made may have left.
+_LEFT = (NODE, STATES, "logs", "lost+found")
 
 
 def run_experiment(
@@ -45,7 +51,7 @@ def run_experiment(
     folder: Path,
     display: Display,
     *,
-    broker: str = "embedded",
+    url: str = "embedded",
     federation: str = "fluffle",
     connect_timeout_s: float = 30.0,
     workers: int = 0,
@@ -55,13 +61,13 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Run or resume the experiment in ``folder``; the summary object.
 
-    broker: "embedded", "local" (a private RabbitMQ node) or an AMQP URL.
+    url: "embedded", "local" (a private RabbitMQ node) or of a broker.
     workers: worker processes; 0 for threads in this process.
     code: the folder of a strategy from a file.
     trackers: where curves go.
     Raises: UserError.
     """
-    if broker == "embedded" and workers:
+    if url == "embedded" and workers:
         raise UserError(
             "worker processes need a broker that they can share: add --broker local, or leave "
             "--workers out and use --slots"
@@ -72,11 +78,11 @@ def run_experiment(
     with ExitStack() as stack:
         memory = MemoryWatch()
         stack.callback(memory.close)
-        if broker in ("embedded", "local"):
+        if url in ("embedded", "local"):
             stack.enter_context(_lock(folder))  # elsewhere the broker's leader lock does this
-        url = _url(broker, folder, stack, display)
-        place = _broker(url, federation, connect_timeout_s, display)
-        port = place.aggregator()
+        amqp = _amqp(url, folder, stack)
+        broker = _broker(amqp, federation, connect_timeout_s)
+        port = broker.aggregator()
         stack.callback(port.close)
         service = AggregatorService(
             experiment,
@@ -84,20 +90,20 @@ def run_experiment(
             folder,
             run_id=new_run_id(experiment),
             code=code,
-            on_status=display.say,
+            on_status=_log.info,
         )
         # An update that a real broker has must not outlive its client's state.
-        states = ClientStates(folder / STATES, memory_bytes=0 if url else MEMORY_BYTES)
+        states = ClientStates(folder / STATES, memory_bytes=0 if amqp else MEMORY_BYTES)
         group: WorkerGroup = (
-            Processes(url, federation, workers, slots, evaluates, folder / "logs", folder / STATES)
+            Processes(amqp, federation, workers, slots, evaluates, folder / "logs", folder / STATES)
             if workers
-            else Threads(place, slots, evaluates, states, display.say)
+            else Threads(broker, slots, evaluates, states)
         )
-        with tracked(service, trackers, display.say):
+        with tracked(service, trackers):
             _drive(service, service, display, group)
         summary = read_summary(folder, memory.peak_mb)
     if summary["status"] == "finished" and not workers:
-        save_models(folder, display.say)  # TensorFlow is here already
+        save_models(folder)  # TensorFlow is here already
     if summary["status"] == "finished":
         shutil.rmtree(folder / NODE, ignore_errors=True)  # there only to resume
     return summary
@@ -131,11 +137,11 @@ def run_virtual(
             run_id=new_run_id(experiment),
             slots=slots,
             code=code,
-            on_status=display.say,
+            on_status=_log.info,
         )
         started = time.perf_counter()
         try:
-            with tracked(virtual.service, trackers, display.say):
+            with tracked(virtual.service, trackers):
                 _drive(virtual, virtual.service, display)
         except OSError as error:  # what the simulation itself writes
             if not is_of_the_disk(error):
@@ -144,7 +150,7 @@ def run_virtual(
         wall_s = time.perf_counter() - started
         summary = read_summary(folder, memory.peak_mb)
     if summary["status"] == "finished":
-        save_models(folder, display.say)
+        save_models(folder)
     kept = folder / "summary.json"
     if not virtual.busy_s and kept.exists():
         return dict(json.loads(kept.read_text()))  # it was finished before
@@ -182,13 +188,37 @@ def new_run_id(experiment: Experiment) -> str:
     return f"{experiment.experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def read_summary(folder: Path, peak_rss_mb: float) -> dict[str, Any]:
-    """The summary of the run in this folder."""
+def read_summary(folder: Path, peak_rss_mb: float, led: bool = True) -> dict[str, Any]:
+    """The summary of the run in this folder; of a run that nobody leads any more it is "stopped".
+
+    led: whether this process did, and not another that goes on.
+    """
     ledger = LedgerReader(folder)
     try:
-        return {**summarise(ledger), "peak_rss_mb": peak_rss_mb, "folder": str(folder)}
+        summary = {**summarise(ledger), "peak_rss_mb": peak_rss_mb, "folder": str(folder)}
     finally:
         ledger.close()
+    if led and summary["status"] == "running":
+        summary["status"] = "stopped"
+    return summary
+
+
+def check_folder(folder: Path) -> None:
+    """Raises: UserError where something of somebody else's lies in what shall be a run folder."""
+    if (folder / "ledger.sqlite").exists():
+        return
+    try:
+        found = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"--out {folder}: {error.strerror}") from None
+    refuse_without_run(folder)
+    if others := [name for name in found if name not in _LEFT and not name.startswith(".")]:
+        raise UserError(
+            f"--out {folder} holds no run, and is not empty ({others[0]}): name a folder that is "
+            "new, empty or a run's"
+        )
 
 
 @contextmanager
@@ -244,28 +274,26 @@ def _drive(
         raise failure[0]
 
 
-def _url(broker: str, folder: Path, stack: ExitStack, display: Display) -> str:
+def _amqp(url: str, folder: Path, stack: ExitStack) -> str:
     """Where the broker is; "" for the embedded one. Starts the private node that ``local`` is."""
-    if broker == "embedded":
+    if url == "embedded":
         return ""
-    if broker != "local":
-        return broker
+    if url != "local":
+        return url
     from fluffle.broker.admin.node import Node
 
-    display.say("starting a private RabbitMQ node …")
+    _log.info("starting a private RabbitMQ node …")
     return stack.enter_context(Node(folder / NODE)).url
 
 
-def _broker(url: str, federation: str, connect_timeout_s: float, display: Display) -> Broker:
+def _broker(url: str, federation: str, connect_timeout_s: float) -> Broker:
     if not url:
         from fluffle.broker.embedded import EmbeddedBroker
 
         return EmbeddedBroker()
     from fluffle.broker.rabbitmq.broker import RabbitMQBroker
 
-    return RabbitMQBroker(
-        url, federation, connect_timeout_s=connect_timeout_s, on_status=display.say
-    )
+    return RabbitMQBroker(url, federation, connect_timeout_s=connect_timeout_s)
 
 
 @contextmanager

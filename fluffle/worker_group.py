@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,8 @@ from fluffle.schemas import UserError
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.evaluator import EvaluatorService
 from fluffle.worker.services.worker import WorkerService
+
+_log = logging.getLogger(__name__)
 
 #: Safe path: a ``worker.py`` where somebody starts a run is not ours.
 _MODULE = ("-P", "-m", "fluffle")
@@ -48,13 +50,11 @@ class Threads:
         slots: int,
         evaluates: bool,
         states: ClientStates,
-        on_status: Callable[[str], None],
     ) -> None:
         self._broker = broker
         self._slots = slots
         self._evaluates = evaluates
         self._states = states
-        self._say = on_status
         self._members: list[tuple[threading.Thread, WorkerService | EvaluatorService]] = []
         self._error: BaseException | None = None
 
@@ -69,12 +69,12 @@ class Threads:
                 *(port, "worker-0", self._slots),
                 states=self._states,
                 simulate_devices=True,
-                on_status=self._say,
+                on_status=_log.info,
             )
         )
         if self._evaluates:
             port = self._broker.worker("evaluator", 0)
-            self._add(EvaluatorService(port, "evaluator", on_status=self._say))
+            self._add(EvaluatorService(port, "evaluator", on_status=_log.info))
 
     def check(self) -> None:
         """Raises: UserError, or what a thread died of."""

@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 import fluffle.schemas.experiment
 import fluffle.schemas.steps
-from fluffle.cli import app
+from fluffle.commands.app import app
 from fluffle.schemas.experiment import STRATEGIES, Experiment
 
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "table"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import subprocess
@@ -49,6 +50,27 @@ def rabbitmq() -> Iterator[Node | Container]:
 def federation() -> str:
     """A name that no other test uses, so that tests share a server and nothing on it."""
     return f"test-{secrets.token_hex(4)}"
+
+
+class _Said(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What Fluffle logs during a test, from any thread: the messages."""
+    handler, logger = _Said(), logging.getLogger("fluffle")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler.lines
+    logger.removeHandler(handler)
+    logger.setLevel(before)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -32,7 +32,7 @@ def say(text: str) -> None:
 def main() -> None:
     url, name, workers, journal = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
     configure(os.cpu_count() or 1)
-    broker = RabbitMQBroker(url, connect_timeout_s=_CONNECT_S, on_status=say)
+    broker = RabbitMQBroker(url, connect_timeout_s=_CONNECT_S)
     kept, states = Journal(journal), ClientStates()
     errors: list[BaseException] = []
 

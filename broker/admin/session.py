@@ -35,7 +35,7 @@ def open_session(url: str, names: Topology, name: str) -> Iterator[Session]:
 
     Raises: BrokerUnreachable, AccessRefused, UserError where the URL is none.
     """
-    parameters = Settings(url, names, None, _ANSWER_S, 20, _silent).parameters(name)
+    parameters = Settings(url, names, None, _ANSWER_S, 20).parameters(name)
     parameters.socket_timeout = parameters.blocked_connection_timeout = _ANSWER_S
     parameters.stack_timeout = 2 * _ANSWER_S
     where = f"{parameters.host}:{parameters.port}, virtual host {parameters.virtual_host}"
@@ -67,7 +67,3 @@ def asked(
         return str(error.reply_text)
     channel.close()
     return None
-
-
-def _silent(text: str) -> None:
-    """Nobody wants to know."""

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fluffle.broker.rabbitmq.aggregator import RabbitMQAggregatorPort
 from fluffle.broker.rabbitmq.port import Settings
 from fluffle.broker.rabbitmq.worker import RabbitMQWorkerPort
 from fluffle.broker.topology import Topology
-
-
-def _silent(text: str) -> None:
-    """Nobody wants to know."""
 
 
 class RabbitMQBroker:
@@ -25,7 +19,6 @@ class RabbitMQBroker:
         *,
         connect_timeout_s: float = 30.0,
         heartbeat_s: int = 20,
-        on_status: Callable[[str], None] = _silent,
     ) -> None:
         """
         url: amqp:// or amqps://, as pika reads it; options in it win.
@@ -33,10 +26,9 @@ class RabbitMQBroker:
         role_name: in the names of connections, instead of "aggregator" and "worker <id>".
         connect_timeout_s: for the first connection of each port; later ones are tried for ever.
         heartbeat_s: a peer that is silent for twice this is dead.
-        on_status: is told, by I/O threads, one line at a time, what a person may want to know.
         """
         self._settings = Settings(
-            url, Topology(federation), role_name, connect_timeout_s, heartbeat_s, on_status
+            url, Topology(federation), role_name, connect_timeout_s, heartbeat_s
         )
 
     def aggregator(self) -> RabbitMQAggregatorPort:

@@ -8,6 +8,7 @@ connection.
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from collections.abc import Callable
@@ -20,6 +21,10 @@ from pika.adapters.select_connection import IOLoop
 from fluffle.broker.errors import BrokerUnreachable
 from fluffle.broker.rabbitmq.explain import describe, refusal_of, root_cause
 from fluffle.broker.rabbitmq.pika_limits import Connection
+
+_log = logging.getLogger(__name__)
+#: A broker may be away for days: a few of many attempts to reach it are logged in so many seconds.
+_AWAY_EVERY_S = 600.0
 
 
 class Backoff:
@@ -55,20 +60,17 @@ class Link:
         self,
         parameters: pika.URLParameters,
         title: str,
-        status: Callable[[str], None],
         fail: Callable[[Exception], None],
         changed: threading.Condition,
     ) -> None:
         """
-        title: the connection's name in RabbitMQ's UI and in ``status``.
-        status: is told, in the I/O thread, what a person may want to know.
+        title: the connection's name in RabbitMQ's UI and in the log.
         fail: is told what trying again cannot mend; that the I/O thread has died is a bug.
         changed: guards what its channels share with other threads, and announces it.
         """
         self.title = title
         self.fail = fail
         self.changed = changed
-        self._tell = status
         self._told = ""
         self.where = f"{parameters.host}:{parameters.port}, virtual host {parameters.virtual_host}"
         self.connection: pika.SelectConnection | None = None
@@ -106,11 +108,19 @@ class Link:
                 f"no RabbitMQ at {self.where}, tried for {timeout_s:.0f} s: {self._last_error}"
             )
 
-    def status(self, text: str) -> None:
-        """Tell a person, unless it is what was told last."""
+    def warn(self, text: str) -> None:
+        """Log what a person may have to mend, unless it is what was logged last."""
+        self._log(logging.WARNING, text)
+
+    def inform(self, text: str) -> None:
+        """Log that something is well again, unless it is what was logged last."""
+        self._log(logging.INFO, text)
+
+    def _log(self, level: int, text: str, kind: str | None = None) -> None:
         if text != self._told:
             self._told = text
-            self._tell(f"{self.title}: {text}")
+            limit = {"kind": f"{self.title}: {kind}", "every_s": _AWAY_EVERY_S} if kind else None
+            _log.log(level, "%s: %s", self.title, text, extra=limit)
 
     def attach(self, attached: Attached) -> None:
         """This opens with every connection from now on, and at once if there is one."""
@@ -161,7 +171,7 @@ class Link:
                 # is over when its time is (stack_timeout, 15 s), and then there is another.
                 if self.connection is not None:
                     raise
-                self.status(f"no connection to {self.where} ({describe(error)})")
+                self.warn(f"no connection to {self.where} ({describe(error)})")
 
     def _connect(self) -> None:
         if not self._closing:
@@ -178,7 +188,7 @@ class Link:
             connection.close()
             return
         if self._settled.is_set():
-            self.status("connected again")
+            self.inform("connected again")
         self.connection = connection
         self._backoff.reset()
         self._settled.set()
@@ -209,12 +219,14 @@ class Link:
     def _again(self, what: str) -> None:
         if not self._closing:
             pause = self._backoff.next()
-            self.status(f"{what}, trying again in {pause:.1f} s")
+            self._log(logging.WARNING, f"{what}, trying again in {pause:.1f} s", kind=what)
             self.later(pause, self._connect)
 
     def _blocked(self, blocked: bool, _connection: object, _frame: object) -> None:
-        what = "has no memory or disk left and blocks" if blocked else "takes messages again from"
-        self.status(f"the broker {what} publishers")
+        if blocked:
+            self.warn("the broker has no memory or disk left and blocks publishers")
+        else:
+            self.inform("the broker takes messages again from publishers")
 
     def _close(self) -> None:
         self._closing = True

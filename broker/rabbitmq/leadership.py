@@ -77,12 +77,12 @@ class LeaderLock(RobustChannel):
         if not isinstance(error, ChannelClosedByBroker) or error.reply_code != RESOURCE_LOCKED:
             return False
         if not self._has_led:
-            self.link.status("another aggregator leads, waiting for it to end")
+            self.link.inform("another aggregator leads, waiting for it to end")
             return True
         now = time.monotonic()
         if self._regain_until is None:
             self._regain_until = now + 2.5 * self.link.heartbeat_s + 1.0
-            self.link.status("taking the lead again")
+            self.link.inform("taking the lead again")
         if now > self._regain_until:
             with self.link.changed:
                 self.usurped = True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pika
@@ -28,7 +27,6 @@ class Settings:
     role_name: str | None
     connect_timeout_s: float
     heartbeat_s: int
-    on_status: Callable[[str], None]
 
     def parameters(self, connection_name: str) -> pika.URLParameters:
         """For one connection. Raises: UserError where the URL is none, or a certificate."""
@@ -56,7 +54,6 @@ class Port:
             Link(
                 settings.parameters(f"{name} {what}"),
                 f"{name} {what}",
-                settings.on_status,
                 self._fail,
                 self._changed,
             )

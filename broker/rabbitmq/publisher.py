@@ -213,7 +213,7 @@ class Publisher(RobustChannel):
 
     def _unroutable(self, again: dict[str, _Outgoing]) -> None:
         """A queue is missing: another channel prepares the way, and all is published again."""
-        self.link.status("the broker found no queue for a message, trying again soon")
+        self.link.warn("the broker found no queue for a message, trying again soon")
         for out in again.values():
             out.returned = False
         with self.link.changed:
@@ -223,7 +223,7 @@ class Publisher(RobustChannel):
     def _refused(self, again: dict[str, _Outgoing]) -> None:
         """The queue is full: whoever sends waits. Said once, and once more when it is over."""
         if not self._refused_ones:
-            self.link.status("the queue is full, waiting until it takes messages again")
+            self.link.warn("the queue is full, waiting until it takes messages again")
         self._refused_ones |= set(again.values())
 
         def retry() -> None:
@@ -237,7 +237,7 @@ class Publisher(RobustChannel):
         if self._refused_ones:
             self._refused_ones = {out for out in self._refused_ones if not out.settled}
             if not self._refused_ones:
-                self.link.status("the queue takes messages again")
+                self.link.inform("the queue takes messages again")
 
     def _refuse_above(self, limit: int) -> None:
         for number, out in list(self._waiting.items()):

@@ -73,7 +73,7 @@ class RobustChannel:
         self.opened(channel)
 
     def _cancelled(self, _frame: Any) -> None:
-        self.link.status("the broker ended a subscription, starting it again")
+        self.link.warn("the broker ended a subscription, starting it again")
         self.restart()
 
     def _closed(self, channel: Channel, error: BaseException) -> None:
@@ -88,7 +88,7 @@ class RobustChannel:
             if fatal is not None:
                 self.link.fail(fatal)
                 return
-            self.link.status(_explain(error))
+            self.link.warn(_explain(error))
         self.link.later(self.backoff.next(), self._reopen)
 
     def _reopen(self) -> None:

@@ -1,4 +1,4 @@
-"""``fluffle doctor``: what this machine has and lacks, and what to do about the usual troubles."""
+"""The doctor: what this machine has and lacks, and what to do about the usual troubles."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from fluffle.doctor.machine import (
     find_python,
 )
 from fluffle.doctor.rabbitmq import find_broker, find_server
-from fluffle.doctor.screen import as_json, show
 from fluffle.doctor.troubles import TROUBLES
 
-__all__ = ["Finding", "as_json", "examine", "show", "troubles"]
+__all__ = ["Finding", "examine", "troubles"]
 
 
 def examine(broker: str, federation: str, out: Path) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ EVERY_S = 3.0
 _LOOK_BACK = 1000
 #: How long the end of a run waits for what is under way to a tracker.
 LEAVE_S = 60.0
+_log = logging.getLogger(__name__)
 _CREDENTIALS = re.compile(r"//[^/@\s]+@")
 #: Columns that are of the run, and those that are no measurements.
 _OF_RUN = ("time_s", "updates_total", "staleness_mean", "bytes_up", "bytes_down")
@@ -81,14 +83,11 @@ def points_of(row: Row) -> Iterator[Point]:
 class Follower:
     """One tracker's thread."""
 
-    def __init__(
-        self, folder: Path, tracker: Tracker, leads: Callable[[], bool], say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, folder: Path, tracker: Tracker, leads: Callable[[], bool]) -> None:
         """``leads`` says whether this process leads the run: a standby tracks nothing."""
         self._folder = folder
         self._tracker = tracker
         self._leads = leads
-        self._say = say
         self._ended = threading.Event()
         self._last: dict[str, int] | None = None
         self._from = -1
@@ -105,7 +104,9 @@ class Follower:
         self._ended.set()
         self._thread.join(LEAVE_S)
         if self._thread.is_alive():
-            self._say(f"{self._name} has not taken everything: the same command adds what is left")
+            _log.warning(
+                "%s has not taken everything: the same command adds what is left", self._name
+            )
 
     @property
     def _name(self) -> str:
@@ -126,7 +127,7 @@ class Follower:
         except Exception as error:
             text = f"{self._name}: {_CREDENTIALS.sub('//', one_line(str(error) or repr(error)))}"
             if text != self._troubled:
-                self._say(f"{text}; trying again")
+                _log.warning("%s; trying again", text)
             self._troubled = text
 
     def _look(self) -> None:
@@ -180,17 +181,13 @@ def trackers(tensorboard: Path | None, mlflow: str | None) -> list[Tracker]:
 
 
 @contextmanager
-def tracked(
-    service: AggregatorService,
-    followed: Sequence[Tracker],
-    say: Callable[[str], None],
-) -> Iterator[None]:
+def tracked(service: AggregatorService, followed: Sequence[Tracker]) -> Iterator[None]:
     """Within, what the service records is tracked; at the end all of it has been."""
 
     def leads() -> bool:
         return service.coordinator is not None or service.outcome is not None
 
-    followers = [Follower(service.folder, tracker, leads, say) for tracker in followed]
+    followers = [Follower(service.folder, tracker, leads) for tracker in followed]
     for follower in followers:
         follower.start()
     try:

@@ -20,8 +20,8 @@ from fluffle.aggregator.verify import verify
 from fluffle.aggregator.verify.live import seen_at_broker, unpublished_end, wrong_at_broker
 from fluffle.broker import Envelope
 from fluffle.broker.admin.inspection import FederationView
+from fluffle.commands.verify import verify_run
 from fluffle.schemas import Experiment, GlobalModel, UserError, decode
-from fluffle.verify import verify_run
 from tests.aggregator.scripted import Federation
 
 COHORT = {"mode": "cohort", "sampling_rate": 0.5}
@@ -283,7 +283,7 @@ def test_the_first_violation_is_said_and_how_many_follow(
 ) -> None:
     folder = finished(tmp_path)
     violations(folder, "DELETE FROM versions WHERE version = 1")
-    assert verify_run(folder, replay=True, broker="", federation="fluffle") == 1
+    assert verify_run(folder, replay=True, url="", federation="fluffle") == 1
     first, rest = capsys.readouterr().out.splitlines()
     assert first == "wrong: version 1 is missing: after it comes 2"
     assert rest == "and 3 more, which may follow from it"
@@ -292,7 +292,7 @@ def test_the_first_violation_is_said_and_how_many_follow(
 def test_verify_changes_nothing(tmp_path: Path) -> None:
     folder = finished(tmp_path)
     before = {p: p.read_bytes() for p in sorted(folder.rglob("*.*")) if p.is_file()}
-    assert verify_run(folder, replay=True, broker="", federation="fluffle") == 0
+    assert verify_run(folder, replay=True, url="", federation="fluffle") == 0
     assert before.items() <= {p: p.read_bytes() for p in folder.rglob("*.*")}.items()
 
 
@@ -322,7 +322,7 @@ def test_a_run_on_a_read_only_disk_is_verified_by_anybody(tmp_path: Path) -> Non
                 os.setuid(65534)
             code = 9
             with suppress(Exception):
-                code = verify_run(folder, replay=True, broker="", federation="fluffle")
+                code = verify_run(folder, replay=True, url="", federation="fluffle")
             os._exit(code)
         _, status = os.waitpid(reader, 0)
         folder.chmod(0o755)

@@ -50,11 +50,12 @@ class EmbeddedPlace:
 
 
 class RabbitMQPlace:
-    def __init__(self, node: Node, federation: str) -> None:
+    def __init__(self, node: Node, federation: str, status: list[str]) -> None:
         self.node = node
         self.topology = Topology(federation)
-        self.status: list[str] = []
-        self.broker = RabbitMQBroker(node.url, federation, on_status=self.status.append)
+        #: What was logged.
+        self.status = status
+        self.broker = RabbitMQBroker(node.url, federation)
 
     def ready(self, queue: str) -> int:
         name = f"{self.topology.federation}.{queue}"
@@ -82,15 +83,15 @@ class RabbitMQPlace:
 
 
 @pytest.fixture(params=["embedded", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def place(request: pytest.FixtureRequest, federation: str) -> Place:
+def place(request: pytest.FixtureRequest, federation: str, said: list[str]) -> Place:
     if request.param == "embedded":
         return EmbeddedPlace()
-    return RabbitMQPlace(request.getfixturevalue("rabbitmq"), federation)
+    return RabbitMQPlace(request.getfixturevalue("rabbitmq"), federation, said)
 
 
 @pytest.fixture
-def rabbit(rabbitmq: Node, federation: str) -> RabbitMQPlace:
-    return RabbitMQPlace(rabbitmq, federation)
+def rabbit(rabbitmq: Node, federation: str, said: list[str]) -> RabbitMQPlace:
+    return RabbitMQPlace(rabbitmq, federation, said)
 
 
 @pytest.fixture

@@ -112,18 +112,17 @@ def test_a_virtual_host_that_is_not_there_is_named(rabbit):
         broker.aggregator()
 
 
-def test_an_unreachable_broker_is_tried_visibly_and_then_named():
-    status = []
+def test_an_unreachable_broker_is_tried_visibly_and_then_named(said):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     url = f"amqp://alice:hunter2@127.0.0.1:{port}/lab"
-    broker = RabbitMQBroker(url, connect_timeout_s=1.5, on_status=status.append)
+    broker = RabbitMQBroker(url, connect_timeout_s=1.5)
     with pytest.raises(BrokerUnreachable, match=f"127.0.0.1:{port}, virtual host lab") as caught:
         broker.worker("w1", 1)
     assert "refused" in str(caught.value)
-    assert len(status) > 1
-    assert "trying again" in status[0]
-    assert "hunter2" not in str(caught.value) + "".join(status)
+    assert len(said) > 1
+    assert "trying again" in said[0]
+    assert "hunter2" not in str(caught.value) + "".join(said)
 
 
 def test_a_network_that_breaks_during_the_login_is_not_taken_for_a_wrong_password(rabbit):
@@ -144,7 +143,7 @@ def test_a_network_that_breaks_during_the_login_is_not_taken_for_a_wrong_passwor
         threading.Thread(target=break_off, args=(listener,), daemon=True).start()
         # When a worker seeks its broker there
         url = f"amqp://guest:guest@127.0.0.1:{listener.getsockname()[1]}/%2F"
-        broker = RabbitMQBroker(url, connect_timeout_s=2, on_status=rabbit.status.append)
+        broker = RabbitMQBroker(url, connect_timeout_s=2)
         # Then it tries again, and blames the network
         with pytest.raises(BrokerUnreachable, match="no RabbitMQ at"):
             broker.worker("w1", 1)
@@ -168,7 +167,7 @@ def test_a_connection_that_is_reset_as_soon_as_it_is_made_is_tried_again(
     monkeypatch.setattr(_AsyncStreamConnector, "__init__", reset_and_look)
     # When a worker connects
     url = f"{rabbit.node.url}?stack_timeout=1"
-    broker = RabbitMQBroker(url, rabbit.topology.federation, on_status=rabbit.status.append)
+    broker = RabbitMQBroker(url, rabbit.topology.federation)
     worker = ports.worker(broker)
     # Then it gets there with the next attempt, and has said why it took so long
     ports.leader(rabbit.broker).consume(1)

@@ -133,9 +133,7 @@ def test_a_leader_that_was_replaced_hears_of_it(rabbit, proxy, ports):
 
 def test_eight_seconds_of_training_under_a_heartbeat_of_two_cost_nothing(rabbit, ports, update):
     # Given connections that die when they miss two heartbeats of 2 s
-    broker = RabbitMQBroker(
-        rabbit.node.url, rabbit.topology.federation, heartbeat_s=2, on_status=rabbit.status.append
-    )
+    broker = RabbitMQBroker(rabbit.node.url, rabbit.topology.federation, heartbeat_s=2)
     leader, worker = ports.leader(broker), ports.worker(broker)
     leader.consume(10)
     leader.assign([Envelope(b"turn")], 60)
@@ -156,11 +154,10 @@ def test_eight_seconds_of_training_under_a_heartbeat_of_two_cost_nothing(rabbit,
 
 
 def test_a_killed_broker_that_comes_back_has_lost_nothing(
-    fragile, ports, update, model, federation
+    fragile, ports, update, model, federation, said
 ):
     # Given a federation at work (3.10.8 may forget queues that are younger than 3 s)
-    status: list[str] = []
-    broker = RabbitMQBroker(fragile.url, federation, on_status=status.append)
+    broker = RabbitMQBroker(fragile.url, federation)
     leader, worker = ports.leader(broker), ports.worker(broker, slots=2)
     leader.consume(10)
     threading.Event().wait(3.5)
@@ -202,8 +199,8 @@ def test_a_killed_broker_that_comes_back_has_lost_nothing(
     assert worker.wait_model((STARTED, 1, 1, 0), PATIENCE_S).body == b"model 2.0"
     late = ports.worker(broker, "late")
     assert late.wait_model((STARTED, 1, 1, 0), PATIENCE_S).body == b"model 2.0"
-    assert any("lost" in text for text in status)
-    assert any("connected again" in text for text in status)
+    assert any("lost" in text for text in said)
+    assert any("connected again" in text for text in said)
 
 
 def test_a_message_that_is_too_large_is_refused_with_the_setting_that_helps(
@@ -224,17 +221,18 @@ def test_a_message_that_is_too_large_is_refused_with_the_setting_that_helps(
     assert worker.wait_model(None, PATIENCE_S).body == b"model 2.0"
 
 
-def test_a_broker_short_of_memory_stops_publishers_only(fragile, ports, update, until, federation):
+def test_a_broker_short_of_memory_stops_publishers_only(
+    fragile, ports, update, until, federation, said
+):
     # Given an update that waits, and a broker that runs out of memory
-    status: list[str] = []
-    broker = RabbitMQBroker(fragile.url, federation, on_status=status.append)
+    broker = RabbitMQBroker(fragile.url, federation)
     leader, worker = ports.leader(broker), ports.worker(broker)
     worker.submit(update("before"))
     fragile.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
     with ThreadPoolExecutor() as pool:
         # When a worker submits, it waits and says so
         waiting = pool.submit(worker.submit, update("after"))
-        until(lambda: any("blocks publishers" in text for text in status))
+        until(lambda: any("blocks publishers" in text for text in said))
         assert not waiting.done()
         # While what is there can be received and acked
         leader.consume(1)
@@ -242,22 +240,21 @@ def test_a_broker_short_of_memory_stops_publishers_only(fragile, ports, update, 
         # Until there is memory again
         fragile.ctl("set_vm_memory_high_watermark", "0.4")
         waiting.result(PATIENCE_S)
-        until(lambda: any("takes messages again" in text for text in status))
+        until(lambda: any("takes messages again" in text for text in said))
     assert receive(leader, 1)[0].envelope.body == b"after"
 
 
 def test_a_leader_goes_on_with_updates_while_its_turns_cannot_leave(
-    fragile, ports, update, until, federation
+    fragile, ports, update, until, federation, said
 ):
     # Given a broker that runs out of memory, with an update that waits
-    status: list[str] = []
-    broker = RabbitMQBroker(fragile.url, federation, on_status=status.append)
+    broker = RabbitMQBroker(fragile.url, federation)
     leader, worker = ports.leader(broker), ports.worker(broker)
     worker.submit(update("before"))
     fragile.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
     # When the leader issues a turn, it is not held up, and makes room
     leader.assign([Envelope(b"turn 1")], 600)
-    until(lambda: any("blocks publishers" in text for text in status))
+    until(lambda: any("blocks publishers" in text for text in said))
     leader.assign([Envelope(b"turn 2")], 600)
     leader.consume(1)
     leader.ack(receive(leader, 1))
@@ -285,19 +282,18 @@ def test_turns_that_were_not_confirmed_are_published_again(rabbit, proxy, ports)
 
 
 def test_a_publisher_that_is_stopped_for_longer_than_its_patience_connects_anew_and_loses_nothing(
-    fragile, ports, update, until, federation
+    fragile, ports, update, until, federation, said
 ):
     # Given a broker without memory, and a worker that gives up connections that are blocked for 1 s
-    status: list[str] = []
     leader = ports.leader(RabbitMQBroker(fragile.url, federation))
     url = f"{fragile.url}?blocked_connection_timeout=1"
-    worker = ports.worker(RabbitMQBroker(url, federation, on_status=status.append))
+    worker = ports.worker(RabbitMQBroker(url, federation))
     worker.submit(update("before"))
     fragile.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
     with ThreadPoolExecutor() as pool:
         # When it submits again, and has given up twice
         waiting = pool.submit(worker.submit, update("after"))
-        until(lambda: sum("lost" in text for text in status) >= 2)
+        until(lambda: sum("lost" in text for text in said) >= 2)
         assert not waiting.done()
         # And then there is memory again
         fragile.ctl("set_vm_memory_high_watermark", "0.4")

@@ -22,7 +22,7 @@ from fluffle.broker.admin.permissions import of_aggregator, of_evaluator, of_poo
 from fluffle.broker.rabbitmq.broker import RabbitMQBroker
 from fluffle.broker.topology import EVENTS, UPDATES, Topology
 from fluffle.broker.transport import Envelope
-from fluffle.cli import app
+from fluffle.commands.app import app
 from tests.broker.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.rabbitmq

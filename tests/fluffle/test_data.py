@@ -11,7 +11,7 @@ from click.testing import Result
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
-from fluffle.cli import app
+from fluffle.commands.app import app
 from fluffle.heatmap import Shares, as_text, describe, draw
 from fluffle.schemas import UserError
 from fluffle.schemas.experiment import PartitionTable

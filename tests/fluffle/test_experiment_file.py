@@ -91,3 +91,42 @@ def test_a_setting_without_a_table_says_how_to_write_it(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no experiment file"):
         load_experiment(tmp_path / "none.toml")
+
+
+def test_a_file_as_windows_editors_save_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_bytes("[task]\r\nclients = 9\r\n".encode("utf-8-sig"))
+    assert load_experiment(path).task.clients == 9
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_a_file_in_utf_16_is_refused_with_what_to_do(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_bytes("\ufeff[task]\nclients = 9".encode(encoding))
+    with pytest.raises(UserError, match="is UTF-16, and TOML is UTF-8: save it as UTF-8"):
+        load_experiment(path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("training.optimizer=adma", r"training\.optimizer = 'adma' .* did you mean adam\?"),
+        ("training.optimizer=SGDD", r"did you mean sgd\?"),
+        (
+            "aggregation.qorum=5",
+            r"unknown key aggregation\.qorum; did you mean aggregation\.quorum",
+        ),
+        ("agregation.quorum=5", r"unknown key agregation; did you mean aggregation\?"),
+        ("quorum=5", r"write TABLE\.KEY=VALUE, as in aggregation\.quorum=5"),
+        ("learning_rte=5", r"write TABLE\.KEY=VALUE, as in training\.learning_rate=5"),
+        ("participation.mode=cohrt", r"did you mean cohort\?"),
+    ],
+)
+def test_a_typo_is_met_with_what_was_meant(setting: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load_experiment(None, [setting])
+
+
+@pytest.mark.parametrize("name", ["AdamW", "rmsprop", "my_package>Mine"])
+def test_optimizers_of_keras_and_of_ones_own_are_none_of_our_business(name: str) -> None:
+    assert load_experiment(None, [f"training.optimizer={name}"]).training.optimizer == name

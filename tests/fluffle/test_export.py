@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from fluffle.aggregator.ledger.summary import summarise
 from fluffle.aggregator.ledger.writer import Ledger
-from fluffle.cli import app
+from fluffle.commands.app import app
 from fluffle.export import export
 from fluffle.schemas import UserError
 from fluffle.schemas.experiment import PartitionTable, TaskTable

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fluffle.aggregator.ledger.summary import summarise
 from fluffle.aggregator.ledger.writer import Ledger
-from fluffle.cli import app
+from fluffle.commands.app import app
 from fluffle.report import clients, figures, tables
 from fluffle.report.confusion import confusion
 from fluffle.report.costs import reached, spent, target_of, worker_hours
@@ -420,7 +420,8 @@ def test_a_price_may_change_when_a_run_is_resumed_and_travels_to_nobody(tmp_path
 
 def test_neither_the_aggregator_nor_the_command_line_loads_what_only_the_report_needs() -> None:
     script = (
-        "import sys, fluffle.cli, fluffle.run, fluffle.services, fluffle.aggregator.service\n"
+        "import sys, fluffle.commands.app, fluffle.run, fluffle.commands.service\n"
+        "import fluffle.aggregator.service\n"
         "print([m for m in ('matplotlib', 'jinja2', 'tensorflow') if m in sys.modules])"
     )
     command = [sys.executable, "-c", script]

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fluffle.broker import Envelope
-from fluffle.cli import app
+from fluffle.commands.app import app
 from fluffle.schemas import Evaluation, UserError
 from fluffle.tracking import Tracker, tracked
 from tests.aggregator.scripted import Federation
@@ -98,22 +98,25 @@ class Tracked:
 
 @pytest.mark.parametrize(("make", "read"), [(tensorboard, read_tensorboard), (mlflow, read_mlflow)])
 def test_a_run_that_is_resumed_and_tracked_again_has_every_point_once(
-    tmp_path: Path, make: Callable[[Path], Tracker], read: Callable[[Path, str], Curves]
+    tmp_path: Path,
+    said: list[str],
+    make: Callable[[Path], Tracker],
+    read: Callable[[Path, str], Curves],
 ) -> None:
     # Given a run whose aggregator dies after some versions
-    curves, said = tmp_path / "curves", list[str]()
+    curves = tmp_path / "curves"
     run = Tracked(tmp_path / "run")
-    with tracked(run.federation.service, [make(curves)], said.append):
+    with tracked(run.federation.service, [make(curves)]):
         run.go_on(3)
     run.federation.die()
     # When it is resumed, goes on to its end, and is tracked once more after that
     run.federation.start()
-    with tracked(run.federation.service, [make(curves)], said.append):
+    with tracked(run.federation.service, [make(curves)]):
         run.go_on(6)
         assert run.federation.service.outcome == "finished"
-    with tracked(run.federation.service, [make(curves)], said.append):
+    with tracked(run.federation.service, [make(curves)]):
         pass
-    assert said == []
+    assert not [line for line in said if "trying again" in line]
     # Then the tracker's own reader finds each version once, with the ledger's values
     found = read(curves, "run")
     assert found["evaluation/accuracy"] == [(v, v / 8) for v in range(7)]
@@ -122,18 +125,19 @@ def test_a_run_that_is_resumed_and_tracked_again_has_every_point_once(
     assert [step for step, _ in found["run/staleness_mean"]] == list(range(1, 7))
 
 
-def test_a_torn_event_file_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_torn_event_file_is_gone_on_with(tmp_path: Path, said: list[str]) -> None:
     # Given a process that was killed while it wrote a point
     run = Tracked(tmp_path / "run")
-    with tracked(run.federation.service, [tensorboard(tmp_path)], pytest.fail):
+    with tracked(run.federation.service, [tensorboard(tmp_path)]):
         run.go_on(3)
     (events,) = (tmp_path / "run").glob("events.*")
     whole = read_tensorboard(tmp_path, "run")
     events.write_bytes(events.read_bytes()[:-7])
     # When the run is tracked again
-    with tracked(run.federation.service, [tensorboard(tmp_path)], pytest.fail):
+    with tracked(run.federation.service, [tensorboard(tmp_path)]):
         pass
-    # Then the point is there, once
+    # Then the point is there, once, and nobody had trouble
+    assert not [line for line in said if "trying again" in line]
     assert read_tensorboard(tmp_path, "run") == whole
 
 
@@ -150,13 +154,16 @@ class Unreachable:
         raise AssertionError
 
 
-def test_a_server_that_is_down_ends_no_run_and_its_password_is_not_said(tmp_path: Path) -> None:
-    said = list[str]()
+def test_a_server_that_is_down_ends_no_run_and_its_password_is_not_said(
+    tmp_path: Path, said: list[str]
+) -> None:
     run = Tracked(tmp_path / "run")
-    with tracked(run.federation.service, [Unreachable()], said.append):
+    with tracked(run.federation.service, [Unreachable()]):
         run.go_on(7)
     assert run.federation.service.outcome == "finished"
-    assert said == ["Unreachable: http://tracking:5000 is down; trying again"]
+    assert [line for line in said if "trying again" in line] == [
+        "Unreachable: http://tracking:5000 is down; trying again"
+    ]
 
 
 def test_an_extra_that_is_missing_is_said_before_anything_starts(

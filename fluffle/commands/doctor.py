@@ -1,20 +1,43 @@
-"""The findings for a person, and for programs."""
+"""``fluffle doctor``: what was found on this machine, for a person and for programs."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import typer
 
-from fluffle.doctor.finding import Finding
+from fluffle.commands.options import Federation, secure
+
+if TYPE_CHECKING:
+    from fluffle.doctor import Finding
 
 _MARKS = {"ok": ("✓", "green"), "lack": ("✗", "yellow"), "note": ("·", "dim")}
 
 
-def as_json(findings: list[Finding], troubles: dict[str, str]) -> str:
+@secure
+def doctor(
+    url: Annotated[
+        str, typer.Option("--broker", envvar="FLUFFLE_BROKER", help="Look at this one as well.")
+    ] = "",
+    federation: Federation = "fluffle",
+    out: Annotated[Path, typer.Option(help="Where runs shall go.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what this machine has and lacks, and how to get it."""
+    from fluffle.doctor import examine, troubles
+
+    findings = examine("" if url in ("embedded", "local") else url, federation, out)
+    answers = troubles(findings)
+    if as_json:
+        typer.echo(to_json(findings, answers))
+    else:
+        show(findings, answers)
+
+
+def to_json(findings: list[Finding], troubles: dict[str, str]) -> str:
     """One object: ``checks`` by name, ``troubles``, and the names of what is lacking."""
     checks = {finding.name: asdict(finding) for finding in findings}
     lacking = [finding.name for finding in findings if finding.status == "lack"]
@@ -23,6 +46,10 @@ def as_json(findings: list[Finding], troubles: dict[str, str]) -> str:
 
 def show(findings: list[Finding], troubles: dict[str, str]) -> None:
     """What is here, what is not and how to get it; then the troubles."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console(highlight=False)
     here = Table.grid(padding=(0, 2, 0, 0))
     for finding in findings:

@@ -3,42 +3,63 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fluffle.aggregator.ledger.reader import LedgerReader
-from fluffle.aggregator.ledger.summary import summarise
-from fluffle.aggregator.verify import CHECKS, live, verify
-from fluffle.aggregator.verify import replay as replayed
+from fluffle.commands.options import Federation, RunFolder, secure
+
+if TYPE_CHECKING:
+    from fluffle.aggregator.ledger.reader import LedgerReader
 
 
-def verify_run(folder: Path, *, replay: bool, broker: str, federation: str) -> int:
+@secure
+def verify(
+    folder: RunFolder,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Also recompute every version from the kept updates.")
+    ] = False,
+    url: Annotated[
+        str, typer.Option("--broker", help="Also look at the broker that the run is on.")
+    ] = "",
+    federation: Federation = "fluffle",
+) -> None:
+    """Check a run against the invariants; exit code 1 names what is wrong first."""
+    raise typer.Exit(verify_run(folder, replay=replay, url=url, federation=federation))
+
+
+def verify_run(folder: Path, *, replay: bool, url: str, federation: str) -> int:
     """Check the run in this folder; the exit code: 0, or 1 where something is wrong.
 
     Raises: UserError where there is no run, no kept updates to replay, or no broker.
     """
+    from fluffle.aggregator.ledger.reader import LedgerReader
+
     ledger = LedgerReader(folder)
     try:
         if _wrong(_check(ledger, replay)):
             return 1
-        return int(bool(broker) and _wrong(_check_broker(ledger, broker, federation)))
+        return int(bool(url) and _wrong(_check_broker(ledger, url, federation)))
     finally:
         ledger.close()
 
 
 def _check(ledger: LedgerReader, replay: bool) -> list[str]:
+    from fluffle.aggregator import verify as checks
+    from fluffle.aggregator.ledger.summary import summarise
+
     with ledger.snapshot():
-        if problems := verify(ledger):
+        if problems := checks.verify(ledger):
             return problems
         summary = summarise(ledger)
         rejected = sum(summary["updates_rejected"].values())
         typer.echo(
             f"ok: {summary['run_id']} ({summary['status']}): {summary['versions']} versions from "
             f"{summary['updates_counted']} updates, {rejected} rejected, {summary['duplicates']} "
-            f"duplicates; {len(CHECKS)} checks passed"
+            f"duplicates; {len(checks.CHECKS)} checks passed"
         )
         if replay:
-            result = replayed(ledger)
+            result = checks.replay(ledger)
             if result.problem is not None:
                 return [result.problem]
             typer.echo(f"ok: {result}")
@@ -46,6 +67,7 @@ def _check(ledger: LedgerReader, replay: bool) -> list[str]:
 
 
 def _check_broker(ledger: LedgerReader, url: str, federation: str) -> list[str]:
+    from fluffle.aggregator.verify import live
     from fluffle.broker.admin.inspection import inspect_federation
 
     view = inspect_federation(url, federation)

@@ -7,13 +7,14 @@ import re
 import secrets
 import shlex
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
+from fluffle.commands.options import Federation
 from fluffle.schemas.errors import UserError
 
-broker_app = typer.Typer(help="Prepare a RabbitMQ server.", no_args_is_help=True)
+app = typer.Typer(help="Prepare a RabbitMQ server.", no_args_is_help=True)
 
 #: A site has two connections; two more while it reconnects.
 _SITE_LIMITS = {"max-connections": 4, "max-channels": 16}
@@ -23,15 +24,15 @@ _MAILBOXES = {"max-length": 1}
 _EVENTS = {"max-length-bytes": 16 * 1024**2}
 
 
-@broker_app.command()
+@app.command()
 def users(
     passwords: Annotated[Path, typer.Argument(help="Folder for one password file for each user.")],
     site: Annotated[
-        Optional[list[str]],  # noqa: UP045 typer reads it
+        list[str] | None,
         typer.Option(help="The client id of a resident client; again for each."),
     ] = None,
     pool: Annotated[bool, typer.Option(help="With a user for the workers of a pool.")] = True,
-    federation: Annotated[str, typer.Option(help="Prefix of all names on the broker.")] = "fluffle",
+    federation: Federation = "fluffle",
     vhost: Annotated[str, typer.Option(help="RabbitMQ's virtual host.")] = "/",
 ) -> None:
     """Print the rabbitmqctl lines that make the users; pipe them into sh on the broker's machine.
@@ -60,15 +61,15 @@ def users(
     sites = {name: of_resident(names, name) for name in site or ()}
     _keep_passwords(passwords, [*roles, *sites])
     for name, rights in {**roles, **sites}.items():
-        _say("add_user", name, then=f" < {shlex.quote(str((passwords / name).absolute()))}")
-        _say("set_permissions", "-p", vhost, name, rights.configure, rights.write, rights.read)
+        _print("add_user", name, then=f" < {shlex.quote(str((passwords / name).absolute()))}")
+        _print("set_permissions", "-p", vhost, name, rights.configure, rights.write, rights.read)
     for name in sites:
-        _say("set_user_limits", name, json.dumps(_SITE_LIMITS))
+        _print("set_user_limits", name, json.dumps(_SITE_LIMITS))
     for what, pattern, limits in (
         ("mailboxes", r"worker\..*", _MAILBOXES),
         ("events", "events", _EVENTS),
     ):
-        _say(
+        _print(
             *("set_operator_policy", "-p", vhost, "--apply-to", "queues", f"{federation}-{what}"),
             *(rf"^{re.escape(federation)}\.{pattern}$", json.dumps(limits)),
         )
@@ -85,5 +86,5 @@ def _keep_passwords(folder: Path, names: list[str]) -> None:
         raise UserError(f"cannot keep passwords in {folder}: {error.strerror}") from None
 
 
-def _say(*words: str, then: str = "") -> None:
+def _print(*words: str, then: str = "") -> None:
     typer.echo(f"rabbitmqctl {shlex.join(words)}{then}")

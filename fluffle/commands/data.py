@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from numpy.typing import NDArray
 
+from fluffle.commands.options import Settings
 from fluffle.schemas import Experiment, UserError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from fluffle.heatmap import Shares
     from fluffle.worker.datasets import Dataset, Progress
 
-data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+app = typer.Typer(help="Data sets.", no_args_is_help=True)
 
 #: The data set that is generated, not fetched.
 _SYNTHETIC = "synthetic"
@@ -23,7 +25,7 @@ _SYNTHETIC = "synthetic"
 Name = Annotated[str, typer.Argument(help="As in fluffle data list.")]
 
 
-@data_app.command("list")
+@app.command("list")
 def data_list() -> None:
     """The data sets, and whether they are here."""
     from fluffle.worker.datasets import describe
@@ -34,11 +36,11 @@ def data_list() -> None:
     typer.echo(f"{_SYNTHETIC:16} synthetic(alpha, beta): generated when it is used")
 
 
-@data_app.command("fetch")
+@app.command("fetch")
 def data_fetch(
     name: Name,
     place: Annotated[
-        Optional[Path],  # noqa: UP045 typer reads it
+        Path | None,
         typer.Option("--from", help="A file or folder that you have, to be read instead."),
     ] = None,
 ) -> None:
@@ -51,7 +53,7 @@ def data_fetch(
     typer.echo(f"{name}: {path}")
 
 
-@data_app.command("show")
+@app.command("show")
 def data_show(
     name: Name,
     partition: Annotated[
@@ -60,12 +62,9 @@ def data_show(
     clients: Annotated[
         int, typer.Option(min=0, help="task.clients; 0: all owners if natural, else 10.")
     ] = 0,
-    settings: Annotated[
-        Optional[list[str]],  # noqa: UP045 typer reads it
-        typer.Option("--set", metavar="KEY=VALUE", help="As partition.alpha=0.5."),
-    ] = None,
+    settings: Settings = None,
     out: Annotated[
-        Optional[Path],  # noqa: UP045 typer reads it
+        Path | None,
         typer.Option(help="Draw the heat map into this file: .svg, .pdf or .png."),
     ] = None,
 ) -> None:

@@ -1,0 +1,106 @@
+"""``fluffle aggregator``: leads a run, in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fluffle.commands.options import (
+    BrokerUrl,
+    ExperimentFile,
+    Federation,
+    Json,
+    MetricsAddress,
+    MetricsPort,
+    MLflowUri,
+    Settings,
+    TensorBoardFolder,
+    Timeout,
+    secure,
+)
+from fluffle.schemas.errors import UserError
+
+if TYPE_CHECKING:
+    from fluffle.schemas import Tensors
+
+_log = logging.getLogger(__name__)
+
+
+@secure
+def aggregator(
+    file: ExperimentFile,
+    url: BrokerUrl,
+    out: Annotated[Path, typer.Option(help="Run folder; one that holds a run resumes it.")],
+    settings: Settings = None,
+    federation: Federation = "fluffle",
+    initial: Annotated[
+        Path | None,
+        typer.Option(help="Weights of version 0: a weights file of another run's folder."),
+    ] = None,
+    connect_timeout: Timeout = 30.0,
+    metrics_port: MetricsPort = None,
+    metrics_address: MetricsAddress = "127.0.0.1",
+    tensorboard: TensorBoardFolder = None,
+    mlflow: MLflowUri = None,
+    json: Json = False,
+) -> None:
+    """Lead a run: consume updates, make versions."""
+    from fluffle.aggregator.service import AggregatorService
+    from fluffle.aggregator.strategies.registry import make_strategy
+    from fluffle.commands.service import connect, may_leave_early, metrics_at
+    from fluffle.commands.summary import exit_as, print_json
+    from fluffle.device_files import check_travels
+    from fluffle.experiment_file import load_experiment
+    from fluffle.metrics import AggregatorMetrics
+    from fluffle.run import check_folder, new_run_id, read_summary, stopping
+    from fluffle.tracking import trackers
+    from fluffle.tracking.follower import tracked
+
+    experiment = load_experiment(file, settings or [], os.environ)
+    make_strategy(experiment, file.parent)  # before anything starts: it may not load
+    followed = trackers(tensorboard, mlflow)
+    check_travels(experiment)
+    check_folder(out)
+    broker = connect(url, federation, "aggregator", connect_timeout)
+    with metrics_at(metrics_address, metrics_port) as registry:
+        may_leave_early()
+        metrics = AggregatorMetrics(registry, out)
+        port = broker.aggregator()
+        service = AggregatorService(
+            experiment,
+            port,
+            out,
+            run_id=new_run_id(experiment),
+            initial=_read_weights(initial) if initial else None,
+            code=file.parent,
+            on_status=_log.info,
+            on_timing=metrics.on_timing,
+        )
+        metrics.service = service
+        try:
+            with stopping(service.stop), tracked(service, followed):
+                outcome = service.run()
+        finally:
+            port.close()
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    led = service.coordinator is not None or service.outcome is not None
+    summary = read_summary(out, round(peak_mb, 1), led)
+    _log.info("%s: %s", outcome, out)
+    if json:
+        print_json(summary)
+    exit_as(summary)
+
+
+def _read_weights(path: Path) -> Tensors:
+    from fluffle.schemas.codec import unpack
+
+    try:
+        tensors = unpack(path.read_bytes())[1] or {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read weights from {path}: {error}") from error
+    return {k.removeprefix("model/"): a for k, a in tensors.items() if not k.startswith("server/")}

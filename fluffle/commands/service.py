@@ -1,0 +1,86 @@
+"""Services: what ``fluffle aggregator``, ``worker`` and ``evaluator`` share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry
+
+from fluffle.broker import Broker
+from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+from fluffle.metrics import new_registry, served
+from fluffle.run import stopping
+
+_log = logging.getLogger(__name__)
+
+_PARENT_EVERY_S = 1.0
+
+
+def connect(url: str, federation: str, role: str, timeout_s: float | None) -> Broker:
+    """The broker, which is asked for only when a port is opened; without a timeout for ever."""
+    if timeout_s is None:
+        timeout_s = threading.TIMEOUT_MAX
+    return RabbitMQBroker(url, federation, role, connect_timeout_s=timeout_s)
+
+
+@contextmanager
+def metrics_at(address: str, port: int | None) -> Iterator[CollectorRegistry]:
+    """What is registered here is served there; nowhere without a port."""
+    registry = new_registry()
+    with ExitStack() as stack:
+        if port is not None:
+            _log.info("metrics: %s", stack.enter_context(served(registry, port, address)))
+        yield registry
+
+
+def default_name(role: str) -> str:
+    """Role, host and process: unique, and readable in RabbitMQ's UI."""
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40]
+    return f"{role}-{host}-{os.getpid()}"
+
+
+def may_leave_early() -> None:
+    """SIGTERM while TensorFlow is imported or the broker is sought is no failure either."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+
+
+class Service(Protocol):
+    """What works until it is told to stop."""
+
+    def run(self) -> None:
+        """Work. Raises: UserError."""
+        ...
+
+    def stop(self) -> None:
+        """Ask it to end; from any thread."""
+        ...
+
+
+def serve(service: Service, close: Callable[[], None], parent: int) -> None:
+    """Work until the run is over, a signal, or the end of the process ``parent`` (0: of none)."""
+    if parent:
+        threading.Thread(target=_leave_with, args=(parent, service), daemon=True).start()
+    try:
+        with stopping(service.stop):
+            service.run()
+        _log.info("done")
+    finally:
+        close()
+
+
+def _leave_with(parent: int, service: Service) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_EVERY_S)
+    service.stop()
+    time.sleep(10 * _PARENT_EVERY_S)
+    os._exit(1)  # a training may take for ever, and nobody waits for it any more

@@ -1,0 +1,185 @@
+"""``fluffle worker``: trains clients, or is one site, in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fluffle.commands.options import (
+    BrokerUrl,
+    Data,
+    Federation,
+    MetricsAddress,
+    MetricsPort,
+    Name,
+    Parent,
+    Stay,
+    TaskFile,
+    secure,
+    use_task,
+)
+from fluffle.schemas import Experiment, UserError
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from fluffle.broker import Broker
+
+_log = logging.getLogger(__name__)
+
+
+@secure
+def worker(
+    url: BrokerUrl,
+    slots: Annotated[int, typer.Option(min=1, help="Clients trained at the same time.")] = 1,
+    name: Name = "",
+    client_id: Annotated[
+        str, typer.Option(help="Be this resident client: a site that trains on its own --data.")
+    ] = "",
+    task: TaskFile = None,
+    data: Data = None,
+    federation: Federation = "fluffle",
+    stay: Stay = False,
+    journal: Annotated[
+        Path | None,
+        typer.Option(help="Append there, as JSON lines, what is sent and what is confirmed."),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where clients keep what they need for their next turn (SCAFFOLD, error "
+            "feedback). Default: the user's folder for such; share it between machines."
+        ),
+    ] = None,
+    simulate_devices: Annotated[
+        bool,
+        typer.Option(
+            "--simulate-devices",
+            envvar="FLUFFLE_SIMULATE_DEVICES",
+            help="Live what [devices] of the experiment says: delays, losses, lies. Not for sites.",
+        ),
+    ] = False,
+    connect_timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds to try for a first connection. Default: 30; a site for ever."),
+    ] = None,
+    metrics_port: MetricsPort = None,
+    metrics_address: MetricsAddress = "127.0.0.1",
+    parent: Parent = 0,
+) -> None:
+    """Train clients. Needs nothing but the broker's URL: the plan travels with the model.
+
+    With --client-id it is a site: one resident client, which trains on its own data.
+    """
+    from fluffle.commands.service import connect, default_name, may_leave_early, metrics_at
+
+    if client_id:
+        check_site(client_id, task, name, slots)
+        if simulate_devices:
+            raise UserError("--client-id is a site, which never simulates: no --simulate-devices")
+    use_task(task, data, slots)
+    name = client_id or name or default_name("worker")
+    timeout = connect_timeout if connect_timeout is not None or client_id else 30.0
+    broker = connect(url, federation, name, timeout)
+    with metrics_at(metrics_address, metrics_port) as registry:
+        may_leave_early()
+        if client_id:
+            _reside(broker, name, stay, journal, parent, registry)
+        else:
+            _work(
+                *(broker, name, slots, stay, journal, state, parent, registry),
+                simulate_devices=simulate_devices,
+            )
+
+
+def check_site(client: str, task: str | None, name: str, slots: int) -> None:
+    """Raises: UserError where this cannot be a resident client."""
+    from pydantic import ValidationError
+
+    from fluffle.worker.tasks import custom
+
+    if name or slots > 1:
+        raise UserError("--client-id is one client: leave out --name and --slots")
+    try:
+        Experiment.model_validate({"participation": {"residents": [client]}})
+    except ValidationError:
+        raise UserError(
+            f"--client-id {client}: use letters, digits, - and _, 64 at most and not digits alone"
+        ) from None
+    if task is None and custom.FOLDER not in os.environ:
+        raise UserError(
+            "a site trains with a task file of its own: give --task FILE.py:Class, or set "
+            f"{custom.FOLDER} to the folder that has the file which the experiment names"
+        )
+
+
+def _work(
+    broker: Broker,
+    name: str,
+    slots: int,
+    stay: bool,
+    journal: Path | None,
+    state: Path | None,
+    parent: int,
+    registry: CollectorRegistry,
+    *,
+    simulate_devices: bool,
+) -> None:
+    from fluffle.commands.service import serve
+    from fluffle.metrics import WorkerMetrics
+    from fluffle.worker.services.client_state import ClientStates, state_folder
+    from fluffle.worker.services.journal import Journal
+    from fluffle.worker.services.worker import WorkerService
+    from fluffle.worker.training.runtime import configure
+
+    kept = Journal(journal)
+    configure(slots)
+    metrics = WorkerMetrics(registry, slots)
+    port = broker.worker(name, slots)
+    service = WorkerService(
+        port,
+        name,
+        slots,
+        stay=stay,
+        on_status=_log.info,
+        journal=kept,
+        states=ClientStates(state or state_folder(), memory_bytes=0),
+        simulate_devices=simulate_devices,
+        on_model=metrics.on_model,
+        on_turn=metrics.on_turn,
+    )
+    serve(service, port.close, parent)
+
+
+def _reside(
+    broker: Broker,
+    client: str,
+    stay: bool,
+    journal: Path | None,
+    parent: int,
+    registry: CollectorRegistry,
+) -> None:
+    from fluffle.commands.service import serve
+    from fluffle.metrics import WorkerMetrics
+    from fluffle.worker.services.journal import Journal
+    from fluffle.worker.services.resident import ResidentService
+    from fluffle.worker.training.runtime import configure
+
+    kept = Journal(journal)
+    configure(1)
+    metrics = WorkerMetrics(registry, 1)
+    port = broker.worker(client, 0)
+    service = ResidentService(
+        port,
+        client,
+        stay=stay,
+        on_status=_log.info,
+        journal=kept,
+        on_model=metrics.on_model,
+        on_turn=metrics.on_turn,
+    )
+    serve(service, port.close, parent)
