@@ -72,7 +72,7 @@ def run_experiment(
             "worker processes need a broker that they can share: add --broker local, or leave "
             "--workers out and use --slots"
         )
-    if broker != "embedded":
+    if url != "embedded":
         check_travels(experiment)
     evaluates = experiment.evaluation.every_updates > 0 or not experiment.task.clients
     with ExitStack() as stack:

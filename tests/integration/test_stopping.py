@@ -19,13 +19,13 @@ from tests.integration.processes import PATIENCE_S, Start, verified, wait_for_ve
 def test_a_stopped_run_says_so_and_its_last_line_can_be_pasted(
     start: Start, experiment: Path, tmp_path: Path
 ) -> None:
-    # Given a run with a name and a folder that a shell would take apart, and options of all kinds
+    # Given a run with a folder and a setting that a shell would take apart
     out = tmp_path / "my run"
-    settings = ["experiment.name=a b", "evaluation.every_updates=0"]
+    settings = ["training.optimizer = 'sgd'", "evaluation.every_updates=0"]
     options = [word for setting in settings for word in ("--set", setting)]
     arguments = ["run", experiment, "--slots", "1", *options, "--json", "--out", out]
     one = start("--log-level", "info", *arguments)
-    wait_for_version(out, 2)
+    wait_for_version(out, 2, one)
     # When it is stopped
     one.kill(signal.SIGINT)
     assert one.wait() == 130, one.output
