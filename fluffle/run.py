@@ -209,10 +209,8 @@ def check_folder(folder: Path) -> None:
         return
     try:
         found = sorted(path.name for path in folder.iterdir())
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UserError(f"--out {folder}: {error.strerror}") from None
+    except OSError:
+        return  # it is not there, or cannot be one: who makes it says why
     refuse_without_run(folder)
     if others := [name for name in found if name not in _LEFT and not name.startswith(".")]:
         raise UserError(
