@@ -16,7 +16,11 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[FiniteFloat, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$")]
 Text = Annotated[str, Field(max_length=2000)]
-Metrics = Annotated[dict[Annotated[str, Field(max_length=64)], FiniteFloat], Field(max_length=64)]
+#: A message's maps have no more entries.
+MOST_METRICS = 64
+Metrics = Annotated[
+    dict[Annotated[str, Field(max_length=64)], FiniteFloat], Field(max_length=MOST_METRICS)
+]
 #: Names what a client kept after a training; empty before its first.
 StateName = Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")]
 Payload = Annotated[Tensors, SkipValidation]

@@ -2,7 +2,8 @@
 
 A payload is a flat mapping from ``group/index`` to an array, in the order of the Keras model's
 weights. Groups: ``trainable``; ``non_trainable`` (batch-norm statistics: values, never deltas, and
-averaged, never touched by a server optimizer); and what a strategy adds.
+averaged, never touched by a server optimizer; those that are no floating-point numbers are never
+averaged either); and what a strategy adds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +28,7 @@ DTYPES: Mapping[str, np.dtype[np.generic]] = {
         *("float16", "float32", "float64", "bool"),
         *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     )
-}
+} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -56,6 +58,11 @@ def spec(tensors: Mapping[str, Array]) -> Spec:
 def dtype_name(array: Array) -> str:
     """``array.dtype.name``, which NumPy makes anew each time, slowly."""
     return _DTYPE_NAMES.get(array.dtype) or array.dtype.name
+
+
+def is_float(array: Array) -> bool:
+    """Whether its values are floating-point numbers, bfloat16 included: such as can be averaged."""
+    return array.dtype.kind == "f" or array.dtype == DTYPES["bfloat16"]
 
 
 def tensors_sha256(tensors: Mapping[str, Array]) -> str:

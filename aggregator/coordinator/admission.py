@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from fluffle.aggregator.coordinator.turns import Turns
 from fluffle.schemas import ClientFailed, ClientUpdate, Evaluation, Run, Tensors, transforms
 from fluffle.schemas.messages import INITIALISE, FromWorker, assignment_id, resident_update_id
 from fluffle.schemas.steps import Step
-from fluffle.schemas.tensors import Array, Spec, spec
+from fluffle.schemas.tensors import Array, Spec, is_float, spec
 
 #: Every reason a message can be rejected for, with what it means.
 REASONS: Mapping[str, str] = {
@@ -145,13 +147,14 @@ def restored(
 
 def finite(tensors: Tensors) -> bool:
     """Whether every value is a number within ±``LIMIT``."""
-    return all(_bounded(array) for array in tensors.values() if array.dtype.kind == "f")
+    return all(_bounded(array) for array in tensors.values() if is_float(array))
 
 
 def _bounded(array: Array) -> bool:
     # Comparisons with NaN are false, and min and max need no temporary of the array's size.
     # As Python's numbers: LIMIT itself is more than a float16 can be.
-    return array.size == 0 or (float(array.min()) > -LIMIT and float(array.max()) < LIMIT)
+    with np.errstate(invalid="ignore"):  # bfloat16 warns of NaN, where others do not
+        return array.size == 0 or (float(array.min()) > -LIMIT and float(array.max()) < LIMIT)
 
 
 def _is_stranger(message: ClientUpdate | ClientFailed, rules: Rules) -> bool:

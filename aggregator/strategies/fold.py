@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fluffle.schemas.tensors import Array
+from fluffle.schemas.tensors import Array, is_float
 
 Sum = NDArray[np.float64]
 
@@ -62,6 +62,6 @@ def writable(array: Array) -> Sum:
 
 def cast_like(values: Sum, like: Array) -> Array:
     """``values`` in the dtype and shape of ``like``; integers are rounded, not cut off."""
-    if not np.issubdtype(like.dtype, np.inexact):
+    if not is_float(like):
         values = np.rint(values)
     return np.asarray(values, np.float64).astype(like.dtype).reshape(like.shape)

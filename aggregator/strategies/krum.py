@@ -8,7 +8,8 @@ of the buffer of which f may be bad, 2 f + 2 < n::
     x <- ServerOpt(x, Delta)
 
 "Smallest identifier" decides between equals: the earliest turn. Distances are over ``trainable``
-tensors; values that are no parameters (batch-norm statistics) are the mean of the chosen updates'.
+tensors; values that are no parameters (batch-norm statistics) are the mean of the chosen updates',
+and integers and truth values those of the update with the smallest s(i).
 ``Experiment`` sees to it that no buffer closes with fewer than 2 f + 3 updates. s(tau) scales the
 deltas of stale updates.
 """
@@ -68,7 +69,11 @@ class Krum:
             return total
 
         return server_step(
-            state, self.optimizer, mean_of_chosen, lambda key, part, w: mean_of_chosen(key, part)
+            state,
+            self.optimizer,
+            mean_of_chosen,
+            lambda key, part, w: mean_of_chosen(key, part),
+            exact=lambda key: np.array(state[f"buffer/{numbers[best[0]]}/{key}"]),
         )
 
     def scores(self, distances: Sum) -> Sum:

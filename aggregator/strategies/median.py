@@ -8,7 +8,8 @@ Definitions 1 and 2, for the n updates of the buffer::
 
 b n is rounded down. They hold against a share of bad updates below 1/2 and up to b. Examples count
 for nothing: a bad client may claim any number. Values that are no parameters (batch-norm
-statistics) get the same median or trimmed mean. s(tau) scales the deltas of stale updates.
+statistics) get the same median or trimmed mean, and those that are integers or truth values the
+lower one of the middle, as it came. s(tau) scales the deltas of stale updates.
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ from fluffle.aggregator.strategies.per_update import in_turn, keep_update, rows_
 from fluffle.aggregator.strategies.sorting import Sorter, block_length
 from fluffle.aggregator.strategies.staleness import Staleness, constant
 from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.schemas.tensors import Array
+
+
+def middle_of(state: State, numbers: list[int], key: str) -> Array:
+    """The lower one of the middle in each coordinate: a value that somebody sent."""
+    rows = np.stack([state[f"buffer/{number}/{key}"] for number in numbers])
+    middle: Array = np.sort(rows, axis=0)[(len(numbers) - 1) // 2]
+    return np.asarray(middle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,7 @@ class TrimmedMean:
             mean_of_middle,
             lambda key, part, w: mean_of_middle(key, part),
             block_length(len(numbers)),
+            lambda key: middle_of(state, numbers, key),
         )
 
     def middle(self, n: int) -> range:

@@ -72,7 +72,8 @@ def run(
     from fluffle.invocation import to_paste
     from fluffle.run import check_folder, run_experiment, run_virtual
     from fluffle.tracking import trackers
-    from fluffle.worker.tasks.registry import check, prepare
+    from fluffle.worker.tasks.registry import prepare
+    from fluffle.worker.training.trial import check
 
     experiment = load_experiment(file, settings or [], os.environ)
     if clock not in ("real", "virtual"):
@@ -89,12 +90,7 @@ def run(
     use_folder_of(file, experiment, slots, data)
     with Display(name, quiet=json) as display:
         prepare(experiment.task.name, display.fetching)
-        check(
-            experiment.task,
-            experiment.partition,
-            experiment.experiment.seed,
-            experiment.evaluation.by_client,
-        )
+        check(experiment)
         if clock == "virtual":
             summary = run_virtual(
                 experiment, folder, display, slots=slots, code=file.parent, trackers=followed

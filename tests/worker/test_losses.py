@@ -21,8 +21,8 @@ import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from keras import layers  # noqa: E402
 
-from fluffle.worker.tasks.losses import try_out  # noqa: E402
 from fluffle.worker.training.trainer import Trainer  # noqa: E402
+from fluffle.worker.training.trial import try_out  # noqa: E402
 
 pytestmark = pytest.mark.tensorflow
 
@@ -160,7 +160,7 @@ def changed(**attributes: Any) -> Task:
             {"model": lambda self: keras.Sequential([layers.Dense(1)])},
             "model() gave a model without weights",
         ),
-        ({"dataset": lambda self: ([1], [2])}, "dataset() gave a tuple: let it give Examples"),
+        ({"dataset": lambda self: ([1], [2], [3])}, "dataset() gave a tuple of 3: let it give"),
         ({"test": lambda self: Examples(np.ones((4, 3)), np.ones(5))}, "test(): 4 examples in x"),
         ({"test": lambda self: Examples(np.ones((0, 3)), np.ones(0))}, "test() gave no examples"),
         (

@@ -20,8 +20,8 @@ import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from keras import layers  # noqa: E402
 
-from fluffle.worker.tasks.losses import try_out  # noqa: E402
 from fluffle.worker.training.trainer import seeds_of  # noqa: E402
+from fluffle.worker.training.trial import try_out  # noqa: E402
 
 pytestmark = pytest.mark.tensorflow
 

@@ -133,6 +133,6 @@ def payload_bytes(tensors: Tensors) -> int:
 def delta(local: Tensors, base: Tensors) -> Tensors:
     """local − base for ``trainable`` tensors; ``non_trainable`` ones travel as values."""
     return {
-        name: np.subtract(array, base[name]) if name.startswith("trainable/") else array
+        name: np.asarray(np.subtract(array, base[name])) if name.startswith("trainable/") else array
         for name, array in local.items()
     }

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.schemas import UserError
-from fluffle.worker.tasks.task import Task
+from fluffle.worker.tasks.structure import labels_of
+from fluffle.worker.tasks.task import Task, examples_of
 
 #: More clients than this are sampled, by the run's seed.
 MOST_CLIENTS = 1000
@@ -81,12 +82,13 @@ def _by_owner(
 def _by_label(
     task: Task, clients: NDArray[np.integer], test_indices: Indices
 ) -> tuple[list[Indices], NDArray[np.float64]]:
-    trained, tested = np.asarray(task.dataset().y), np.asarray(task.test().y)[test_indices]
-    if trained.ndim != 1 or trained.dtype.kind not in "iub":
+    trained, tested = (labels_of(examples_of(task, part).y) for part in ("dataset", "test"))
+    if trained is None or tested is None or trained.dtype.kind not in "iub":
         raise UserError(
             "evaluation.by_client needs one label for each example, or test examples that have "
             "owners (test_owners() of a task, with partition.kind = 'natural'): here is neither"
         )
+    tested = tested[test_indices]
     labels = np.unique(tested)
     groups = [test_indices[tested == label] for label in labels]
     weights = np.zeros((len(clients), len(labels)))

@@ -1,11 +1,10 @@
-"""A task's loss and metrics, which are Keras's own; whether a batch goes through its model.
-
-Mistakes are found here, before a run begins: in the name of a loss, in the shape of a target.
-"""
+"""A task's loss and metrics, which are Keras's own, by name or object."""
 
 from __future__ import annotations
 
+import copy
 import difflib
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fluffle.schemas import UserError
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 _SHORT = ("accuracy", "acc", "crossentropy", "ce")
 #: What ``accuracy`` stands for: it is called so however a task asks for it.
 _ACCURACIES = ("acc", "sparse_categorical_accuracy", "categorical_accuracy", "binary_accuracy")
-_BATCH = 2
 
 
 def compile_model(task: Task, model: keras.Model, optimizer: Any = None) -> None:
@@ -31,8 +29,12 @@ def compile_model(task: Task, model: keras.Model, optimizer: Any = None) -> None
         metrics = ("accuracy",) if _classifies(task.loss) else ()
     if isinstance(metrics, str) or not hasattr(metrics, "__iter__"):
         metrics = (metrics,)
-    loss = _known(task.loss, "loss", keras.losses.get, keras.losses)
-    model.compile(optimizer=optimizer, loss=loss, metrics=[_metric(metric) for metric in metrics])
+    model.compile(
+        optimizer=optimizer,
+        loss=_each(lambda loss: _known(loss, "loss", keras.losses.get, keras.losses), task.loss),
+        loss_weights=task.loss_weights,
+        metrics=_each(_metric, metrics),
+    )
 
 
 def named_accuracy(metrics: dict[str, float]) -> dict[str, float]:
@@ -43,47 +45,43 @@ def named_accuracy(metrics: dict[str, float]) -> dict[str, float]:
     return {"accuracy" if name in found else name: value for name, value in metrics.items()}
 
 
-def try_out(task: Task) -> None:
-    """A batch of two examples through the model, its loss and its metrics. Raises: UserError."""
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
-    model = task.model()
-    if not isinstance(model, keras.Model):
-        raise UserError(f"model() gave {_kind(model)}: it has to give a keras.Model")
-    if not model.built:
-        raise UserError("model() gave a model without weights: let it begin with keras.Input(…)")
-    compile_model(task, model)
-    for name, examples in (("dataset", task.dataset()), ("test", task.test())):
-        if not (hasattr(examples, "x") and hasattr(examples, "y")):
-            raise UserError(f"{name}() gave {_kind(examples)}: let it give Examples(x, y)")
-        if len(examples.x) != len(examples.y):
-            raise UserError(f"{name}(): {len(examples.x)} examples in x and {len(examples.y)} in y")
-        if not len(examples.y):
-            raise UserError(f"{name}() gave no examples")
-        x, y = (tf.constant(np.asarray(part[:_BATCH])) for part in (examples.x, examples.y))
-        predicted = model(task.preprocess(x), training=False)
-        try:
-            model.compute_loss(x, y, predicted, training=False)
-            model.compute_metrics(x, y, predicted)
-        except Exception as error:
-            raise UserError(
-                f"{name}(): loss or metrics do not fit. The model gives {predicted.dtype.name}"
-                f"{list(predicted.shape[1:])} for an example, y has {y.dtype.name}"
-                f"{list(y.shape[1:])}: {' '.join(str(error).split())[:300]}"
-            ) from error
+def _each(function: Callable[[Any], Any], named: Any) -> Any:
+    """The same structure, lists for tuples, with ``function`` of each loss or metric in it."""
+    if isinstance(named, Mapping):
+        return {key: _each(function, one) for key, one in named.items()}
+    if isinstance(named, list | tuple):
+        return [_each(function, one) for one in named]
+    return function(named)
 
 
 def _metric(metric: Any) -> Any:
     """A metric of our own: each object keeps its counts in variables, and each trainer has one."""
     import keras
 
+    if isinstance(metric, type) and issubclass(metric, keras.metrics.Metric):
+        return metric()
     if isinstance(metric, keras.metrics.Metric):
-        return type(metric).from_config(metric.get_config())
-    if metric in _SHORT:
+        return _copy_of(metric)
+    if metric is None or metric in _SHORT:
         return metric
     return _known(metric, "metric", keras.metrics.get, keras.metrics)
+
+
+def _copy_of(metric: Any) -> Any:
+    """Another of the same; one of the user's own by what it holds, since few have get_config()."""
+    kind = type(metric)
+    try:
+        if kind.__module__.partition(".")[0] == "keras":
+            return kind.from_config(metric.get_config())
+        twin = object.__new__(kind)
+        twin.__dict__.update(copy.deepcopy(vars(metric), {id(metric): twin}))
+        return twin
+    except Exception as error:
+        raise UserError(
+            f"the metric {metric.name} cannot be made anew for each trainer: give the class itself "
+            f"({kind.__name__}) in metrics, or let get_config() and __init__ fit each other: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _known(what: Any, kind: str, get: Any, module: Any) -> Any:
@@ -100,9 +98,7 @@ def _known(what: Any, kind: str, get: Any, module: Any) -> Any:
 
 
 def _classifies(loss: Any) -> bool:
+    if isinstance(loss, dict | list | tuple):
+        return False  # of which output?
     name = getattr(loss, "name", None) or getattr(loss, "__name__", None) or str(loss)
     return "crossentropy" in name.lower().replace("_", "")
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fluffle.schemas import UserError
 from fluffle.schemas.experiment import PartitionTable
+from fluffle.worker.tasks.structure import count_of, labels_of
 
 Indices = NDArray[np.int32]
 Parts = list[NDArray[Any]]
@@ -34,13 +35,15 @@ def partition(
 ) -> list[Indices]:
     """For each client the indices of its examples.
 
-    ``labels`` has the class of every example, shape (examples,), or something of any shape
-    (examples, …) where the kind asks for no label. ``owners`` says whose each example is, shape
-    (examples,); None where nobody's. Raises: UserError if the data cannot be split like that.
+    ``labels`` has the class of every example, as a number, in a column of its own or one-hot, or
+    is something of any shape (examples, …) where the kind asks for no label. ``owners`` says whose
+    each example is, shape (examples,); None where nobody's. Raises: UserError if the data cannot be
+    split like that.
     """
-    targets = np.asarray(labels)
-    _check(table, targets, clients)
-    examples = len(targets)
+    own = labels_of(labels)
+    _check(table, count_of(labels), own, clients)
+    targets = np.zeros(0) if own is None else own
+    examples = count_of(labels)
     rng = np.random.default_rng([seed, _STREAM])
     parts: Parts
     if table.kind == "contiguous":
@@ -62,15 +65,17 @@ def partition(
     return [part[: table.examples_per_client].astype(np.int32) for part in parts]
 
 
-def _check(table: PartitionTable, targets: NDArray[Any], clients: int) -> None:
+def _check(
+    table: PartitionTable, examples: int, targets: NDArray[Any] | None, clients: int
+) -> None:
     wanted = clients * (table.shards_per_client if table.kind == "shards" else 1)
-    if wanted > len(targets):
+    if wanted > examples:
         shards = f" with {table.shards_per_client} shards each" if table.kind == "shards" else ""
         raise UserError(
             f"{clients} clients{shards} need at least {wanted} examples, there are "
-            f"{len(targets)}: lower task.clients"
+            f"{examples}: lower task.clients"
         )
-    if table.kind in _BY_LABEL and targets.ndim != 1:
+    if table.kind in _BY_LABEL and targets is None:
         raise UserError(
             f"partition.kind = '{table.kind}' sorts examples by label, and these have more than "
             "one each: use natural, contiguous, iid or power-law"

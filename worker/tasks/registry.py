@@ -9,13 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from fluffle.schemas import Plan, UserError
 from fluffle.schemas.experiment import PartitionTable, TaskTable
 from fluffle.worker.datasets import Progress
 from fluffle.worker.tasks import custom
-from fluffle.worker.tasks.by_client import ByClient
 from fluffle.worker.tasks.images import (
     CifarCnn,
     DigitsLr,
@@ -25,12 +22,11 @@ from fluffle.worker.tasks.images import (
     MnistLr,
     MnistMlp,
 )
-from fluffle.worker.tasks.losses import try_out
 from fluffle.worker.tasks.sequences import ShakespeareGru, WearablesCnn
 from fluffle.worker.tasks.synthetic import SyntheticLr
-from fluffle.worker.tasks.task import Task
+from fluffle.worker.tasks.task import Task, examples_of
 
-__all__ = ["TASKS", "MnistCnn", "check", "load_task", "open_data", "prepare", "trying", "use"]
+__all__ = ["TASKS", "MnistCnn", "load_task", "open_data", "prepare", "task_of", "trying", "use"]
 
 TASKS: dict[str, type[Task]] = {
     "mnist-mlp": MnistMlp,
@@ -71,20 +67,6 @@ def prepare(name: str, progress: Progress) -> None:
     _task_class(name).prepare(progress)
 
 
-def check(
-    table: TaskTable, partition: PartitionTable, seed: int, by_client: bool | None = None
-) -> None:
-    """Raises: UserError if the task's data cannot be split like that; better before than while."""
-    with _LOCK:
-        task = _load(table, partition, seed)
-    if table.clients:
-        trying(task, lambda: task.client_indices("0"))
-    if custom.is_custom(table.name):
-        trying(task, lambda: try_out(task))
-    if by_client:
-        trying(task, lambda: ByClient(task, np.arange(len(task.test().y), dtype=np.int32)))
-
-
 def open_data(plan: Plan) -> Task:
     """The task of a site, once its data have been read; it has to be one from a file.
 
@@ -96,15 +78,20 @@ def open_data(plan: Plan) -> Task:
             "own, with a task file (--task FILE.py:Class)"
         )
     task = load_task(plan)
-    trying(task, task.dataset)
-    trying(task, task.test)
+    trying(task, lambda: examples_of(task, "dataset"))
+    trying(task, lambda: examples_of(task, "test"))
     return task
 
 
 def load_task(plan: Plan) -> Task:
     """The plan's task: the same object for all trainers of this process. Raises: UserError."""
+    return task_of(plan.task, plan.partition, plan.seed)
+
+
+def task_of(table: TaskTable, partition: PartitionTable, seed: int) -> Task:
+    """The task of an experiment's tables, as ``load_task``. Raises: UserError."""
     with _LOCK:
-        return _load(plan.task, plan.partition, plan.seed)
+        return _load(table, partition, seed)
 
 
 @lru_cache(maxsize=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fluffle.schemas import UserError
 from fluffle.schemas.experiment import PartitionTable, TaskTable
 from fluffle.worker.datasets import Progress
 from fluffle.worker.tasks.partitions import partition
+from fluffle.worker.tasks.structure import count_of
 
 if TYPE_CHECKING:
     import keras
@@ -21,10 +23,13 @@ if TYPE_CHECKING:
 
 
 class Examples(NamedTuple):
-    """Inputs and targets; the first axis of both counts the examples."""
+    """Inputs and targets; the first axis of both counts the examples.
 
-    x: NDArray[Any]
-    y: NDArray[Any]
+    Where a model has several inputs or outputs: a dict, list or tuple of arrays, as it takes them.
+    """
+
+    x: Any
+    y: Any
 
 
 class Task(ABC):
@@ -41,6 +46,11 @@ class Task(ABC):
     loss: Any = "sparse_categorical_crossentropy"
     #: Keras metrics, by name or object. None: accuracy where the loss is a cross-entropy.
     metrics: Sequence[Any] | None = None
+    #: What each output's loss counts, by name or in order, as Keras's ``compile`` takes it.
+    loss_weights: Any = None
+    #: What an example of a class counts in the training loss, as Keras's ``fit`` takes it: {0: 1.0,
+    #: 1: 9.0}. None: all the same.
+    class_weight: Mapping[int, float] | None = None
     #: Where the data are: what ``--data`` says, a folder or a file; else the folder of the task's
     #: file. Set once a task from a file is made.
     data_dir: Path
@@ -85,6 +95,10 @@ class Task(ABC):
         """
         return None
 
+    def sample_weights(self) -> NDArray[Any] | None:
+        """What each example of ``dataset()`` counts in the training loss; None: all the same."""
+        return None
+
     def client_indices(self, client: str) -> NDArray[np.int32]:
         """Which examples of ``dataset()`` this client holds: a resident, which has a name, all.
 
@@ -102,11 +116,11 @@ class Task(ABC):
 
     @cached_property
     def _all(self) -> NDArray[np.int32]:
-        return np.arange(len(self.dataset().y), dtype=np.int32)
+        return np.arange(count_of(examples_of(self, "dataset").y), dtype=np.int32)
 
     @cached_property
     def _partition(self) -> list[NDArray[np.int32]]:
-        y, owners = self.dataset().y, self.owners()
+        y, owners = examples_of(self, "dataset").y, self.owners()
         return partition(self.partition, y, self.clients, self.seed, owners)
 
 
@@ -121,17 +135,50 @@ class StreamedTask(Task):
     def stream(self, client: str, seed: int) -> tf.data.Dataset:
         """One epoch of a client's training examples, (x, y) one by one, in an order by ``seed``.
 
-        The trainer makes batches of them and reads ahead. The same (client, seed) has to give the
-        same. A resident client has all that is here, whatever its name.
+        (x, y, weight) gives what each counts in the loss. The trainer makes batches of them, padded
+        with zeros where their lengths differ, and reads ahead. The same (client, seed) has to give
+        the same. A resident client has all that is here, whatever its name.
         """
 
     def dataset(self) -> Examples:
         """The first examples of a stream: what examples look like."""
-        first = [*self.stream("0", 0).take(2).as_numpy_iterator()]
-        return Examples(np.array([x for x, _ in first]), np.array([y for _, y in first]))
+        for batch in batched(self.stream("0", 0).take(2), 2).as_numpy_iterator():
+            return Examples(*batch[:2])
+        return Examples(np.zeros(0), np.zeros(0))
 
     def client_indices(self, client: str) -> NDArray[np.int32]:
         """None: a stream has no indices. Raises: ValueError."""
         if client.isdecimal() and int(client) >= self.clients:
             raise ValueError(f"there is no client {client!r}: they are 0 to {self.clients - 1}")
         return np.zeros(0, np.int32)
+
+
+#: Batches that are made ahead.
+_AHEAD = 2
+
+
+def batched(stream: tf.data.Dataset, size: int, whole: bool = False) -> tf.data.Dataset:
+    """Batches of a stream's examples; ``whole`` leaves out a last one that is shorter."""
+    import tensorflow as tf
+
+    specs = tf.nest.flatten(stream.element_spec)
+    if all(spec.shape.is_fully_defined() for spec in specs):
+        batches = stream.batch(size, drop_remainder=whole)
+    else:
+        batches = stream.padded_batch(size, drop_remainder=whole)
+    return batches.prefetch(_AHEAD)
+
+
+def examples_of(task: Task, part: str) -> Examples:
+    """What ``dataset()`` or ``test()`` gives; an (x, y) pair will do.
+
+    part: "dataset" or "test". Raises: UserError where it is neither.
+    """
+    found: Any = task.dataset() if part == "dataset" else task.test()
+    if hasattr(found, "x") and hasattr(found, "y"):
+        return found if isinstance(found, Examples) else Examples(found.x, found.y)
+    if isinstance(found, tuple) and len(found) == 2:
+        return Examples(*found)
+    kind = "nothing" if found is None else f"a {type(found).__name__}"
+    of = f" of {len(found)}" if isinstance(found, tuple) else ""
+    raise UserError(f"{part}() gave {kind}{of}: let it give Examples(x, y)")

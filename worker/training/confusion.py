@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import keras
 import numpy as np
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from fluffle.schemas import Plan
 from fluffle.worker.tasks.registry import load_task
-from fluffle.worker.tasks.task import Task
+from fluffle.worker.tasks.structure import labels_of, mapped
+from fluffle.worker.tasks.task import Task, examples_of
+from fluffle.worker.training.local_state import batch_of
 from fluffle.worker.training.trainer import test_indices
 
 #: More classes than this make no picture that one could read.
@@ -25,9 +27,13 @@ def confusion(model: keras.Model, plan: Plan) -> NDArray[np.int64] | None:
     """
     task = load_task(plan)
     indices = test_indices(plan, task)
-    true = _classes(np.asarray(task.test().y)[indices])
+    true = labels_of(examples_of(task, "test").y)
     shape = model.output_shape
-    if true is None or len(shape) != 2 or not 2 <= shape[1] <= MOST_CLASSES:
+    several = isinstance(shape, dict | list) or isinstance(shape[0], tuple)
+    if several or batch_of(model) is not None or true is None or true.dtype.kind not in "iu":
+        return None
+    true = true[indices].astype(np.int64)
+    if len(shape) != 2 or not 2 <= shape[1] <= MOST_CLASSES:
         return None
     counts = np.zeros((shape[1], shape[1]), np.int64)
     if true.max(initial=0) >= shape[1]:
@@ -37,19 +43,11 @@ def confusion(model: keras.Model, plan: Plan) -> NDArray[np.int64] | None:
     return counts
 
 
-def _classes(y: NDArray[Any]) -> NDArray[np.int64] | None:
-    """The class of each example, from labels or from one-hot rows."""
-    if y.ndim == 1 and y.dtype.kind in "iu":
-        return y.astype(np.int64)
-    if y.ndim != 2 or y.shape[1] < 2:
-        return None
-    one_hot = np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=1) == 1)
-    return np.argmax(y, axis=1) if one_hot else None
-
-
 def _predicted(model: keras.Model, task: Task, indices: NDArray[np.int32]) -> NDArray[np.int64]:
-    x = task.test().x
-    batches = [indices[start : start + _BATCH] for start in range(0, len(indices), _BATCH)]
-    outputs = [np.asarray(model(task.preprocess(x[b]), training=False)) for b in batches]
+    x = examples_of(task, "test").x
+    outputs = []
+    for start in range(0, len(indices), _BATCH):
+        part = mapped(partial(np.take, indices=indices[start : start + _BATCH], axis=0), x)
+        outputs.append(np.asarray(model(task.preprocess(part), training=False)))
     predicted: NDArray[np.int64] = np.argmax(np.concatenate(outputs), axis=1)
     return predicted

@@ -7,17 +7,22 @@ takes inputs that have been preprocessed, a SavedModel raw ones.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from fluffle.schemas import Plan, Tensors
 from fluffle.schemas.tensors import spec
 from fluffle.worker.tasks.losses import compile_model
 from fluffle.worker.tasks.registry import load_task
-from fluffle.worker.tasks.task import Task
+from fluffle.worker.tasks.structure import mapped
+from fluffle.worker.tasks.task import Task, examples_of
 from fluffle.worker.training import optimizers
-from fluffle.worker.training.trainer import BUILDING, payload
+from fluffle.worker.training.local_state import use_statistics
+from fluffle.worker.training.trainer import BUILDING
+from fluffle.worker.training.variables import parameters_of, payload, tables_of, values_of
 
 
 def keras_model(plan: Plan, weights: Tensors) -> keras.Model:
@@ -28,13 +33,18 @@ def keras_model(plan: Plan, weights: Tensors) -> keras.Model:
     task = load_task(plan)
     with BUILDING:
         model = task.model()
-    variables = [*model.trainable_weights, *model.non_trainable_weights]
-    if spec(payload(model)) != spec(weights):
+    variables = [*parameters_of(model), *values_of(model)]
+    own = payload(model)
+    if spec(own) != spec(weights):
         raise ValueError(f"these weights do not fit the model of {plan.task.name}")
-    for variable, value in zip(variables, weights.values(), strict=True):
+    tables = tables_of(model)
+    if tables is not None and not np.array_equal(tables, [*weights.values()][-1]):
+        raise ValueError(f"the look-up layers of {plan.task.name} have other entries here")
+    for variable, value in zip(variables, weights.values(), strict=False):
         variable.assign(value)
+    use_statistics(model)
     optimizer = optimizers.of_keras(plan.training)
-    optimizer.build(model.trainable_variables)  # else Keras warns whoever loads the file
+    optimizer.build(parameters_of(model))  # else Keras warns whoever loads the file
     compile_model(task, model, optimizer)
     return model
 
@@ -60,6 +70,9 @@ def _serving(model: keras.Model, task: Task):  # type: ignore[no-untyped-def]
     return lambda x: model(task.preprocess(x), training=False)
 
 
-def _input_of(task: Task) -> tf.TensorSpec:
-    x = tf.convert_to_tensor(task.test().x[:1])
-    return tf.TensorSpec([None, *x.shape[1:]], x.dtype)
+def _input_of(task: Task) -> Any:
+    def spec_of(array: Any) -> tf.TensorSpec:
+        x = tf.convert_to_tensor(array[:1])
+        return tf.TensorSpec([None, *x.shape[1:]], x.dtype)
+
+    return mapped(spec_of, examples_of(task, "test").x)

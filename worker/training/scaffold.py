@@ -60,7 +60,7 @@ class ScaffoldTrainer(Trainer):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        variables = self._model.trainable_variables
+        variables = self._parameters
         self._corrected = Corrected(optimizers.make(plan.training, variables), variables)
 
     def train(
@@ -111,15 +111,15 @@ class ScaffoldTrainer(Trainer):
     @cached_property
     def _gradient(self) -> tuple[Any, Execution]:
         with BUILDING:
-            x, y = self._shared("dataset")
-            variables = self._model.trainable_variables
+            examples = self._shared("dataset")
+            variables = self._parameters
             values = [v.value for v in variables]
             sums = [tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False) for v in variables]
 
             def step(batch: Any) -> Any:
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(values)
-                    loss = self._loss(tf.gather(x, batch), tf.gather(y, batch), training=True)
+                    loss = self._loss(*examples.take(batch), training=True)
                 for total, gradient in zip(sums, tape.gradient(loss, values), strict=True):
                     if gradient is not None:
                         size = tf.cast(tf.size(batch), total.dtype)

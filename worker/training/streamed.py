@@ -14,11 +14,10 @@ from typing import Any
 import tensorflow as tf
 
 from fluffle.schemas import Tensors
-from fluffle.worker.tasks.task import StreamedTask
+from fluffle.worker.tasks.task import StreamedTask, batched
+from fluffle.worker.training.gradients import gradients_of, objective, scaled_for
+from fluffle.worker.training.local_state import forget
 from fluffle.worker.training.trainer import BUILDING, Trained, Trainer, floats, seeds_of
-
-#: Batches that are made ahead.
-_AHEAD = 2
 
 
 class StreamingTrainer(Trainer):
@@ -46,36 +45,37 @@ class StreamingTrainer(Trainer):
         for number in range(epochs):
             ((seed, _),) = seeds_of(f"{seeds[0]}:{number}", 1)
             stream = self._task.stream(client, int(seed) & 0x7FFFFFFF)
-            batches = iter(stream.batch(self._plan.training.batch_size).prefetch(_AHEAD))
+            batches = iter(batched(stream, self._plan.training.batch_size, self._whole is not None))
             if number == epochs - 1:
                 self._model.reset_metrics()
             loss, count = (last if number == epochs - 1 else early)(batches)
             if not count:
                 raise ValueError(f"client {client} has no examples")
-        values = [v.numpy() for v in self._weights]
+        values = self._named([v.value for v in self._weights])
         metrics = floats(self._results(loss))
-        tensors = dict(zip(self._spec, values, strict=True))
-        return Trained(tensors, int(count), metrics, time.perf_counter() - started)
+        return Trained(values, int(count), metrics, time.perf_counter() - started)
 
     @cached_property
     def _loops(self) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
         """What begins a training, an epoch without metrics, and one with."""
         with BUILDING:
             self._shared("test")  # metrics make their variables
-            optimizer = self._optimizer()
-            values = [v.value for v in self._model.trainable_variables]
+            optimizer = scaled_for(self._model, self._optimizer())
+            values = [v.value for v in self._parameters]
 
         def begin(weights: list[Any], seeds: Any) -> None:
             self._assign(weights)
+            forget(self._model)
             for i, generator in enumerate(self._generators):
                 generator.assign(tf.cast(seeds[i + 1], generator.dtype))
             optimizer.reset()
 
-        def step(x: Any, y: Any, measured: bool) -> Any:
+        def step(batch: tuple[Any, ...], measured: bool) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(values)
-                loss = self._loss(x, y, training=True, measured=measured)
-            optimizer.apply(tape.gradient(loss, values))
+                loss = self._loss(*batch, training=True, measured=measured)
+                target = objective(optimizer, loss)
+            optimizer.apply(gradients_of(tape, target, values))
             return loss
 
         def epoch(measured: bool) -> Callable[..., Any]:
@@ -83,9 +83,10 @@ class StreamingTrainer(Trainer):
                 batch = batches.get_next_as_optional()
 
                 def train() -> tuple[Any, Any]:
-                    x, y = batch.get_value()
-                    size = tf.shape(y)[0]
-                    added = step(x, y, measured) * tf.cast(size, tf.float32)
+                    examples = batch.get_value()
+                    size = tf.shape(tf.nest.flatten(examples[1])[0])[0]
+                    added = tf.cast(step(examples, measured), tf.float32)
+                    added *= tf.cast(size, tf.float32)
                     return loss + added, count + size
 
                 more = batch.has_value()

@@ -24,24 +24,38 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from fluffle.schemas import Plan, Tensors
-from fluffle.schemas.tensors import model_groups, named, spec
+from fluffle.schemas import Plan, Tensors, UserError
+from fluffle.schemas.tensors import model_groups, spec
 from fluffle.worker.tasks.by_client import ByClient
 from fluffle.worker.tasks.losses import compile_model, named_accuracy
 from fluffle.worker.tasks.registry import load_task
-from fluffle.worker.tasks.task import Task
+from fluffle.worker.tasks.structure import count_of
+from fluffle.worker.tasks.task import Task, examples_of
 from fluffle.worker.training import optimizers
+from fluffle.worker.training.batches import Batches
 from fluffle.worker.training.execution import Execution
+from fluffle.worker.training.gradients import gradients_of, objective, scaled_for
+from fluffle.worker.training.local_state import batch_of, forget, read_statistics
 from fluffle.worker.training.tensor_cache import TensorCache
+from fluffle.worker.training.trial import check_model
+from fluffle.worker.training.variables import (
+    generators_of,
+    parameters_of,
+    payload,
+    tables_of,
+    values_of,
+)
 
 #: Examples per step of an evaluation: enough for the matrix kernels, little memory.
 _EVALUATION_BATCH = 250
+#: No client has more examples, and twice as many are an int32.
+_MOST = 2**30
 
 #: Building models and tracing take process-wide state (the seeds that initialisers draw).
 BUILDING = threading.RLock()
 
 _bases = TensorCache()
-_tensors: WeakKeyDictionary[Task, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
+_tensors: WeakKeyDictionary[Task, dict[str, Batches]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -71,10 +85,19 @@ class Trainer:
         with _seeded(plan.seed):
             self._model = self._task.model()
         compile_model(self._task, self._model)
-        known = {id(v) for v in self._model.weights}
-        #: The states of seed generators (dropout and its like): they stay here.
-        self._generators = [v for v in self._model.variables if id(v) not in known]
-        self._weights = [*self._model.trainable_weights, *self._model.non_trainable_weights]
+        check_model(self._model)
+        read_statistics(self._model)
+        self._generators = generators_of(self._model)
+        self._parameters = parameters_of(self._model)
+        self._weights = [*self._parameters, *values_of(self._model)]
+        self._tables = tables_of(self._model)
+        #: How many examples the model takes at once, where it takes no other number.
+        self._whole = batch_of(self._model)
+        if self._whole not in (None, plan.training.batch_size):
+            raise UserError(
+                f"the model takes batches of {self._whole}, no more and no fewer: set "
+                f"training.batch_size = {self._whole}, not {plan.training.batch_size}"
+            )
         self._spec = spec(payload(self._model))
 
     def initial(self) -> Tensors:
@@ -102,15 +125,17 @@ class Trainer:
         started = time.perf_counter()
         weights = self._checked(base)
         indices = self._task.client_indices(client)
-        if not len(indices):
-            raise ValueError(f"client {client} has no examples")
+        if len(indices) < (self._whole or 1):
+            few = f"fewer than {self._whole}" if self._whole else "no"
+            raise ValueError(f"client {client} has {few} examples")
         seeds = seeds_of(f"{self._plan.seed}:{client}:{turn}", 1 + len(self._generators))
         function, execution = self._training
         with execution.loop():
             count = tf.constant(self._plan.training.epochs if epochs is None else epochs)
             values, metrics = function(weights, tf.constant(indices), seeds, count)
-        tensors = dict(zip(self._spec, (v.numpy() for v in values), strict=True))
-        return Trained(tensors, len(indices), floats(metrics), time.perf_counter() - started)
+        return Trained(
+            self._named(values), len(indices), floats(metrics), time.perf_counter() - started
+        )
 
     def evaluate(self, weights: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:
         """The loss and the task's metrics on test examples, and how many those are.
@@ -136,6 +161,13 @@ class Trainer:
             training.epochs if epochs is None else epochs
         )
 
+    def _named(self, values: list[Any]) -> Tensors:
+        """The weights as they travel."""
+        arrays: list[Any] = [np.asarray(v) for v in values]
+        if self._tables is not None:
+            arrays.append(self._tables)
+        return dict(zip(self._spec, arrays, strict=True))
+
     def _checked(self, tensors: Tensors) -> list[Any]:
         known = _bases.find([tensors[name] for name in self._spec if name in tensors])
         if known is not None:
@@ -147,7 +179,14 @@ class Trainer:
                 f"these weights do not fit the model of {self._plan.task.name}: {wrong} is "
                 f"{found.get(wrong, 'missing')}, not {self._spec.get(wrong, 'there')}"
             )
-        return _bases.make([tensors[name] for name in self._spec])
+        arrays = [tensors[name] for name in self._spec]
+        if self._tables is not None and not np.array_equal(arrays.pop(), self._tables):
+            raise UserError(
+                "a look-up layer (StringLookup, TextVectorization, Discretization, …) has other "
+                "entries here than in the global model: adapt() saw other data; give the layer its "
+                "vocabulary or its bins, the same everywhere"
+            )
+        return _bases.make(arrays)
 
     @cached_property
     def _test_indices(self) -> NDArray[np.int32]:
@@ -161,16 +200,16 @@ class Trainer:
     @cached_property
     def _training(self) -> tuple[Any, Execution]:
         with BUILDING:
-            x, y = self._shared("dataset")
-            optimizer = self._optimizer()
-            values = [v.value for v in self._model.trainable_variables]
+            examples = self._shared("dataset")
+            optimizer = scaled_for(self._model, self._optimizer())
+            values = [v.value for v in self._parameters]
 
             def step(batch: Any, measured: bool) -> Any:
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(values)
-                    examples = tf.gather(x, batch), tf.gather(y, batch)
-                    loss = self._loss(*examples, training=True, measured=measured)
-                optimizer.apply(tape.gradient(loss, values))
+                    loss = self._loss(*examples.take(batch), training=True, measured=measured)
+                    target = objective(optimizer, loss)
+                optimizer.apply(gradients_of(tape, target, values))
                 return loss
 
             last = Execution(partial(step, measured=True))
@@ -183,7 +222,7 @@ class Trainer:
             return self._traced(self._train_graph(early, last, optimizer), last, seeds, epochs)
 
     def _optimizer(self) -> optimizers.Optimizer:
-        return optimizers.make(self._plan.training, self._model.trainable_variables)
+        return optimizers.make(self._plan.training, self._parameters)
 
     def _train_graph(
         self, early: Execution | None, last: Execution, optimizer: optimizers.Optimizer
@@ -193,10 +232,11 @@ class Trainer:
         def epoch(number: Any, indices: Any, seed: Any, execution: Execution) -> Any:
             seed = tf.random.experimental.stateless_fold_in(seed, number)
             order = tf.random.experimental.stateless_shuffle(indices, seed, alg="philox")
-            return mean_over_batches(execution, order, batch_size)
+            return mean_over_batches(execution, order, batch_size, self._whole is not None)
 
         def train(weights: list[Any], indices: Any, seeds: Any, epochs: Any) -> Any:
             self._assign(weights)
+            forget(self._model)
             for i, generator in enumerate(self._generators):
                 generator.assign(tf.cast(seeds[i + 1], generator.dtype))
             optimizer.reset()
@@ -217,17 +257,19 @@ class Trainer:
     @cached_property
     def _evaluation(self) -> tuple[Any, Execution]:
         with BUILDING:
-            x, y = self._shared("test")
+            examples = self._shared("test")
 
             def step(batch: Any) -> Any:
-                return self._loss(tf.gather(x, batch), tf.gather(y, batch), training=False)
+                return self._loss(*examples.take(batch), training=False)
 
             execution = Execution(step)
+            size, whole = self._whole or _EVALUATION_BATCH, self._whole is not None
 
             def evaluate(weights: list[Any], indices: Any) -> Any:
                 self._assign(weights)
+                forget(self._model)
                 self._model.reset_metrics()
-                return self._results(mean_over_batches(execution, indices, _EVALUATION_BATCH))
+                return self._results(mean_over_batches(execution, indices, size, whole))
 
             return self._traced(evaluate, execution)
 
@@ -240,20 +282,26 @@ class Trainer:
             function = tf.function(graph, autograph=False)
             return function.get_concrete_function(weights, indices, *inputs), execution
 
-    def _shared(self, part: str) -> tuple[Any, Any]:
-        x, y = _shared(self._task, part)
+    def _shared(self, part: str) -> Batches:
+        examples = _shared(self._task, part)
         # Metrics make their variables with the first batch, which must not be in a graph.
-        self._model.compute_metrics(None, y[:1], self._model(self._task.preprocess(x[:1])))
-        return x, y
+        x, y = examples.first(self._whole or 1)
+        self._model.compute_metrics(None, y, self._model(self._task.preprocess(x)))
+        return examples
 
     def _assign(self, weights: list[Any]) -> None:
         for variable, value in zip(self._weights, weights, strict=True):
             variable.assign(value)
 
-    def _loss(self, x: Any, y: Any, training: bool, measured: bool = True) -> Any:
-        """The loss of a batch, regularisation included; ``measured``: counts it in the metrics."""
+    def _loss(
+        self, x: Any, y: Any, weight: Any = None, *, training: bool, measured: bool = True
+    ) -> Any:
+        """The loss of a batch, regularisation included; ``measured``: counts it in the metrics.
+
+        weight: how much each example counts, shape (examples,); None: all the same.
+        """
         predicted = self._model(self._task.preprocess(x), training=training)
-        loss = self._model.compute_loss(x, y, predicted, training=training)
+        loss = self._model.compute_loss(x, y, predicted, weight, training=training)
         if measured:
             self._model.compute_metrics(x, y, predicted)
         return loss
@@ -264,19 +312,26 @@ class Trainer:
 
 def test_indices(plan: Plan, task: Task) -> NDArray[np.int32]:
     """Which test examples an evaluation uses."""
-    total = len(task.test().y)
+    total = count_of(examples_of(task, "test").y)
     wanted = min(plan.evaluation.examples or total, total)
     chosen = np.random.default_rng(plan.seed).permutation(total)[:wanted]
     return np.sort(chosen).astype(np.int32)
 
 
-def mean_over_batches(execution: Execution, indices: Any, batch_size: int) -> Any:
-    """The mean of the steps' losses over examples. The last batch has what is left."""
+def mean_over_batches(
+    execution: Execution, indices: Any, batch_size: int, whole: bool = False
+) -> Any:
+    """The mean of the steps' losses over examples. The last batch has what is left, which
+    ``whole`` leaves out where it is none."""
+    batch_size = min(batch_size, _MOST)
     total = tf.size(indices)
+    if whole:
+        total -= total % batch_size
 
     def body(start: Any, loss: Any) -> tuple[Any, Any]:
         end = tf.minimum(start + batch_size, total)
-        return end, loss + execution.step(indices[start:end]) * tf.cast(end - start, tf.float32)
+        step = tf.cast(execution.step(indices[start:end]), tf.float32)
+        return end, loss + step * tf.cast(end - start, tf.float32)
 
     _, loss = tf.while_loop(
         lambda start, loss: start < total, body, (0, tf.constant(0.0)), parallel_iterations=1
@@ -284,13 +339,12 @@ def mean_over_batches(execution: Execution, indices: Any, batch_size: int) -> An
     return loss / tf.cast(total, tf.float32)
 
 
-def _shared(task: Task, part: str) -> tuple[Any, Any]:
+def _shared(task: Task, part: str) -> Batches:
     """The task's examples as tensors, made once for all trainers of the process."""
     with BUILDING:
         made = _tensors.setdefault(task, {})
         if part not in made:
-            examples = task.dataset() if part == "dataset" else task.test()
-            made[part] = (tf.constant(examples.x), tf.constant(examples.y))
+            made[part] = Batches(task, part)
         return made[part]
 
 
@@ -307,14 +361,6 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def payload(model: keras.Model) -> Tensors:
-    """The model's weights, named as they travel."""
-    return {
-        **named("trainable", [v.numpy() for v in model.trainable_weights]),
-        **named("non_trainable", [v.numpy() for v in model.non_trainable_weights]),
-    }
-
-
 def seeds_of(text: str, count: int) -> NDArray[np.int64]:
     """``count`` independent pairs of 32-bit numbers, shape (count, 2)."""
     digest = hashlib.shake_128(text.encode()).digest(8 * count)
@@ -322,4 +368,12 @@ def seeds_of(text: str, count: int) -> NDArray[np.int64]:
 
 
 def floats(metrics: dict[str, Any]) -> dict[str, float]:
-    return named_accuracy({n: float(value) for n, value in metrics.items() if not value.shape.rank})
+    """The results as numbers; a result of several values as NAME_0, NAME_1, …"""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        values = np.asarray(value, np.float64)
+        if values.ndim == 0:
+            found[name] = float(values)
+        else:
+            found |= {f"{name}_{i}": float(v) for i, v in enumerate(values.reshape(-1))}
+    return named_accuracy(found)

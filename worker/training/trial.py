@@ -1,0 +1,214 @@
+"""A trial of a task before a run begins: one batch of two through its model, loss and metrics.
+
+What cannot be trained, or would be passed over in silence, is refused here in one line.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fluffle.schemas import Experiment, UserError
+from fluffle.schemas.messages import MOST_METRICS
+from fluffle.worker.tasks import custom
+from fluffle.worker.tasks.by_client import ByClient
+from fluffle.worker.tasks.losses import compile_model, named_accuracy
+from fluffle.worker.tasks.registry import task_of, trying
+from fluffle.worker.tasks.structure import count_of, is_structured, mapped, named_leaves
+from fluffle.worker.tasks.task import Examples, Task, examples_of
+
+if TYPE_CHECKING:
+    import keras
+
+_BATCH = 2
+#: Metrics of clients, which an evaluation may add.
+_BY_CLIENT = 8
+
+
+def check(experiment: Experiment) -> None:
+    """Raises: UserError if the experiment's task cannot be trained, or split, as it says."""
+    table = experiment.task
+    task = task_of(table, experiment.partition, experiment.experiment.seed)
+    if custom.is_custom(table.name):
+        wants_accuracy = experiment.experiment.target_accuracy is not None
+        trying(task, lambda: try_out(task, wants_accuracy))
+    if table.clients:
+        trying(task, lambda: task.client_indices("0"))
+    if experiment.evaluation.by_client:
+        total = count_of(examples_of(task, "test").y)
+        trying(task, lambda: ByClient(task, np.arange(total, dtype=np.int32)))
+
+
+def try_out(task: Task, wants_accuracy: bool = False) -> None:
+    """Raises: UserError. wants_accuracy: whether the run ends by one."""
+    import tensorflow as tf
+
+    from fluffle.worker.training.gradients import gradients_of
+    from fluffle.worker.training.local_state import batch_of
+    from fluffle.worker.training.variables import parameters_of, values_of
+
+    model = _model_of(task)
+    compile_model(task, model)
+    check_model(model)
+    values_of(model)  # every weight can travel
+    parameters = [v.value for v in parameters_of(model)]
+    for part in ("dataset", "test"):
+        examples = examples_of(task, part)
+        _check_lengths(part, examples)
+        first = slice(batch_of(model) or _BATCH)
+        x, y = (mapped(partial(_tensor, part=part, first=first), one) for one in examples)
+        with tf.GradientTape() as tape:
+            predicted = _predicted(task, model, part, x)
+            try:
+                loss = model.compute_loss(x, y, predicted, training=part == "dataset")
+                model.compute_metrics(x, y, predicted)
+            except Exception as error:
+                raise UserError(
+                    f"{part}(): loss or metrics do not fit. The model gives {_shown(predicted)} "
+                    f"for an example, y has {_shown(y)}: {' '.join(str(error).split())[:300]}"
+                ) from error
+        if part == "dataset":
+            gradients_of(tape, loss, parameters)
+        _check_labels(task, part, examples, model)
+    _check_metrics(model.get_metrics_result(), wants_accuracy)
+    _check_state(model, task.preprocess(x))
+
+
+def check_model(model: keras.Model) -> None:
+    """Raises: UserError for a model that trains in a way of its own, or cannot be trained."""
+    if not any("float" in v.dtype for v in model.trainable_weights):
+        raise UserError("the model has no trainable weights: nothing to learn (is it frozen?)")
+    for method in ("train_step", "test_step"):
+        home = next(kind for kind in type(model).__mro__ if method in vars(kind))
+        if not home.__module__.startswith("keras."):
+            raise UserError(
+                f"{home.__name__}.{method}() would not be called: trainings take the model's call, "
+                "compute_loss and compute_metrics; write it as these, or as the task's loss"
+            )
+
+
+def _model_of(task: Task) -> keras.Model:
+    import keras
+
+    model = task.model()
+    if not isinstance(model, keras.Model):
+        raise UserError(f"model() gave {_kind(model)}: it has to give a keras.Model")
+    if not model.built:
+        raise UserError("model() gave a model without weights: let it begin with keras.Input(…)")
+    return model
+
+
+def _tensor(array: Any, part: str, first: slice) -> Any:
+    import tensorflow as tf
+
+    try:
+        return tf.constant(array[first])
+    except (ValueError, TypeError):
+        raise UserError(
+            f"{part}(): these make no tensor: examples of several lengths? Pad them to one "
+            "(keras.utils.pad_sequences), or give them as a stream, which pads by the batch"
+        ) from None
+
+
+def _predicted(task: Task, model: keras.Model, part: str, x: Any) -> Any:
+    taken = task.preprocess(x)
+    try:
+        return model(taken, training=part == "dataset")
+    except Exception as error:
+        raise UserError(
+            f"{part}(): the model does not take {_shown(taken)} for an example: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def _check_lengths(part: str, examples: Examples) -> None:
+    counts = {}
+    for name, array in (*named_leaves(examples.x, "x"), *named_leaves(examples.y, "y")):
+        if getattr(array, "shape", None) == ():
+            raise UserError(f"{part}(): {name} is one number, and no array of examples")
+        counts[name] = len(array)
+    first, *_ = counts.values()
+    for name, count in counts.items():
+        if count != first:
+            raise UserError(f"{part}(): {first} examples in x and {count} in {name}")
+    if not first:
+        raise UserError(f"{part}() gave no examples")
+
+
+def _check_labels(task: Task, part: str, examples: Examples, model: keras.Model) -> None:
+    """Labels that the model has no output for, which TensorFlow finds late, or never."""
+    import keras
+
+    loss, shape = task.loss, getattr(model, "output_shape", None)
+    sparse = loss == "sparse_categorical_crossentropy" or (
+        isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+        and getattr(loss, "ignore_class", None) is None
+    )
+    if not sparse or is_structured(examples.y) or not isinstance(shape, tuple):
+        return
+    y = np.asarray(examples.y)
+    classes = shape[-1]
+    if not isinstance(classes, int) or y.dtype.kind not in "iuf":
+        return
+    wrong = np.argwhere(~((y >= 0) & (y < classes)))
+    if len(wrong):
+        example = int(wrong[0][0])
+        file = Path(inspect.getfile(type(task))).name
+        raise UserError(
+            f"{file}: {part}(): example {example} has the label {y[tuple(wrong[0])]}, and the "
+            f"model has {classes} outputs, so labels are 0 to {classes - 1}: number the classes "
+            f"from 0, or let the last layer have one output for each"
+        )
+
+
+def _check_metrics(found: dict[str, Any], wants_accuracy: bool) -> None:
+    names: list[str] = []
+    for name, value in found.items():
+        size = int(np.prod(np.shape(value)))
+        names += [name] if np.ndim(value) == 0 else [f"{name}_{i}" for i in range(size)]
+    if len(names) + 1 + _BY_CLIENT > MOST_METRICS:
+        raise UserError(
+            f"the metrics have {len(names)} values: at most {MOST_METRICS - 1 - _BY_CLIENT} can "
+            "travel; let some stand for several classes (average=…), or measure an exported model"
+        )
+    for name in names:
+        if len(name) > 64:
+            raise UserError(f"the metric {name} has a name of more than 64 letters: give name=…")
+    if wants_accuracy and "accuracy" not in named_accuracy(dict.fromkeys(names, 0.0)):
+        raise UserError(
+            "experiment.target_accuracy would never apply: the task has no accuracy metric "
+            f"(it has {', '.join(names) or 'none'}); add 'accuracy' to metrics, or stop by "
+            "experiment.patience, versions or max_minutes"
+        )
+
+
+def _check_state(model: keras.Model, x: Any) -> None:
+    """What a layer learns beside its weights would stay where it was learnt."""
+    import tensorflow as tf
+
+    from fluffle.worker.training.local_state import recurrent_states
+
+    known = {id(v.value) for v in (*model.variables, *recurrent_states(model))}
+    traced = tf.function(lambda: model(x, training=True), autograph=False)
+    for variable in traced.get_concrete_function().graph.variables:
+        if id(variable) not in known:
+            raise UserError(
+                f"a layer keeps {variable.name} in a variable that is no weight, so it would not "
+                "travel: make it with add_weight(…, trainable=False)"
+            )
+
+
+def _shown(part: Any) -> str:
+    """dtype and shape of an example of this."""
+    shown = []
+    for name, tensor in named_leaves(part, ""):
+        shown.append(f"{name}{' ' * bool(name)}{tensor.dtype.name}{list(tensor.shape[1:])}")
+    return ", ".join(shown)
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
