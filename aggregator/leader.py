@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from fluffle.aggregator.coordinator.admission import OF_THEIR_TIME, REASONS
+from fluffle.aggregator.coordinator.admission import OF_THEIR_TIME, REASONS, finite, is_model
 from fluffle.aggregator.coordinator.coordinator import Coordinator
 from fluffle.aggregator.coordinator.effects import (
     Assign,
@@ -41,7 +41,15 @@ from fluffle.aggregator.presence import Presence
 from fluffle.aggregator.rate_limited_log import Complaints
 from fluffle.aggregator.unacked import Unacked
 from fluffle.broker import AggregatorPort, Delivery, Envelope
-from fluffle.schemas import ClientUpdate, DecodeError, Event, GlobalModel, Tensors, transforms
+from fluffle.schemas import (
+    ClientUpdate,
+    DecodeError,
+    Event,
+    GlobalModel,
+    Tensors,
+    UserError,
+    transforms,
+)
 from fluffle.schemas.codec import one_line
 from fluffle.schemas.messages import FromWorker
 
@@ -86,6 +94,11 @@ class Leader:
         """Publish, issue turns and receive. Raises: UserError."""
         if self.coordinator.phase == "running":
             self._check_room()
+        elif initial is not None and not (is_model(initial) and finite(initial)):
+            raise UserError(
+                "--initial: these are no weights of a model: names trainable/… and "
+                "non_trainable/…, at least one of the former, finite numbers, nothing empty"
+            )
         self.coordinator.hold_updates = self._prefetch.begin()
         self._execute(self.coordinator.start(self._clock(), initial), None)
 

@@ -326,6 +326,18 @@ class PrivacyTable(Table):
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
 
 
+class AdmissionTable(Table):
+    """What no honest update exceeds: what does is rejected; see docs/security.md."""
+
+    #: Examples that an update may claim to be trained on (``too_many_examples``).
+    max_examples: int = Field(10_000_000, ge=1, le=2**40)
+    #: The same, in medians of what the last 20 versions count; 0 turns it off.
+    examples_factor: NonNegative = 1000.0
+    #: How long an update may be (``too_long``), in medians of what the last 20 versions count, or
+    #: a tenth of the model's own length if that is more; 0 turns it off.
+    norm_factor: NonNegative = 100.0
+
+
 class Experiment(Table):
     """A whole experiment file."""
 
@@ -341,6 +353,7 @@ class Experiment(Table):
     #: What is done to an update before it leaves its client; see schemas/steps.py.
     update: Steps | None = None
     privacy: PrivacyTable | None = None
+    admission: AdmissionTable = AdmissionTable()
 
     @property
     def concurrency(self) -> int:

@@ -6,6 +6,7 @@ the reason. The cheap ones come first, those that read every value last.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,13 +28,16 @@ REASONS: Mapping[str, str] = {
     "no_identity": "the broker does not say who sent it, and participation.identity asks for that",
     "not_allowed": "from a resident client that is not in participation.residents",
     "wrong_kind": "weights where the strategy wants deltas, or the other way round",
+    "no_model": "first weights that no model has: names, dtypes or sizes, or nothing to train",
     "no_examples": "trained on nothing",
+    "too_many_examples": "claims more than admission.max_examples, or far more than all others",
     "unknown_version": "trained from a version that does not exist",
     "too_stale": "older than aggregation.max_staleness",
     "superseded": "went on from a state that its client has gone on from since",
     "repeated": "from a resident client that counts for this version already, or for a later one",
     "late": "not of the current cohort, or the run is over",
     "wrong_shape": "names, dtypes or shapes differ from what the strategy wants",
+    "too_long": "far longer than what the last versions count (admission.norm_factor)",
     "not_finite": "contains NaN, infinity or a value beyond ±1e30",
 }
 
@@ -42,6 +46,9 @@ OF_THEIR_TIME = ("late", "too_stale", "superseded", "repeated")
 
 #: Finite values that a million updates could still add up to infinity in float32.
 LIMIT = 1e30
+
+#: One part after the group: a strategy adds parts of its own, and a name has four at most.
+_MODEL_NAME = re.compile(r"(trainable|non_trainable)/[a-z0-9_]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,8 @@ class Moment:
     turns: Turns
     #: Of each resident, the newest version that a folded update of its was trained from.
     residents: Mapping[str, int]
+    #: That an update may claim.
+    most_examples: float
 
 
 _OfUpdate = Callable[[ClientUpdate, Rules, Moment], bool]
@@ -81,6 +90,7 @@ UPDATE_CHECKS: Sequence[tuple[str, _OfUpdate]] = (
     ("forged", lambda u, rules, _: not _is_itself(u, rules)),
     ("wrong_kind", lambda u, rules, _: u.sends != rules.sends),
     ("no_examples", lambda u, *_: u.examples < 1),
+    ("too_many_examples", lambda u, _, now: u.examples > now.most_examples),
     ("unknown_version", lambda u, _, now: u.base_version > now.version),
     ("too_stale", lambda u, rules, now: _is_too_stale(u, rules, now)),
     ("wrong_shape", lambda u, rules, now: _spec_differs(u, rules, now)),
@@ -94,8 +104,11 @@ INITIAL_CHECKS: Sequence[tuple[str, Callable[[ClientUpdate, Rules], bool]]] = (
     ("unknown_run", lambda u, rules: u.run.run_id != rules.run.run_id),
     ("forged", lambda u, rules: not _answers_initialise(u, rules)),
     ("wrong_kind", lambda u, _: u.sends != "initial" or not u.tensors),
+    ("no_model", lambda u, _: not is_model(u.tensors)),
     ("not_finite", lambda u, _: not finite(u.tensors)),
 )
+#: Those of ``INITIAL_CHECKS`` that tell of a model with which no run can begin.
+OF_THE_MODEL = ("wrong_kind", "no_model", "not_finite")
 
 FAILURE_CHECKS: Sequence[tuple[str, Callable[[ClientFailed, Rules], bool]]] = (
     ("unknown_run", lambda f, rules: f.run.run_id != rules.run.run_id),
@@ -148,6 +161,19 @@ def restored(
 def finite(tensors: Tensors) -> bool:
     """Whether every value is a number within ±``LIMIT``."""
     return all(_bounded(array) for array in tensors.values() if is_float(array))
+
+
+def is_model(tensors: Tensors) -> bool:
+    """Whether these can be a model's weights: two groups, something to train, nothing empty."""
+    return any(key.startswith("trainable/") for key in tensors) and all(
+        _MODEL_NAME.fullmatch(key) and array.size > 0 and not _is_whole_trainable(key, array)
+        for key, array in tensors.items()
+    )
+
+
+def _is_whole_trainable(key: str, array: Array) -> bool:
+    """A step of a fraction means nothing to a tensor of integers or truth values."""
+    return key.startswith("trainable/") and array.dtype.kind in "iub"
 
 
 def _bounded(array: Array) -> bool:

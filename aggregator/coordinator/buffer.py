@@ -23,7 +23,8 @@ class Buffer:
         self._waiting = {update.update_id: update for update in checkpoint.waiting}
         self._recorded = list(checkpoint.buffered)
         self._fresh: list[Fold] = []
-        self.last_size = 0
+        #: What the last version was made of.
+        self.closed: list[Fold] = []
         #: What an update must look like; nothing does before version 0.
         self.expected: Spec = {}
         if self._state is not None:
@@ -77,8 +78,8 @@ class Buffer:
 
     def step(self) -> list[Fold]:
         """Close the buffer: the next version's state, and the folds not yet recorded."""
-        self.last_size = self.size
-        staleness = {fold.update_id: fold.staleness for fold in (*self._recorded, *self._fresh)}
+        self.closed = [*self._recorded, *self._fresh]
+        staleness = {fold.update_id: fold.staleness for fold in self.closed}
         for update in sorted(self._waiting.values(), key=lambda u: client_order(u.client)):
             self._state = self._strategy.accept(self.state, update, staleness[update.update_id])
         self._state = self._strategy.step(self.state)

@@ -46,6 +46,8 @@ from fluffle.aggregator.coordinator.admission import (
     EVALUATION_CHECKS,
     FAILURE_CHECKS,
     INITIAL_CHECKS,
+    OF_THE_MODEL,
+    REASONS,
     UPDATE_CHECKS,
     Moment,
     Rules,
@@ -71,9 +73,10 @@ from fluffle.aggregator.coordinator.effects import (
     SaveBuffer,
 )
 from fluffle.aggregator.coordinator.failures import FailuresInARow
+from fluffle.aggregator.coordinator.norms import Recent, norms_of
 from fluffle.aggregator.coordinator.stopping import Stopping
 from fluffle.aggregator.coordinator.turns import Turns
-from fluffle.aggregator.strategies.base import Strategy, asks_of, broadcast_of
+from fluffle.aggregator.strategies.base import Strategy, asks_of, broadcast_of, model_of
 from fluffle.schemas import (
     Assignment,
     ClientFailed,
@@ -130,6 +133,7 @@ class Coordinator:
         )
         self._stopping = Stopping(experiment.experiment, checkpoint.evaluations)
         self._residents = dict(checkpoint.residents)
+        self._recent = Recent(experiment.admission, checkpoint.recent)
         self.hold_updates = hold_updates
         self._elapsed_s = checkpoint.elapsed_s
         self._failures = FailuresInARow(experiment.concurrency)
@@ -215,6 +219,9 @@ class Coordinator:
         reason = first_reason(INITIAL_CHECKS, update, self._rules)
         if reason is not None:
             yield Reject(update.update_id, reason)
+            if reason in OF_THE_MODEL:
+                why = f"the first weights are of no use ({reason}: {REASONS[reason]})"
+                yield from self._turn_failed(update, why, now)
             return
         yield Hold(update.update_id)
         self.turns.close(update.update_id)
@@ -240,10 +247,17 @@ class Coordinator:
             self.buffer.expected,
             self.turns,
             self._residents,
+            self._recent.most_examples(),
         )
         reason = first_reason(UPDATE_CHECKS, update, self._rules, moment)
         if reason is None:
             update, reason = restored(update, self._rules.steps, self.buffer.expected)
+        norms: dict[str, float] = {}
+        if reason is None and self.experiment.admission.norm_factor:
+            model = model_of(self.buffer.state)
+            norms = norms_of(update.tensors, model, self._strategy.sends)
+            too_long = self._recent.too_long(norms, update.tensors, model)
+            reason = "too_long" if too_long else None
         if reason is not None:
             yield Reject(update.update_id, reason)
             yield from self._closed(update.update_id, now)
@@ -253,7 +267,7 @@ class Coordinator:
         self.turns.contributed(update)
         if not update.client.isdecimal():
             self._residents[update.client] = update.base_version
-        self.buffer.add(update, Fold.of(update, self.version - update.base_version))
+        self.buffer.add(update, Fold.of(update, self.version - update.base_version, norms))
         self._held_since = now if self._held_since is None else self._held_since
         if self.buffer.size >= self.experiment.quorum:
             yield from self._step("quorum", now)
@@ -271,12 +285,17 @@ class Coordinator:
         yield RecordFailure(failure)
         if not failure.client.isdecimal() and failure.base_version == self.version:
             self._resident_failed = True
-        if failure.update_id not in self.turns.open:
+        yield from self._turn_failed(failure, failure.reason, now)
+
+    def _turn_failed(
+        self, answer: ClientFailed | ClientUpdate, why: str, now: float
+    ) -> Iterator[Effect]:
+        """This answer to an open turn is of no use; enough of them in a row end the run."""
+        if not self.turns.close(answer.update_id):
             return
-        self.turns.close(failure.update_id)
-        self._failures.add(failure.turn)
+        self._failures.add(answer.turn)
         if self._failures.hopeless(self.turns.oldest_open(), self.phase == "initialising"):
-            detail = f"{self._failures.count} trainings failed in a row: {one_line(failure.reason)}"
+            detail = f"{self._failures.count} trainings failed in a row: {one_line(why)}"
             yield from self._finish("failed", detail, now)
         elif self.phase == "initialising":
             yield from self._ask_for_weights(now)
@@ -302,7 +321,8 @@ class Coordinator:
     def _step(self, closed_by: str, now: float) -> Iterator[Effect]:
         folds = self.buffer.step()
         self.version += 1
-        self.updates += self.buffer.last_size
+        self.updates += len(self.buffer.closed)
+        self._recent.add(self.buffer.closed)
         self._attempt = self._extensions = 0
         self._resident_failed = False
         self._held_since = None

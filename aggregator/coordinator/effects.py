@@ -25,7 +25,7 @@ class Fold:
     train_s: float = 0.0
     slot_s: float = 0.0
     received_bytes: int = 0
-    #: The length of its tensors by group, each as one vector; what ``norms`` measures.
+    #: How long it is, by group of tensors (``norms_of``).
     norms: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -174,5 +174,7 @@ class Checkpoint:
     attempt: int = 0
     #: Seconds that the run has taken before this start.
     elapsed_s: float = 0.0
+    #: What each of the last versions was made of, the oldest first.
+    recent: list[list[Fold]] = field(default_factory=list)
     #: Versions that have been evaluated, in order, with their metrics.
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)

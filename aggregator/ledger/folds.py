@@ -32,12 +32,21 @@ def insert_folds(
     )
 
 
-def select_folds(db: sqlite3.Connection) -> list[Fold]:
+def buffered_folds(db: sqlite3.Connection) -> list[Fold]:
     """Those of the open buffer, in the order of arrival."""
-    rows = db.execute(
-        f"SELECT {', '.join(COLUMNS.values())} FROM updates"
-        " WHERE disposition = 'buffered' ORDER BY position"
-    )
+    return _select(db, "disposition = 'buffered' ORDER BY position")
+
+
+def counted_folds(db: sqlite3.Connection, since: int) -> list[list[Fold]]:
+    """Those of each version from ``since`` on; of version 0 none."""
+    where = "disposition = 'counted' AND version = ? AND turn > 0 ORDER BY position"
+    versions = db.execute("SELECT version FROM versions WHERE version >= ? ORDER BY 1", (since,))
+    return [_select(db, where, version) for (version,) in versions.fetchall()]
+
+
+def _select(db: sqlite3.Connection, where: str, *parameters: object) -> list[Fold]:
+    columns = ", ".join(COLUMNS.values())
+    rows = db.execute(f"SELECT {columns} FROM updates WHERE {where}", parameters)
     return [_fold(dict(zip(COLUMNS, row, strict=True))) for row in rows]
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fluffle.aggregator.coordinator.effects import Checkpoint
+from fluffle.aggregator.coordinator.norms import VERSIONS
 from fluffle.aggregator.ledger.client_cache import read_entries
-from fluffle.aggregator.ledger.folds import select_folds
+from fluffle.aggregator.ledger.folds import buffered_folds, counted_folds
 from fluffle.aggregator.ledger.schema import SCHEMA, migrate, schema_of
 from fluffle.aggregator.ledger.weights import Store
 from fluffle.schemas import ClientUpdate, UserError, decode
@@ -150,7 +151,8 @@ class LedgerReader:
         if meta.get("buffer_file"):
             checkpoint.state |= self.store.read(meta["buffer_file"])
         checkpoint.updates = self.count("updates WHERE disposition = 'counted' AND version > 0")
-        checkpoint.buffered = select_folds(self._db)
+        checkpoint.buffered = buffered_folds(self._db)
+        checkpoint.recent = counted_folds(self._db, max(1, checkpoint.version - VERSIONS + 1))
         for (body,) in self.query("SELECT body FROM waiting ORDER BY rowid"):
             update = decode(body)
             assert isinstance(update, ClientUpdate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 #: Keys that may differ: they say when to stop, not what is learned; who may come; what it costs or
-#: may take.
+#: may take; what is taken for an attack.
 MAY_CHANGE = (
     "participation.residents",
     "experiment.versions",
@@ -17,6 +17,9 @@ MAY_CHANGE = (
     "aggregation.max_cache_mb",
     "cost.price_per_worker_hour",
     "cost.currency",
+    "admission.max_examples",
+    "admission.examples_factor",
+    "admission.norm_factor",
 )
 
 
