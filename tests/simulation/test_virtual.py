@@ -161,3 +161,20 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No space left on device") as caught:
         run_virtual(experiment, tmp_path, Display("full", quiet=True), slots=1)
     assert "make room" in str(caught.value)
+
+
+def test_a_deterministic_cohort_outlives_the_dropouts_of_its_devices(tmp_path: Path) -> None:
+    # A turn that is given again is another draw of the device's: else it would be lost for ever
+    simulate(
+        tmp_path,
+        experiment={"versions": 4},
+        task={"name": "digits-lr", "clients": 6},
+        participation={"mode": "cohort", "assignment_deadline_s": 60.0},
+        aggregation={"strategy": "fedavg", "deterministic": True, "on_deadline": "extend"},
+        devices={"dropout": 0.5},
+        evaluation={"every_updates": 0},
+    )
+    ledger = Ledger(tmp_path)
+    assert ledger.count("updates") == 4 * 6
+    assert ledger.count("dropouts") > 0
+    ledger.close()

@@ -74,8 +74,8 @@ class Devices:
         self.next_start = next_start(self._table, plan.seed)
         self._of_client = lru_cache(maxsize=100_000)(self._draw_client)
 
-    def outcome(self, client: str, turn: int) -> DeviceOutcome:
-        """What becomes of this turn."""
+    def outcome(self, client: str, turn: int, lost_before: int = 0) -> DeviceOutcome:
+        """What becomes of this turn, which was lost so many times before (and given again)."""
         table, seed, number = self._table, self._plan.seed, int(client)
         hardware, client_delay_s = self._of_client(number)
         delay_s = client_delay_s
@@ -86,7 +86,7 @@ class Devices:
             hardware,
             self._epochs(number, turn),
             delay_s,
-            self._lost_at(number, turn),
+            self._lost_at(number, turn, lost_before),
             pause_s(self._plan, client, turn),
         )
 
@@ -115,10 +115,11 @@ class Devices:
         is_straggler = rng.random() < self._table.stragglers
         return int(rng.integers(1, epochs + 1)) if is_straggler else epochs
 
-    def _lost_at(self, client: int, turn: int) -> LostAt | None:
+    def _lost_at(self, client: int, turn: int, lost_before: int) -> LostAt | None:
         if not self._table.dropout:
             return None
-        rng = generator("dropout", self._plan.seed, client, turn)
+        again = (lost_before,) if lost_before else ()
+        rng = generator("dropout", self._plan.seed, client, turn, *again)
         if rng.random() >= self._table.dropout:
             return None
         places = get_args(LostAt)

@@ -6,6 +6,7 @@ the client lies. Production turns know nothing of it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator
 from functools import partial
 from typing import Any
@@ -32,6 +33,10 @@ class SimulatedDevices:
 
     def __init__(self) -> None:
         self._devices = PerPlan(Devices)
+        #: How often turns of this version were lost: a deterministic cohort gives them again, and
+        #: the same draw would lose them for ever.
+        self._lost: Counter[str] = Counter()
+        self._lost_for: tuple[str, int] | None = None
 
     def __call__(self, turn: Turn, assignment: Assignment) -> Turn:
         """The same turn, on the client's device."""
@@ -43,14 +48,23 @@ class SimulatedDevices:
                 return
             if isinstance(step, Train):
                 reply = yield from self._train(step)
+                if reply is None:
+                    self._lost[assignment.assignment_id] += 1
             else:
                 reply = yield step
+
+    def _lost_before(self, assignment: Assignment) -> int:
+        version = assignment.run.run_id, assignment.version
+        if version != self._lost_for:
+            self._lost.clear()
+            self._lost_for = version
+        return self._lost[assignment.assignment_id]
 
     def _train(self, step: Train) -> Generator[Step, Any, ClientUpdate | BaseException | None]:
         """``Train``'s reply, or nothing where the device loses the turn."""
         client, plan = step.assignment.client, step.model.plan
         devices = self._devices.of(plan)
-        outcome = devices.outcome(client, step.assignment.turn)
+        outcome = devices.outcome(client, step.assignment.turn, self._lost_before(step.assignment))
         if not (yield Available(partial(devices.next_start, client))):
             return None
         model = yield from newest_model(step.assignment)  # a newer one may have come meanwhile
