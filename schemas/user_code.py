@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from fluffle.schemas.errors import UserError
+from fluffle.schemas.errors import UserError, contained, describe
 
 _NAME = re.compile(r"[^:]+:[A-Za-z_]\w*")
 
@@ -49,7 +49,7 @@ def explain(error: BaseException, path: Path) -> str:
     if isinstance(error, SyntaxError):
         lines.append(error.lineno)
     where = f"{path.name}, line {lines[-1]}: " if lines else ""
-    return f"{where}{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return f"{where}{describe(error, 500)}"
 
 
 @cache
@@ -67,7 +67,8 @@ def load_module(path: Path) -> ModuleType:
         sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException as error:
         del sys.modules[name]
+        contained(error)
         raise UserError(f"{path} cannot be loaded: {explain(error, path)}") from error
     return module

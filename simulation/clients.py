@@ -28,6 +28,7 @@ from fluffle.schemas import (
     Tensors,
     UserError,
 )
+from fluffle.schemas.errors import contained
 from fluffle.simulation.events import EventLog, Events
 from fluffle.simulation.pool import Pool
 from fluffle.worker.devices import DeviceOutcome
@@ -57,7 +58,7 @@ from fluffle.worker.services.turn import (
     Wait,
     turn_of,
 )
-from fluffle.worker.tasks.registry import load_task
+from fluffle.worker.tasks.registry import load_task, trying
 from fluffle.worker.tasks.task import StreamedTask
 from fluffle.worker.training.per_plan import PerPlan
 
@@ -166,10 +167,11 @@ class Clients:
                 case Initialise():
                     self._initialise(turn, step)
                     return
-                case Train():
-                    turn.wait(step.takes_s(self._examples(step)))
+                case Train(assignment, model):
+                    seconds = step.takes_s(self._examples(model.plan, assignment.client))
+                    turn.wait(seconds)
                     if step.needed:
-                        self._train(turn, step)
+                        self._train(turn, step, seconds)
                         return
                 case Submit() | Report():
                     if turn.waited:
@@ -191,13 +193,14 @@ class Clients:
             outcome,
             download=payload_bytes(model.tensors),
             upload=upload_bytes(model.plan, model.tensors),
-            examples=len(self._tasks.of(model.plan).client_indices(client)),
+            examples=self._examples(model.plan, client),
             at=turn.at,
         )
         self._log.note("start", client=client, turn=number, version=model.version)
 
-    def _examples(self, step: Train) -> int:
-        return len(self._tasks.of(step.model.plan).client_indices(step.assignment.client))
+    def _examples(self, plan: Plan, client: str) -> int:
+        task = self._tasks.of(plan)
+        return len(trying(task, lambda: task.client_indices(client)))
 
     def _initialise(self, turn: InFlight, step: Initialise) -> None:
         def work(trainers: PerPlan[Trainer]) -> ClientUpdate:
@@ -208,16 +211,20 @@ class Clients:
         def built() -> ClientUpdate | BaseException:
             try:
                 return self._pool.wait(job)
-            except Exception as error:
-                return error
+            except BaseException as error:
+                return contained(error)
 
         self._later(turn, turn.at, built)
 
-    def _train(self, turn: InFlight, step: Train) -> None:
+    def _train(self, turn: InFlight, step: Train, seconds: float) -> None:
         """In a slot's thread, long before its time maybe. What the client goes on from was saved
         before its turn was issued, so there is nothing to wait for.
         """
-        trained_at, begun, seconds = turn.at, turn.begun, step.takes_s(self._examples(step))
+        trained_at, begun, seconds = (
+            turn.at,
+            turn.begun,
+            step.takes_s(self._examples(step.model.plan, step.assignment.client)),
+        )
 
         def work(trainers: PerPlan[Trainer]) -> tuple[ClientUpdate, Tensors]:
             plan = step.model.plan
@@ -238,8 +245,8 @@ class Clients:
             try:
                 update, kept = self._pool.wait(job)
                 save_state(self._states, step, kept)
-            except Exception as error:  # whatever a task raises costs one turn, never the run
-                return error
+            except BaseException as error:  # whatever a task raises costs one turn, not the run
+                return contained(error)
             return update
 
         self._later(turn, trained_at, trained)

@@ -62,9 +62,10 @@ class EventLog:
         self._clock = clock
         self._file = path.open("w", encoding="utf-8")
 
-    def note(self, event: str, **fields: Any) -> None:
-        """Something happens now."""
-        line = {"at": round(self._clock.now, 6), "event": event, **fields}
+    def note(self, event: str, /, **fields: Any) -> None:
+        """Something happens now. No field takes the place of the time or the event."""
+        line = {"at": round(self._clock.now, 6), "event": event}
+        line = line | fields | line
         self._file.write(_JSON.encode(line) + "\n")
 
     def close(self) -> None:

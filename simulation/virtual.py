@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING
 from fluffle.aggregator.service import AggregatorService
 from fluffle.broker import Envelope
 from fluffle.broker.embedded import EmbeddedBroker
-from fluffle.schemas import Evaluation, Experiment, GlobalModel, Message, UserError
+from fluffle.schemas import Experiment, GlobalModel, Message, UserError
 from fluffle.schemas.messages import order
 from fluffle.simulation.clients import WORKER, Clients
 from fluffle.simulation.events import Clock, EventLog, Events
 from fluffle.simulation.pool import Job, Pool
+from fluffle.worker.services.answers import evaluation_of
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.evaluator import Cadence
 from fluffle.worker.services.models import read_model
+from fluffle.worker.tasks.registry import load_task, trying
 from fluffle.worker.training.per_plan import PerPlan, make_trainer
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class VirtualRun:
             on_status=on_status,
         )
         self._experiment = experiment
+        self._say = on_status
         self._port = broker.worker(WORKER, _NO_LIMIT)
         self._slots = slots
         self._events = Events(self.clock)
@@ -154,21 +157,17 @@ class VirtualRun:
 
     def _evaluate(self, model: GlobalModel, pool: Pool, log: EventLog) -> None:
         def work(trainers: PerPlan[Trainer]) -> tuple[dict[str, float], int]:
-            return trainers.of(model.plan).evaluate(model.tensors)
+            trainer = trainers.of(model.plan)
+            return trying(load_task(model.plan), lambda: trainer.evaluate(model.tensors))
 
         job: Job[tuple[dict[str, float], int]] = pool.submit(self.clock.now, work)
 
         def evaluated() -> None:
-            metrics, examples = pool.wait(job)
-            log.note("evaluated", version=model.version, **metrics)
-            self._submit(
-                Evaluation(
-                    run=model.run,
-                    version=model.version,
-                    worker=WORKER,
-                    metrics=metrics,
-                    examples=examples,
-                )
-            )
+            evaluation, left_out = evaluation_of(model, WORKER, *pool.wait(job))
+            if left_out:
+                self._say(f"version {model.version}: {', '.join(left_out)} are not finite")
+            version = {"version": model.version}
+            log.note("evaluated", **(version | evaluation.metrics | version))
+            self._submit(evaluation)
 
         self._events.at(self.clock.now, evaluated)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fluffle.schemas import Assignment, ClientFailed, ClientUpdate, Tensors, UserError
-from fluffle.schemas.messages import state_name
+from fluffle.schemas import (
+    Assignment,
+    ClientFailed,
+    ClientUpdate,
+    Evaluation,
+    GlobalModel,
+    Tensors,
+    UserError,
+)
+from fluffle.schemas.errors import describe, printable
+from fluffle.schemas.messages import MOST_METRICS, state_name
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.outgoing import outgoing
 from fluffle.worker.services.turn import Train
@@ -48,10 +57,9 @@ def make_update(
     state, noise: as ``outgoing`` takes them.
     Raises: UserError where the training diverged, which no aggregator could use.
     """
-    if not all(map(math.isfinite, trained.metrics.values())):
-        raise UserError(
-            f"the training diverged ({trained.metrics}): try a smaller training.learning_rate"
-        )
+    metrics = numbers(trained.metrics)
+    if not all(map(math.isfinite, metrics.values())):
+        raise UserError(f"the training diverged ({metrics}): try a smaller training.learning_rate")
     assignment, model = step.assignment, step.model
     local = step.as_sent(trained.tensors, model.tensors)
     update = ClientUpdate(
@@ -63,7 +71,7 @@ def make_update(
         worker=account.worker,
         sends=model.plan.sends,
         examples=trained.examples,
-        metrics=trained.metrics,
+        metrics=metrics,
         train_s=trained.seconds,
         slot_s=account.slot_s,
         received_bytes=account.received_bytes,
@@ -75,6 +83,45 @@ def make_update(
     )
     update, memory = outgoing(update, model.plan, state, noise)
     return update, trained.state | memory
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as they travel: names of one line, and numbers, which may not be finite.
+
+    Raises: UserError where they are none, or too many.
+    """
+    if len(metrics) > MOST_METRICS:
+        raise UserError(f"{len(metrics)} metrics are more than {MOST_METRICS}")
+    found = {}
+    for key, value in metrics.items():
+        name = printable(str(key), 64)
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(
+                f"the metric {name} is {printable(type(value).__name__, 64)} and no number"
+            ) from None
+    return found
+
+
+def evaluation_of(
+    model: GlobalModel, worker: str, metrics: Mapping[str, Any], examples: int, seconds: float = 0.0
+) -> tuple[Evaluation, list[str]]:
+    """What an evaluator sends, and the metrics that it leaves out as they are not finite.
+
+    Raises: UserError as ``numbers`` does.
+    """
+    measured = numbers(metrics)
+    finite = {name: value for name, value in measured.items() if math.isfinite(value)}
+    evaluation = Evaluation(
+        run=model.run,
+        version=model.version,
+        worker=worker,
+        metrics=finite,
+        examples=examples,
+        seconds=seconds,
+    )
+    return evaluation, sorted(measured.keys() - finite.keys())
 
 
 def load_state(states: ClientStates, step: Train) -> Tensors | None:
@@ -112,8 +159,6 @@ def failed_update(
     assignment: Assignment, worker: str, base_version: int, error: BaseException
 ) -> ClientFailed:
     """What to say of a turn whose training raised this."""
-    known = isinstance(error, UserError)
-    reason = str(error) if known else f"{type(error).__name__}: {error}"
     return ClientFailed(
         run=assignment.run,
         update_id=assignment.assignment_id,
@@ -121,7 +166,7 @@ def failed_update(
         turn=assignment.turn,
         base_version=base_version,
         worker=worker,
-        reason=reason[:2000],
+        reason=describe(error),
     )
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from fluffle.broker import Closed, Envelope, WorkerPort
 from fluffle.schemas import Assignment, Evaluation, GlobalModel, Message, Plan, Run
+from fluffle.schemas.errors import contained, describe
 from fluffle.schemas.messages import order
-from fluffle.worker.services.answers import failed_update, initial_update
+from fluffle.worker.services.answers import evaluation_of, failed_update, initial_update
 from fluffle.worker.services.models import read_model
 from fluffle.worker.services.shutdown import Shutdown
 from fluffle.worker.tasks.registry import load_task, trying
@@ -78,6 +79,7 @@ class EvaluatorService:
         self._on_evaluation = on_evaluation
         self._shutdown = Shutdown(port, on_status, "evaluation")
         self._trainers = PerPlan(make_trainer)
+        self._has_evaluated = False
 
     def stop(self) -> None:
         """Stop when the evaluation under way is sent. From any thread, or a signal handler."""
@@ -119,22 +121,29 @@ class EvaluatorService:
         answer: Message
         try:
             answer = initial_update(turn, self._id, self._trainers.of(model.plan).initial())
-        except Exception as error:  # it is the aggregator's to give up, after a few of these
-            answer = failed_update(turn, self._id, 0, error)
-            self._say(f"no weights for version 0: {error}")
+        except BaseException as error:  # it is the aggregator's to give up, after a few of these
+            answer = failed_update(turn, self._id, 0, contained(error))
+            self._say(f"no weights for version 0: {describe(error)}")
         self._shutdown.submit(Envelope.of(answer))
 
     def _evaluate(self, model: GlobalModel) -> None:
+        """Measure it, and send that. Raises: UserError where the first one fails, and we do not
+        stay: later on whatever a task raises costs one evaluation.
+        """
         started = time.perf_counter()
-        trainer, task = self._trainers.of(model.plan), load_task(model.plan)
-        metrics, examples = trying(task, lambda: trainer.evaluate(model.tensors))
-        evaluation = Evaluation(
-            run=model.run,
-            version=model.version,
-            worker=self._id,
-            metrics=metrics,
-            examples=examples,
-            seconds=time.perf_counter() - started,
-        )
+        try:
+            trainer, task = self._trainers.of(model.plan), load_task(model.plan)
+            metrics, examples = trying(task, lambda: trainer.evaluate(model.tensors))
+            seconds = time.perf_counter() - started
+            evaluation, left_out = evaluation_of(model, self._id, metrics, examples, seconds)
+        except BaseException as error:
+            contained(error)
+            if not self._stay and not self._has_evaluated:
+                raise
+            self._say(f"version {model.version} is not evaluated: {describe(error)}")
+            return
+        self._has_evaluated = True
+        if left_out:
+            self._say(f"version {model.version}: {', '.join(left_out)} are not finite")
         self._shutdown.submit(Envelope.of(evaluation))
         self._on_evaluation(evaluation)

@@ -34,6 +34,7 @@ from fluffle.schemas import (
     Plan,
     UserError,
 )
+from fluffle.schemas.errors import contained, describe, printable
 from fluffle.schemas.messages import order, resident_update_id
 from fluffle.worker.services.answers import Account, failed_update, make_update, train
 from fluffle.worker.services.contribution import Contribution, shown, size_of
@@ -208,7 +209,11 @@ class ResidentService:
             turn=model.attempt + 1,
             version=model.version,
         )
-        task = self._tasks.of(model.plan)
+        try:
+            task = self._tasks.of(model.plan)
+        except UserError as error:
+            self._refuse(describe(error))
+            return
         started = time.perf_counter()
         line = ""
 
@@ -238,10 +243,12 @@ class ResidentService:
         error: BaseException,
         task: Task,
     ) -> None:
-        told = UserError(f"{type(error).__name__} at the site, whose log says more")
+        kind = printable(type(error).__name__, 100)
+        told = UserError(f"{kind} at the site, whose log says more")
         to.bytes_up += self._submit(failed_update(turn, self._client, model.version, told), model)
         to.failures += 1
-        why = str(error) if isinstance(error, UserError) else custom.explain(error, type(task))
+        known = isinstance(error, UserError)
+        why = describe(error) if known else custom.explain(error, type(task))
         if not to.updates and not self._stay:
             raise UserError(f"cannot train here: {why}") from error
         self._say(f"version {model.version}: the training failed: {why}")
@@ -258,8 +265,8 @@ class ResidentService:
             account = Account(self._client, time.perf_counter() - started, received)
             # No memory: which of its updates was counted last, a resident is never told.
             update, _ = make_update(step, trained, None, account, np.random.default_rng)
-        except Exception as error:  # whatever a task raises costs one version, never the site
-            return error, ""
+        except BaseException as error:  # whatever a task raises costs one version, not the site
+            return contained(error), ""
         line = f"version {model.version}: trained on {trained.examples:,} examples"
         if held_out:
             metric = "accuracy" if "accuracy" in of_global else "loss"

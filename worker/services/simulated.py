@@ -63,8 +63,12 @@ class SimulatedDevices:
     def _train(self, step: Train) -> Generator[Step, Any, ClientUpdate | BaseException | None]:
         """``Train``'s reply, or nothing where the device loses the turn."""
         client, plan = step.assignment.client, step.model.plan
-        devices = self._devices.of(plan)
-        outcome = devices.outcome(client, step.assignment.turn, self._lost_before(step.assignment))
+        try:
+            devices = self._devices.of(plan)
+            lost_before = self._lost_before(step.assignment)
+            outcome = devices.outcome(client, step.assignment.turn, lost_before)
+        except Exception as error:  # numbers without bounds
+            return error
         if not (yield Available(partial(devices.next_start, client))):
             return None
         model = yield from newest_model(step.assignment)  # a newer one may have come meanwhile

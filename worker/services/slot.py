@@ -7,6 +7,7 @@ and the turn goes back to the broker.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from fluffle.schemas import (
     Plan,
     Run,
 )
+from fluffle.schemas.errors import contained
 from fluffle.schemas.messages import order
 from fluffle.worker.services.answers import (
     Account,
@@ -166,8 +168,8 @@ class Slot:
     def _initialise(self, assignment: Assignment, plan: Plan) -> ClientUpdate | BaseException:
         try:
             weights = self._trainers.of(plan).initial()
-        except Exception as error:
-            return error
+        except BaseException as error:
+            return contained(error)
         return initial_update(assignment, self._worker.worker_id, weights)
 
     def _fetch(self, seen: GlobalModel | None) -> GlobalModel | None:
@@ -182,8 +184,9 @@ class Slot:
 
     def _wait_for_device(self, next_start: Callable[[float], float], run: Run) -> bool:
         now = max(0.0, time.time() - run.run_started / 1000)
-        self._wait(next_start(now) - now)
-        return True
+        start = next_start(now)
+        self._wait(start - now)
+        return start < math.inf
 
     def _train(self, step: Train) -> ClientUpdate | BaseException:
         try:
@@ -199,8 +202,8 @@ class Slot:
             account = Account(self._worker.worker_id, self._slot_s(), self._worker.take_received())
             update, kept = make_update(step, trained, state, account, np.random.default_rng)
             save_state(self._worker.states, step, kept)
-        except Exception as error:  # whatever a task raises costs one turn, never the worker
-            return error
+        except BaseException as error:  # whatever a task raises costs one turn, never the worker
+            return contained(error)
         self._failures = 0
         return update
 
@@ -244,5 +247,5 @@ class Slot:
         self._wait(max(rest, self._pause_s))
 
     def _wait(self, seconds: float) -> None:
-        if seconds > 0:
+        if 0 < seconds < math.inf:
             self._worker.stop.wait(min(seconds, threading.TIMEOUT_MAX))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fluffle.schemas import Plan, UserError
+from fluffle.schemas.errors import contained
 from fluffle.schemas.experiment import PartitionTable, TaskTable
 from fluffle.worker.datasets import Progress
 from fluffle.worker.tasks import custom
@@ -120,7 +121,8 @@ def trying(task: Task, action: Callable[[], T]) -> T:
         return action()
     except UserError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        contained(error)
         if type(task) in TASKS.values():
             raise
         raise UserError(f"the task failed: {custom.explain(error, type(task))}") from error

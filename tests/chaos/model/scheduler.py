@@ -17,7 +17,7 @@ from random import Random
 from greenlet import getcurrent, greenlet
 
 
-class Crash(BaseException):
+class Crash(KeyboardInterrupt):
     """The process that this is raised in ends here, as by SIGKILL."""
 
 
