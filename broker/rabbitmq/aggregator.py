@@ -9,11 +9,12 @@ from pika.channel import Channel
 
 from fluffle.broker.errors import LeadershipLost
 from fluffle.broker.memory_queues import Newest
+from fluffle.broker.rabbitmq.caretaker import Caretaker, declare
 from fluffle.broker.rabbitmq.consumer import Consumer
 from fluffle.broker.rabbitmq.leadership import LeaderLock
 from fluffle.broker.rabbitmq.port import Port, Settings
 from fluffle.broker.rabbitmq.publisher import Publisher
-from fluffle.broker.topology import ASSIGNMENTS, REJECTED, Topology
+from fluffle.broker.topology import ASSIGNMENTS, REJECTED
 from fluffle.broker.transport import Delivery, Envelope
 from fluffle.schemas.codec import MAX_MESSAGE_BYTES
 
@@ -24,15 +25,6 @@ _ASK_AGAIN_S = 5.0
 #: Events are acked as soon as they are received.
 _EVENTS_PREFETCH = 100
 _EVENT_BYTES = 64 * 1024
-
-
-def declare(channel: Channel, topology: Topology) -> None:
-    """All exchanges and shared queues of a federation; what is there already stays as it is."""
-    for exchange, kind in topology.exchanges.items():
-        channel.exchange_declare(exchange, kind, durable=True)
-    for queue in topology.shared:
-        channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
-        channel.queue_bind(queue.name, queue.exchange, queue.key)
 
 
 class RabbitMQAggregatorPort(Port):
@@ -75,6 +67,7 @@ class RabbitMQAggregatorPort(Port):
             if not self._led:
                 self._led = True
                 self._publishing.attach(self._publisher)
+                self._publishing.attach(Caretaker(self._publishing, self._topology))
             self._changed.wait_for(declared)
         return True
 

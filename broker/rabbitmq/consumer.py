@@ -141,6 +141,7 @@ class Consumer(RobustChannel):
 
     def _subscribed(self, _frame: object) -> None:
         self.backoff.reset()
+        self.stands()
         self._on_ready()
 
     def _arrived(

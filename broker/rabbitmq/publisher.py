@@ -63,6 +63,8 @@ class Publisher(RobustChannel):
         self._refusals = Backoff(first=0.1, most=5.0)
         #: What a full queue has refused and not taken since.
         self._refused_ones: set[_Outgoing] = set()
+        #: The last messages found no queue.
+        self._astray = False
 
     def publish(
         self,
@@ -166,6 +168,8 @@ class Publisher(RobustChannel):
         with self.link.changed:
             self.ready = True
             self.link.changed.notify_all()
+        if not self._astray:
+            self.stands()
         self._pump()
 
     def _pump(self) -> None:
@@ -201,6 +205,9 @@ class Publisher(RobustChannel):
                     self.backoff.reset()
                 self.link.changed.notify_all()
                 self._took()
+                if not again:
+                    self._astray = False
+                    self.stands()
         if again and isinstance(method, Basic.Ack):
             self._unroutable(again)
         elif again:
@@ -213,8 +220,9 @@ class Publisher(RobustChannel):
 
     def _unroutable(self, again: dict[str, _Outgoing]) -> None:
         """A queue is missing: another channel prepares the way, and all is published again."""
-        self.link.warn("the broker found no queue for a message, trying again soon")
+        self._astray = True
         for out in again.values():
+            self.miss(f"no queue is bound to {out.exchange}, trying again until one is")
             out.returned = False
         with self.link.changed:
             self._waiting = {**again, **self._waiting}

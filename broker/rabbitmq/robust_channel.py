@@ -6,6 +6,7 @@ unless asked; a deleted queue only cancels its consumers. A robust channel notic
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pika.channel import Channel
@@ -31,6 +32,10 @@ class RobustChannel:
         self.channel: Channel | None = None
         self.backoff = Backoff(most=2.0)
         self._wanted = False
+        #: It has worked before.
+        self._has_stood = False
+        #: Something was missing on the broker, and a person was told.
+        self._misses = False
 
     def opened(self, channel: Channel) -> None:
         """Declare, consume, …; called for each new channel."""
@@ -61,6 +66,18 @@ class RobustChannel:
         if self.channel is not None and self.channel.is_open:
             self.channel.close()
 
+    def miss(self, what: str) -> None:
+        """This is not on the broker, and it is for others to make it; said once."""
+        self._misses = True
+        self.link.warn(what)
+
+    def stands(self) -> None:
+        """It works, and what was missing is there (again)."""
+        self._has_stood = True
+        if self._misses:
+            self._misses = False
+            self.link.inform("what was missing on the broker is there")
+
     def link_up(self) -> None:
         """As ``Attached``."""
         self.open()
@@ -73,7 +90,10 @@ class RobustChannel:
         self.opened(channel)
 
     def _cancelled(self, _frame: Any) -> None:
-        self.link.warn("the broker ended a subscription, starting it again")
+        self.link.warn(
+            "the broker ended a subscription, starting it again (its queue was deleted, or a "
+            "message was held for longer than consumer_timeout in its rabbitmq.conf)"
+        )
         self.restart()
 
     def _closed(self, channel: Channel, error: BaseException) -> None:
@@ -88,7 +108,10 @@ class RobustChannel:
             if fatal is not None:
                 self.link.fail(fatal)
                 return
-            self.link.warn(_explain(error))
+            if error.reply_code == NOT_FOUND:
+                self.miss(_what_is_missing(error, self._has_stood))
+            else:
+                self.link.warn(_explain(error))
         self.link.later(self.backoff.next(), self._reopen)
 
     def _reopen(self) -> None:
@@ -112,7 +135,18 @@ def _fatal(error: ChannelClosedByBroker) -> Exception | None:
     return None
 
 
+def _what_is_missing(error: ChannelClosedByBroker, has_been: bool) -> str:
+    found = re.search(r"no (?:exchange|queue) '[^']*'", error.reply_text)
+    what = found[0] if found else error.reply_text
+    if has_been:
+        return f"there is {what} on the broker any more, trying again until there is"
+    return f"no aggregator has set this federation up yet, waiting for one ({what})"
+
+
 def _explain(error: ChannelClosedByBroker) -> str:
-    if error.reply_code == NOT_FOUND:
-        return "no aggregator has set this federation up yet, waiting for one"
+    if "delivery acknowledgement" in error.reply_text:
+        return (
+            "a message was held for longer than the broker allows (consumer_timeout in its "
+            "rabbitmq.conf) and is delivered again: raise it for trainings that take longer"
+        )
     return f"the broker closed a channel ({describe(error)}), opening another"

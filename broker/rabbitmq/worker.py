@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from pika.channel import Channel
 
 from fluffle.broker.memory_queues import Newest, Order
@@ -11,6 +13,8 @@ from fluffle.broker.rabbitmq.publisher import Publisher
 from fluffle.broker.topology import EVENTS, UPDATES, Queue
 from fluffle.broker.transport import Delivery, Envelope
 
+#: Whoever deletes the exchange takes the mailbox's binding along, and nobody is told.
+_BIND_AGAIN_S = 5.0
 #: A turn is a few lines; the one that asks for version 0 carries a plan.
 _TURN_BYTES = 1024**2
 
@@ -38,11 +42,11 @@ class RabbitMQWorkerPort(Port):
         )
         # The mailbox is bound first: a model is published before that, and is in the stream, or
         # after it, and is in the mailbox.
-        mail = Consumer(
+        self._mail = Consumer(
             self._consuming,
             self._declare_mailbox,
             1,
-            on_message=self._mail,
+            on_message=self._got_mail,
             on_ready=self._late.open,
         )
         self._assignments = Consumer(
@@ -52,9 +56,10 @@ class RabbitMQWorkerPort(Port):
             largest=_TURN_BYTES,
         )
         self._publishing.attach(self._publisher)
-        self._consuming.attach(mail)
+        self._consuming.attach(self._mail)
         if slots:
             self._consuming.attach(self._assignments)
+        self._consuming.call(self._bind_again)
 
     def newest_model(self) -> Envelope | None:
         """The newest model seen so far, from the mailbox or the late joiners' store."""
@@ -93,7 +98,7 @@ class RabbitMQWorkerPort(Port):
         self._check()
         return self._assignments.take()
 
-    def _mail(self, envelope: Envelope) -> None:
+    def _got_mail(self, envelope: Envelope) -> None:
         self._newest.offer(envelope)
         self._late.close()
 
@@ -105,6 +110,13 @@ class RabbitMQWorkerPort(Port):
         channel.queue_declare(queue.name, exclusive=True, arguments=dict(queue.arguments))
         channel.queue_bind(queue.name, queue.exchange)
         return queue.name
+
+    def _bind_again(self) -> None:
+        channel = self._mail.channel
+        if channel is not None and channel.is_open and self._mailbox is not None:
+            queue = self._mailbox[1]
+            channel.queue_bind(queue.name, queue.exchange)
+        self._consuming.later(_BIND_AGAIN_S * random.uniform(0.5, 1.0), self._bind_again)
 
     def _find_exchange(self, channel: Channel) -> None:
         channel.exchange_declare(self._topology.submit, passive=True)
