@@ -99,8 +99,9 @@ class Leader:
                 "--initial: these are no weights of a model: names trainable/… and "
                 "non_trainable/…, at least one of the former, finite numbers, nothing empty"
             )
-        self.coordinator.hold_updates = self._prefetch.begin()
+        # Where there is a model it is published here, so that its size is known before any update.
         self._execute(self.coordinator.start(self._clock(), initial), None)
+        self.coordinator.hold_updates = self._prefetch.begin()
 
     def pump(self, timeout_s: float) -> bool:
         """Do one thing: the timer if it is due, else a message; False if none came in time."""

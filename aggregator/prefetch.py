@@ -25,10 +25,12 @@ class Prefetch:
         self.largest = MAX_MESSAGE_BYTES
 
     def fit(self, model: Envelope) -> None:
-        """From the next delivery on: as many and as long updates as go with this model."""
-        fitting = MAX_PREFETCH_BYTES // model.size
-        self._normal = max(2, min(MAX_PREFETCH, fitting))
+        """As long updates as go with this model, and from the next delivery on as many."""
         self.largest = MOST_MODELS * model.size + HEAD_BYTES
+        # The broker pushes whatever is accepted: the longest counts, not the usual.
+        self._normal = max(2, min(MAX_PREFETCH, MAX_PREFETCH_BYTES // self.largest))
+        if self._asked:
+            self._port.consume(self._asked, self.largest)
 
     def begin(self) -> int:
         """Start to receive; how many updates may be held unrecorded."""
