@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.aggregator.ledger.sums import counted, rejected
-from fluffle.broker.admin.inspection import FederationView
+from fluffle.broker.admin.inspection import NEWER, FederationView
 from fluffle.schemas import DecodeError, GlobalModel, decode, tensors_sha256
 
 #: What is the model's own of what travels with it.
@@ -68,6 +68,8 @@ def unpublished_end(ledger: LedgerReader, view: FederationView) -> str | None:
     latest = ledger.latest_version()
     model = _model_of_this_run(ledger, view)
     if ledger.meta["status"] == "running" or latest < 0 or model is None:
+        return None
+    if any(one.startswith(NEWER) for one in view.unseen):
         return None
     if model.final and model.version == latest:
         return None

@@ -10,18 +10,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.spec import Basic, BasicProperties
 
-from fluffle.broker.admin.session import asked, open_session
+from fluffle.broker.admin.session import NoAnswer, Session, open_session
 from fluffle.broker.memory_queues import Newest
 from fluffle.broker.rabbitmq import envelopes
 from fluffle.broker.topology import Topology
 from fluffle.broker.transport import Envelope
 
-#: The first model of a stream comes within this, the others of its last chunk faster.
-_FIRST_S, _NEXT_S = 2.0, 0.25
+#: Not all models of the store were read.
+NEWER = "models newer than that"
+#: The first model of a stream comes within this, the others of its last chunk faster. A busy run
+#: adds to them without end.
+_FIRST_S, _NEXT_S, _ALL_S = 2.0, 0.25, 3.0
 
 
 @dataclass
@@ -46,34 +48,37 @@ def inspect_federation(url: str, federation: str = "fluffle") -> FederationView:
     """
     names = Topology(federation)
     with open_session(url, names, "verify") as session:
-        connection = session.connection
         view = FederationView(session.where)
-        view.updates = _depth(connection, names.updates.name, view)
-        view.rejected = _depth(connection, names.rejected.name, view)
-        view.led = _is_led(connection, names.aggregator.name, view)
-        newest = Newest()
-        refusal = asked(connection, _read(connection, names.latest_model.name, newest))
-        if refusal is not None:
-            view.unseen.append(f"the newest model ({refusal})")
-        view.newest = newest.envelope
+        view.updates = _depth(session, names.updates.name, view)
+        view.rejected = _depth(session, names.rejected.name, view)
+        view.led = _is_led(session, names.aggregator.name, view)
+        view.newest = _newest(session, names.latest_model.name, view)
     return view
 
 
-def _depth(connection: pika.BlockingConnection, queue: str, view: FederationView) -> int | None:
+def _ask(session: Session, action: Callable[[BlockingChannel], None]) -> str | None:
+    """As ``Session.ask``, and no answer is a refusal as well."""
+    try:
+        return session.ask(action)
+    except NoAnswer as error:
+        return str(error)
+
+
+def _depth(session: Session, queue: str, view: FederationView) -> int | None:
     depths: list[int] = []
 
     def ask(channel: BlockingChannel) -> None:
         depths.append(channel.queue_declare(queue, passive=True).method.message_count)
 
-    refusal = asked(connection, ask)
+    refusal = _ask(session, ask)
     if refusal is not None:
         view.unseen.append(f"{queue} ({refusal})")
     return depths[0] if depths else None
 
 
-def _is_led(connection: pika.BlockingConnection, queue: str, view: FederationView) -> bool | None:
+def _is_led(session: Session, queue: str, view: FederationView) -> bool | None:
     """The leader's lock is there and locked, or not there: all else says nothing."""
-    refusal = asked(connection, lambda channel: channel.queue_declare(queue, passive=True))
+    refusal = _ask(session, lambda channel: channel.queue_declare(queue, passive=True))
     if refusal is None or refusal.startswith("RESOURCE_LOCKED"):
         return True
     if refusal.startswith("NOT_FOUND"):
@@ -82,11 +87,14 @@ def _is_led(connection: pika.BlockingConnection, queue: str, view: FederationVie
     return None
 
 
-def _read(
-    connection: pika.BlockingConnection, stream: str, newest: Newest
-) -> Callable[[BlockingChannel], None]:
+def _newest(session: Session, stream: str, view: FederationView) -> Envelope | None:
+    """The newest model that came in time."""
+    newest, waiting, more = Newest(), [0], [False]
+
     def read(channel: BlockingChannel) -> None:
-        until = time.monotonic() + _FIRST_S
+        waiting[0] = channel.queue_declare(stream, passive=True).method.message_count
+        began = time.monotonic()
+        until = began + _FIRST_S
 
         def on_message(
             channel: BlockingChannel,
@@ -98,10 +106,19 @@ def _read(
             newest.offer(envelopes.envelope(properties, body))
             channel.basic_ack(method.delivery_tag)
             until = time.monotonic() + _NEXT_S
+            more[0] = until > began + _ALL_S
 
         channel.basic_qos(prefetch_count=1)
         channel.basic_consume(stream, on_message, arguments={"x-stream-offset": "last"})
-        while (left := until - time.monotonic()) > 0:
-            connection.process_data_events(time_limit=left)
+        while not more[0] and (left := until - time.monotonic()) > 0:
+            session.connection.process_data_events(time_limit=left)
 
-    return read
+    refusal = _ask(session, read)
+    if newest.envelope is None:
+        if refusal is None and waiting[0]:
+            refusal = f"none came within {_FIRST_S:.0f} s"
+        if refusal is not None:
+            view.unseen.append(f"the newest model ({refusal})")
+    elif more[0] or refusal is not None:
+        view.unseen.append(f"{NEWER} ({refusal or 'they keep coming'})")
+    return newest.envelope

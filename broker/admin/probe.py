@@ -9,12 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
-import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
-from fluffle.broker.admin.session import asked, open_session
+from fluffle.broker.admin.session import Session, open_session
 from fluffle.broker.topology import MIB, Queue, Topology
 
 #: RabbitMQ 4 takes no larger message unless it is told to.
@@ -50,11 +48,11 @@ def probe(url: str, federation: str = "fluffle") -> Probe:
     """
     names = Topology(federation)
     with open_session(url, names, "doctor") as session:
-        return _look(session.connection, names, session.where, session.user)
+        return _look(session, names)
 
 
-def _look(connection: pika.BlockingConnection, names: Topology, where: str, user: str) -> Probe:
-    ask = partial(asked, connection)
+def _look(session: Session, names: Topology) -> Probe:
+    ask, user = session.ask, session.user
     depths: list[int] = []
     exists = ask(_depth(names.updates, depths)) is None
     submits = exists and ask(_publish(names.submit, b"")) is None
@@ -71,9 +69,9 @@ def _look(connection: pika.BlockingConnection, names: Topology, where: str, user
         limit = re.search(r"max size (\d+)", told or "")
         largest = int(limit[1]) if limit else None
     return Probe(
-        where=where,
+        where=session.where,
         user=user,
-        version=str(connection._impl.server_properties.get("version", "?")),
+        version=str(session.connection._impl.server_properties.get("version", "?")),
         federation=exists,
         may_train=receives and (submits or not exists),
         may_lead=leads if exists else None,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
 
-from fluffle.broker import Envelope
+from fluffle.broker import BrokerUnreachable, Envelope
 from fluffle.broker.admin.inspection import inspect_federation
 from fluffle.broker.admin.node import Node
+from fluffle.broker.admin.session import NoAnswer, open_session
 from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+from fluffle.broker.topology import Topology
+from tests.proxy import Proxy
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -86,3 +90,50 @@ def test_what_a_user_may_not_read_is_said_and_the_rest_is_seen(
     assert (view.updates, view.rejected, view.led) == (0, 0, True)
     (unseen,) = view.unseen
     assert unseen.startswith("the newest model (ACCESS_REFUSED")
+
+
+def test_a_run_that_makes_models_without_end_is_seen_all_the_same(
+    rabbitmq: Node, federation: str, model: Callable[..., Envelope]
+) -> None:
+    # Given an aggregator that publishes one model after another
+    port = RabbitMQBroker(rabbitmq.url, federation).aggregator()
+    assert port.lead(timeout_s=30)
+    port.publish_model(model(0))
+    over = threading.Event()
+
+    def publish() -> None:
+        version = 0
+        while not over.wait(0.02):
+            version += 1
+            port.publish_model(model(version))
+
+    publishing = threading.Thread(target=publish)
+    publishing.start()
+    # When somebody looks
+    try:
+        view = inspect_federation(rabbitmq.url, federation)
+    finally:
+        over.set()
+        publishing.join()
+        port.close()
+    # Then it ends, and says that there may be newer ones
+    assert view.newest is not None
+    assert view.unseen == ["models newer than that (they keep coming)"]
+
+
+def test_a_broker_that_stops_answering_is_not_called_away(
+    rabbitmq: Node, proxy: Proxy, federation: str
+) -> None:
+    # Given a broker from which nothing arrives once it has let us in
+    names = Topology(federation)
+    with (
+        pytest.raises(BrokerUnreachable, match="is there, and gave no answer within 4 s"),
+        open_session(proxy.url, names, "test") as session,
+    ):
+        proxy.deafen()
+        # When it is asked, and asked again
+        for _ in range(2):
+            with pytest.raises(NoAnswer):
+                session.ask(lambda c: c.queue_declare(names.updates.name, passive=True))
+        # Then whoever cannot do without the answer hears that the broker is there
+        session.ask(lambda c: c.queue_declare(names.updates.name, passive=True))

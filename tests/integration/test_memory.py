@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import signal
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +59,21 @@ class Federation:
             for _ in range(count):
                 channel.basic_publish(self._names.submit, UPDATES, bytes(size_mb * MB), sent_as)
 
-    def rejected(self) -> int:
-        lines = self._node.ctl("list_queues", "name", "messages").splitlines()
+    def count(self, what: str, queue: str) -> int:
+        lines = self._node.ctl("list_queues", "name", what).splitlines()
         told = dict(line.split() for line in lines if line.startswith(self._names.federation))
-        return int(told[self._names.rejected.name])
+        return int(told[f"{self._names.federation}.{queue}"])
+
+    def rejected(self) -> int:
+        return self.count("messages", "updates.rejected")
+
+    @contextmanager
+    def short_of_memory(self) -> Iterator[None]:
+        self._node.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+        try:
+            yield
+        finally:
+            self._node.ctl("set_vm_memory_high_watermark", "0.4")
 
 
 def peak_mb(one: Started) -> int:
@@ -83,8 +95,14 @@ def test_many_messages_of_the_longest_kind_take_what_is_promised(place: Federati
     # Given an aggregator of a small model
     one = place.aggregator()
     before = peak_mb(one)
-    # When somebody sends many messages that are just short enough to be looked at
+    # When many messages wait that are just short enough to be looked at, and none can be rejected
+    # for a while (the broker is short of memory and takes nothing)
+    one.kill(signal.SIGSTOP)
     place.send(19, 30)
+    with place.short_of_memory():
+        one.kill(signal.SIGCONT)
+        wait_until(lambda: place.count("messages_unacknowledged", UPDATES) >= 12, one)
+        time.sleep(2.0)  # whatever the broker pushes beyond that
     wait_until(lambda: place.rejected() == 30, one)
     # Then no more of them were in its hands than fit 256 MiB, and one that is put together
     assert peak_mb(one) - before < 256 + 3 * 20
