@@ -9,6 +9,9 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from tests.urls import at_port
 
 _CHUNK = 65536
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -27,8 +30,8 @@ class _Pair:
 class Proxy:
     """Forwards connections, as its methods say. They may be called from any thread."""
 
-    def __init__(self, target: int) -> None:
-        """``target`` is the broker's port."""
+    def __init__(self, target: str) -> None:
+        """``target`` is the broker's URL."""
         self._target = target
         self._latency_s = 0.0
         self._refuses = False
@@ -42,7 +45,7 @@ class Proxy:
     @property
     def url(self) -> str:
         """The broker, by way of this."""
-        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
+        return at_port(self._target, self.port)
 
     def delay(self, seconds: float) -> None:
         """Every piece of up to 64 KB takes this long, one after the other; 0 heals."""
@@ -120,7 +123,9 @@ class Proxy:
             _reset(writer)
             return
         try:
-            their_reader, theirs = await asyncio.open_connection("127.0.0.1", self._target)
+            their_reader, theirs = await asyncio.open_connection(
+                "127.0.0.1", urlsplit(self._target).port
+            )
         except OSError:  # the broker is away
             _reset(writer)
             return

@@ -3,6 +3,9 @@
 Several run side by side, as any user. A server ends with the process that started it, whatever ends
 that: a shell holds the reading end of a pipe, and when the writing end closes, it kills its whole
 process group, the server, itself and epmd (Erlang's name service, one for each node) included.
+
+Other users of the machine are kept out: all of it listens on the loopback interface only, user,
+password and Erlang's cookie are drawn, the folder is ours alone, and there is no ``guest``.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -26,6 +30,8 @@ import pika
 from fluffle.broker.errors import BrokerUnreachable
 from fluffle.schemas.errors import UserError
 
+#: The only user of a private node.
+USER = "fluffle"
 CONF = Path(__file__).with_name("rabbitmq.conf")
 
 #: Where packages put the plain scripts. Debian's /usr/sbin/rabbitmq-server is a wrapper that
@@ -88,24 +94,34 @@ class Node:
         lines = dict(
             line.split(" = ", 1) for line in CONF.read_text().splitlines() if " = " in line
         )
-        lines |= {"management.tcp.port": str(self._ui_port)} if management else {}
+        if management:
+            ui = {"port": str(self._ui_port), "ip": "127.0.0.1"}
+            lines |= {f"management.tcp.{key}": value for key, value in ui.items()}
         lines |= settings or {}
-        for name in ("data", "log"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        for name in (".", "data", "log"):
+            (self.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        # Data of an earlier Fluffle has a guest, who goes.
+        self._has_guest = (
+            any((self.folder / "data").iterdir()) and not (self.folder / "password").exists()
+        )
+        self._password = _drawn(self.folder / "password")
+        _drawn(self.folder / ".erlang.cookie")
+        lines |= {"default_user": USER, "default_pass": self._password}
         conf = "".join(f"{key} = {value}\n" for key, value in lines.items())
-        (self.folder / "rabbitmq.conf").write_text(conf)
+        _write(self.folder / "rabbitmq.conf", conf)
         enabled = [*plugins, *(["rabbitmq_management"] if management else [])]
         (self.folder / "enabled_plugins").write_text(f"[{','.join(enabled)}].\n")
         (self.folder / "rabbitmq-env.conf").write_text("")
 
     @property
     def url(self) -> str:
-        """For ``RabbitMQBroker``; the server listens on the loopback interface only."""
-        return f"amqp://guest:guest@127.0.0.1:{self.tcp_port}/%2F"
+        """For ``RabbitMQBroker``; it has the password in it."""
+        return f"amqp://{USER}:{self._password}@127.0.0.1:{self.tcp_port}/%2F"
 
     @property
     def management_url(self) -> str:
-        """RabbitMQ's UI, with ``management=True``; user and password are guest."""
+        """RabbitMQ's UI, with ``management=True``; user and password are those in ``url``."""
         return f"http://127.0.0.1:{self._ui_port}"
 
     def start(self) -> None:
@@ -130,6 +146,8 @@ class Node:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise BrokerUnreachable(f"the private RabbitMQ did not start: see {log}")
+            if self._has_guest and self._listens():
+                self._replace_guest()
             time.sleep(0.05)
 
     def stop(self) -> None:
@@ -158,11 +176,16 @@ class Node:
         assert process.stdin is not None
         process.stdin.close()
 
-    def ctl(self, *arguments: str) -> str:
+    def ctl(self, *arguments: str, stdin: str = "") -> str:
         """What ``rabbitmqctl`` with these arguments prints."""
         command = [str(self._scripts / "rabbitmqctl"), "--quiet", *arguments]
         return subprocess.run(
-            command, env=self._environment(), check=True, capture_output=True, text=True
+            command,
+            env=self._environment(),
+            input=stdin,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
 
     def __enter__(self) -> Self:
@@ -181,6 +204,8 @@ class Node:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("RABBITMQ_")}
         return inherited | {
             "HOME": str(self.folder),  # Erlang's cookie lies there
+            # What nodes and rabbitmqctl say to each other: for who is on this machine.
+            "ERL_AFLAGS": "-kernel inet_dist_use_interface {127,0,0,1}",
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(self._epmd_port),
             "RABBITMQ_NODENAME": "fluffle@localhost",
@@ -194,13 +219,42 @@ class Node:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
         }
 
-    def _answers(self) -> bool:
+    def _listens(self) -> bool:
         try:
             socket.create_connection(("127.0.0.1", self.tcp_port), 0.2).close()
+        except OSError:
+            return False
+        return True
+
+    def _replace_guest(self) -> None:
+        self.ctl("add_user", USER, stdin=self._password)  # on a command line others could read it
+        self.ctl("set_user_tags", USER, "administrator")
+        self.ctl("set_permissions", USER, ".*", ".*", ".*")
+        self.ctl("delete_user", "guest")
+        self._has_guest = False
+
+    def _answers(self) -> bool:
+        if not self._listens():
+            return False
+        try:
             pika.BlockingConnection(pika.URLParameters(self.url)).close()
         except (OSError, pika.exceptions.AMQPError):
             return False
         return True
+
+
+def _drawn(file: Path) -> str:
+    """A secret in a file that we alone can read, drawn once."""
+    if not file.exists():
+        _write(file, secrets.token_hex(24))
+    return file.read_text().strip()
+
+
+def _write(file: Path, text: str) -> None:
+    """Into a file that nobody else could ever read."""
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(text)
 
 
 def free_tcp_ports(count: int) -> list[int]:

@@ -96,7 +96,7 @@ def rabbit(rabbitmq: Node, federation: str, said: list[str]) -> RabbitMQPlace:
 
 @pytest.fixture
 def proxy(rabbitmq: Node) -> Iterator[Proxy]:
-    network = Proxy(rabbitmq.tcp_port)
+    network = Proxy(rabbitmq.url)
     yield network
     network.close()
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import urllib.request
+from urllib.parse import urlsplit
 
+import pika
 import psutil
 import pytest
 
 from fluffle.broker import BrokerUnreachable
-from fluffle.broker.admin.node import Node, find_server
+from fluffle.broker.admin.node import USER, Node, find_server
 from fluffle.schemas import UserError
+from tests.urls import as_user
 
 pytestmark = pytest.mark.rabbitmq
+
+LOOPBACK = ("127.0.0.1", "::1")
 
 PARENT = """
 import time
@@ -40,8 +46,15 @@ def servers_on(port):
     return found
 
 
+def listening_beyond_loopback(tcp_port):
+    """Where the processes of a node listen for others than this machine."""
+    found = [c for p in servers_on(tcp_port) for c in p.net_connections("inet")]
+    return [c.laddr for c in found if c.status == psutil.CONN_LISTEN and c.laddr.ip not in LOOPBACK]
+
+
 def test_two_nodes_run_side_by_side_one_of_them_with_the_ui(rabbitmq, until):
     with Node(management=True) as other:
+        assert listening_beyond_loopback(other.tcp_port) == []
         assert other.tcp_port != rabbitmq.tcp_port
         assert "fluffle" in other.ctl("cluster_status")
         with urllib.request.urlopen(other.management_url) as page:
@@ -83,3 +96,39 @@ def test_a_machine_without_a_server_hears_what_to_install(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="apt-get install rabbitmq-server"):
         find_server()
+
+
+def test_a_private_node_lets_nobody_else_in(rabbitmq, tmp_path):
+    # Given a node in a folder that others may look into
+    tmp_path.chmod(0o755)
+    with Node(tmp_path / "node") as node:
+        # Then there is no guest, and nobody else can read the password or the cookie
+        with pytest.raises(pika.exceptions.AMQPError):
+            pika.BlockingConnection(pika.URLParameters(as_user(node.url, "guest", "guest")))
+        password = urlsplit(node.url).password
+        assert len(password) == 48
+        for path in (tmp_path / "node").rglob("*"):
+            if path.is_file() and password.encode() in path.read_bytes():
+                assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+        assert not stat.S_IMODE((tmp_path / "node").stat().st_mode) & 0o077
+        cookie = tmp_path / "node" / ".erlang.cookie"
+        assert not stat.S_IMODE(cookie.stat().st_mode) & 0o077
+        assert len(cookie.read_text()) == 48
+    # And it is the same after a restart
+    with Node(tmp_path / "node") as node:
+        assert urlsplit(node.url).password == password
+
+
+def test_the_guest_of_an_earlier_version_is_gone(tmp_path):
+    # Given the folder of a node from when there was a guest
+    folder = tmp_path / "node"
+    with Node(folder) as node:
+        node.ctl("add_user", "guest", "guest")
+        node.ctl("delete_user", USER)
+    (folder / "password").unlink()
+    # When it is started again
+    with Node(folder) as node:
+        # Then there is one user, with the password that was drawn
+        listed = node.ctl("list_users", "--no-table-headers").splitlines()
+        assert [line.split("\t")[0] for line in listed] == [USER]
+        pika.BlockingConnection(pika.URLParameters(node.url)).close()

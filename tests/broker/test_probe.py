@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 import pytest
 
 from fluffle.broker.admin.node import Node
@@ -11,6 +9,8 @@ from fluffle.broker.admin.probe import probe
 from fluffle.broker.errors import AccessRefused, BrokerUnreachable
 from fluffle.broker.rabbitmq.broker import RabbitMQBroker
 from fluffle.broker.topology import MIB
+from tests.urls import as_user as with_user
+from tests.urls import user_of
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -19,7 +19,7 @@ def as_user(node: Node, name: str, configure: str, write: str, read: str) -> str
     """The URL of a new user with these rights."""
     node.ctl("add_user", name, "secret")
     node.ctl("set_permissions", name, configure, write, read)
-    return node.url.replace("guest:guest", f"{name}:secret")
+    return with_user(node.url, name)
 
 
 def federate(node: Node, federation: str) -> None:
@@ -32,7 +32,7 @@ def federate(node: Node, federation: str) -> None:
 def test_a_server_without_a_federation(rabbitmq: Node, federation: str) -> None:
     found = probe(rabbitmq.url, federation)
     assert found.version[0].isdigit()
-    assert found.user == "guest"
+    assert found.user == user_of(rabbitmq.url)
     assert (found.federation, found.may_train, found.may_lead, found.waiting) == (
         *(False, True, None, None),
     )
@@ -85,8 +85,8 @@ def test_a_server_with_a_small_limit_says_how_small() -> None:
 def test_what_cannot_be_reached_or_entered_is_said_without_the_password(rabbitmq: Node) -> None:
     with pytest.raises(BrokerUnreachable, match=r"no RabbitMQ at 127\.0\.0\.1:9") as gone:
         probe("amqp://guest:s3cret@127.0.0.1:9/")
-    with pytest.raises(AccessRefused, match="refused user 'guest'") as refused:
-        probe(rabbitmq.url.replace("guest:guest", "guest:s3cret"))
+    with pytest.raises(AccessRefused, match="refused user 'nobody'") as refused:
+        probe(with_user(rabbitmq.url, "nobody", "s3cret"))
     with pytest.raises(AccessRefused, match="virtual host"):
-        probe(f"amqp://guest:guest@127.0.0.1:{urlsplit(rabbitmq.url).port}/nowhere")
+        probe(rabbitmq.url.replace("%2F", "nowhere"))
     assert "s3cret" not in f"{gone.value}{refused.value}"

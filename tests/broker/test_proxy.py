@@ -35,7 +35,7 @@ def proxy() -> Iterator[Proxy]:
                 threading.Thread(target=echo, args=(connected,), daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
-    proxy = Proxy(listener.getsockname()[1])
+    proxy = Proxy(f"amqp://me:word@127.0.0.1:{listener.getsockname()[1]}")
     yield proxy
     proxy.close()
     listener.shutdown(socket.SHUT_RDWR)

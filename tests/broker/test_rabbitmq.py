@@ -14,16 +14,13 @@ from pika.adapters.utils.io_services_utils import _AsyncStreamConnector
 from fluffle.broker import AccessRefused, BrokerUnreachable, Envelope, TopologyMismatch
 from fluffle.broker.rabbitmq.broker import RabbitMQBroker
 from fluffle.schemas import UserError
+from tests.urls import as_user, user_of
 
 pytestmark = pytest.mark.rabbitmq
 
 PATIENCE_S = 20.0
 STARTED = 1_795_410_451_550
 A_WHILE_S = 0.4
-
-
-def as_user(url, name, password="secret"):
-    return url.replace("guest:guest", f"{name}:{password}")
 
 
 @pytest.fixture
@@ -99,8 +96,8 @@ def test_a_site_without_slots_needs_no_right_on_turns_and_one_with_slots_hears_o
 
 
 def test_wrong_credentials_are_refused_at_once_without_telling_the_password(rabbit):
-    broker = RabbitMQBroker(as_user(rabbit.node.url, "guest", "hunter2"))
-    with pytest.raises(AccessRefused, match="refused user 'guest'") as caught:
+    broker = RabbitMQBroker(as_user(rabbit.node.url, "nobody", "hunter2"))
+    with pytest.raises(AccessRefused, match="refused user 'nobody'") as caught:
         broker.worker("w1", 1)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -267,7 +264,7 @@ def test_connections_and_messages_are_readable_in_the_ui(rabbit, ports, update, 
     with contextlib.closing(rabbit.connect()) as connection:
         got = connection.channel().basic_get(rabbit.topology.updates.name)
     assert (got[1].type, got[1].message_id, got[1].app_id) == ("client-update", "u", "fluffle")
-    assert (got[1].user_id, got[1].delivery_mode) == ("guest", 2)
+    assert (got[1].user_id, got[1].delivery_mode) == (user_of(rabbit.node.url), 2)
 
 
 def test_a_worker_says_once_that_it_waits_for_an_aggregator(rabbit, ports, until):

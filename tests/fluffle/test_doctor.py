@@ -13,6 +13,7 @@ import pytest
 
 from fluffle.broker.admin.node import Node
 from fluffle.doctor.machine import find_backend
+from tests.urls import user_of
 
 CHECKS = {"python", "backend", "gpu", "memory", "disk", "data", "rabbitmq", "broker", "docker"}
 TROUBLES = {"cannot connect", "out of memory", "unstable results", "slow aggregation"}
@@ -135,6 +136,6 @@ def test_a_broker_that_can(rabbitmq: Node, federation: str) -> None:
     assert (
         f"RabbitMQ {broker['facts']['version']} at 127.0.0.1:{rabbitmq.tcp_port}" in broker["found"]
     )
-    assert "user guest may train" in broker["found"]
+    assert f"user {user_of(rabbitmq.url)} may train" in broker["found"]
     assert f"nobody has led {federation} here yet" in broker["found"]
     assert found["troubles"]["cannot connect"].startswith("the broker answers")

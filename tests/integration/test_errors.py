@@ -10,6 +10,7 @@ import pytest
 
 from fluffle.broker.admin.node import Node
 from tests.integration.processes import PATIENCE_S, Start, Started, verified, wait_for_version
+from tests.urls import as_user
 
 
 def refused(one: Started) -> str:
@@ -75,9 +76,9 @@ def test_a_broker_that_is_not_there_is_tried_visibly_and_then_named(
 def test_wrong_credentials_are_said_at_once_and_without_the_password(
     start: Start, rabbitmq: Node
 ) -> None:
-    url = rabbitmq.url.replace("guest:guest", "guest:s3cret")
+    url = as_user(rabbitmq.url, "nobody", "s3cret")
     one = start("worker", "--broker", url)
-    assert "guest" in refused(one)
+    assert "nobody" in refused(one)
     assert "s3cret" not in one.output
 
 

@@ -287,7 +287,7 @@ def test_a_site_that_is_refused_says_why(places: Federation, why: str) -> None:
         url = places.url("person-0", "s3cret")
         one, says = places.site("person-0", url=url), "refused user 'person-0'"
     elif why == "user":
-        one, says = places.site("person-0", url=places.node.url), "we are user 'guest'"
+        one, says = places.site("person-0", url=places.node.url), "we are user 'fluffle'"
     elif why == "rights":
         places.add_user("person-0", ("^$", "^$", "^$"))
         one, says = places.site("person-0"), "RabbitMQ refused a right that is needed"

@@ -72,7 +72,7 @@ class Conductor:
 
     def add(self, name: str, *arguments: object) -> Member:
         """Start ``fluffle <arguments> --broker <through a proxy>``."""
-        proxy = Proxy(self.node.tcp_port)
+        proxy = Proxy(self.node.url)
         where = ["--broker", f"{proxy.url}?heartbeat={HEARTBEAT_S}", "--connect-timeout", "300"]
         member = Member(name, [*map(str, arguments), *where], proxy)
         self.members[name] = member
