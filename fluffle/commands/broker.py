@@ -18,8 +18,14 @@ app = typer.Typer(help="Prepare a RabbitMQ server.", no_args_is_help=True)
 
 #: A site has two connections; two more while it reconnects.
 _SITE_LIMITS = {"max-connections": 4, "max-channels": 16}
-#: A mailbox holds one model. This holds for queues that somebody declares otherwise as well.
-_MAILBOXES = {"max-length": 1}
+#: A mailbox holds one model. This holds for queues that somebody declares otherwise as well, and
+#: what nobody consumes from goes.
+_MAILBOXES = {"max-length": 1, "expires": 600_000}
+#: RabbitMQ takes no policy for a stream that has a key that streams lack, so they have their own,
+#: below the other in priority. A stream keeps its last segment, which its owner could make huge:
+#: for that there is an ordinary policy only, and a site may make none.
+_STREAMS = {"max-length-bytes": 16 * 1024**2}
+_SEGMENTS = {"stream-max-segment-size-bytes": 4 * 1024**2, "max-age": "1m"}
 #: An event is a hundred bytes; what is longer must not fill a disk.
 _EVENTS = {"max-length-bytes": 16 * 1024**2}
 
@@ -65,13 +71,17 @@ def users(
         _print("set_permissions", "-p", vhost, name, rights.configure, rights.write, rights.read)
     for name in sites:
         _print("set_user_limits", name, json.dumps(_SITE_LIMITS))
-    for what, pattern, limits in (
-        ("mailboxes", r"worker\..*", _MAILBOXES),
-        ("events", "events", _EVENTS),
+    mailboxes = r"worker\..*"
+    for kind, what, priority, pattern, limits in (
+        ("operator_policy", "mailboxes", 1, mailboxes, _MAILBOXES),
+        ("operator_policy", "streams", 0, mailboxes, _STREAMS),
+        ("policy", "streams", 0, mailboxes, _SEGMENTS),
+        ("operator_policy", "events", 0, "events", _EVENTS),
     ):
         _print(
-            *("set_operator_policy", "-p", vhost, "--apply-to", "queues", f"{federation}-{what}"),
-            *(rf"^{re.escape(federation)}\.{pattern}$", json.dumps(limits)),
+            *(f"set_{kind}", "-p", vhost, "--apply-to", "queues", "--priority", str(priority)),
+            *(f"{federation}-{what}", rf"^{re.escape(federation)}\.{pattern}$"),
+            json.dumps(limits),
         )
 
 

@@ -90,9 +90,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         made.leader.close()
 
 
-def model(version: int) -> Envelope:
+def model(version: int, body: bytes = b"model") -> Envelope:
     order = {"run_started": 1, "epoch": 1, "version": version, "attempt": 0}
-    return Envelope(b"model", "global-model", "m", order)
+    return Envelope(body, "global-model", "m", order)
 
 
 def publish(exchange: str, key: str = "", user: str = "hospital-7") -> Action:
@@ -212,6 +212,27 @@ def test_queues_that_a_site_leaves_behind_hold_one_model_each(federation: Federa
         federation.leader.publish_model(model(version))
     # Then the broker's operator has said how many it keeps
     assert f"{MINE}\t1" in federation.node.ctl("list_queues", "name", "messages")
+    federation.attempt("hospital-7", lambda c: c.queue_delete(MINE))
+
+
+def test_a_stream_that_a_site_makes_for_itself_fills_no_disk(federation: Federation) -> None:
+    # Given a site that declares a stream that is to keep everything, in one huge segment
+    huge = {"x-max-length-bytes": 10**13, "x-stream-max-segment-size-bytes": 3 * 10**9}
+
+    def hoard(channel: Channel) -> None:
+        kept = {"x-queue-type": "stream", **huge}
+        channel.queue_declare(MINE, durable=True, arguments=kept)
+        channel.queue_bind(MINE, NAMES.global_model)
+
+    assert federation.attempt("hospital-7", hoard) is None
+    # When models are published
+    for version in range(10, 70):
+        federation.leader.publish_model(model(version, bytes(1024**2)))
+    # Then the disk has a few of them
+    folders = [p for p in federation.node.folder.rglob("*evil*") if p.is_dir()]
+    assert folders
+    kept = sum(p.stat().st_size for one in folders for p in one.rglob("*") if p.is_file())
+    assert kept < 24 * 1024**2
     federation.attempt("hospital-7", lambda c: c.queue_delete(MINE))
 
 
