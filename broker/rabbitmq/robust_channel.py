@@ -34,8 +34,8 @@ class RobustChannel:
         self._wanted = False
         #: It has worked before.
         self._has_stood = False
-        #: Something was missing on the broker, and a person was told.
-        self._misses = False
+        #: What was missing on the broker since then, as a person was told.
+        self._missed: set[str] = set()
 
     def opened(self, channel: Channel) -> None:
         """Declare, consume, …; called for each new channel."""
@@ -68,14 +68,15 @@ class RobustChannel:
 
     def miss(self, what: str) -> None:
         """This is not on the broker, and it is for others to make it; said once."""
-        self._misses = True
-        self.link.warn(what)
+        if what not in self._missed:
+            self._missed.add(what)
+            self.link.warn(what)
 
     def stands(self) -> None:
         """It works, and what was missing is there (again)."""
         self._has_stood = True
-        if self._misses:
-            self._misses = False
+        if self._missed:
+            self._missed.clear()
             self.link.inform("what was missing on the broker is there")
 
     def link_up(self) -> None:
@@ -136,11 +137,11 @@ def _fatal(error: ChannelClosedByBroker) -> Exception | None:
 
 
 def _what_is_missing(error: ChannelClosedByBroker, has_been: bool) -> str:
+    if not has_been:
+        return "no aggregator has set this federation up yet, waiting for one"
     found = re.search(r"no (?:exchange|queue) '[^']*'", error.reply_text)
     what = found[0] if found else error.reply_text
-    if has_been:
-        return f"there is {what} on the broker any more, trying again until there is"
-    return f"no aggregator has set this federation up yet, waiting for one ({what})"
+    return f"there is {what} on the broker any more, trying again until there is"
 
 
 def _explain(error: ChannelClosedByBroker) -> str:

@@ -225,7 +225,7 @@ def test_an_update_that_finds_no_queue_is_kept_until_there_is_one(rabbit, ports,
         connection.channel().queue_delete(rabbit.topology.updates.name)
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(worker.submit, update("u"))
-        until(lambda: any("found no queue" in text for text in rabbit.status))
+        until(lambda: any("no queue is bound to" in text for text in rabbit.status))
         assert not waiting.done()
         # When the next leader sets it up again, the update arrives
         leader = ports.leader(rabbit.broker)
