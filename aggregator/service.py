@@ -227,7 +227,7 @@ class AggregatorService:
         Raises: UserError where it has seen a version that the ledger does not know.
         """
         newest = self._port.latest_model()
-        if newest is None:
+        if newest is None or newest.model() is None:
             self._ledger.lead()
         elif newest.headers.get("run_id") != run_id:
             self._ledger.lead(newer_than=int(newest.headers.get("run_started", 0)))

@@ -249,6 +249,12 @@ class EmbeddedWorkerPort:
             self._check_open()
             return self.mailbox.above(newer_than)
 
+    def forget_model(self, envelope: Envelope) -> None:
+        """This is no model: its order keeps out no other."""
+        with self._broker.changed:
+            self.mailbox.forget(envelope)
+            self._broker.models.forget(envelope)
+
     def receive_assignment(self, timeout_s: float) -> Delivery | None:
         """The next turn; at most ``slots`` are unacked at a time. Raises: Closed."""
         with self._broker.changed:

@@ -15,6 +15,8 @@ from fluffle.broker.transport import Delivery, Envelope
 from fluffle.schemas.messages import order
 
 Order = tuple[int, int, int, int]
+#: Of any part of an order: as in messages.
+_HIGHEST = 2**53
 
 
 class Newest:
@@ -30,10 +32,17 @@ class Newest:
             offered = order(envelope.headers)
         except (KeyError, TypeError, ValueError):
             return False
+        if any(not 0 <= part <= _HIGHEST for part in offered):
+            return False
         if self.order is not None and offered <= self.order:
             return False
         self.envelope, self.order = envelope, offered
         return True
+
+    def forget(self, envelope: Envelope) -> None:
+        """This was no model, whatever its headers said: any order is new again."""
+        if self.envelope is envelope:
+            self.envelope = self.order = None
 
     def above(self, newer_than: Order | None) -> Envelope | None:
         """The newest model where it is newer than that."""

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fluffle.schemas import Message, decode, encode, encoded_size
+from fluffle.schemas import DecodeError, GlobalModel, Message, decode, encode, encoded_size
 from fluffle.schemas.codec import MAX_MESSAGE_BYTES
+from fluffle.schemas.messages import order
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,16 @@ class Envelope:
         """The message; from bytes, its tensors are read-only views of them. Raises: DecodeError."""
         return decode(self.content) if isinstance(self.content, bytes) else self.content
 
+    def model(self) -> GlobalModel | None:
+        """The global model that its headers tell of; None where it holds none, or another."""
+        try:
+            model = self.message()
+            told = order(self.headers)
+        except (DecodeError, KeyError, TypeError):
+            return None
+        ours = isinstance(model, GlobalModel) and told == order(model.headers())
+        return model if ours and isinstance(model, GlobalModel) else None
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
@@ -78,7 +89,8 @@ class AggregatorPort(Protocol):
     def lead(self, timeout_s: float) -> bool:
         """Take the leader's lock, waiting up to ``timeout_s``; True once this port leads.
 
-        On the first call that succeeds the whole topology is declared.
+        False: another leads. On a slow network it takes longer until the broker has said so. On the
+        first call that succeeds the whole topology is declared.
         """
         ...
 
@@ -151,6 +163,12 @@ class WorkerPort(Protocol):
         self, newer_than: tuple[int, int, int, int] | None, timeout_s: float
     ) -> Envelope | None:
         """The newest model once its ``order`` is above ``newer_than``; None after ``timeout_s``."""
+        ...
+
+    def forget_model(self, envelope: Envelope) -> None:
+        """This is no model: its order keeps out no other. The real newest comes when it is next
+        published, which a leader that makes no version does again and again.
+        """
         ...
 
     def receive_assignment(self, timeout_s: float) -> Delivery | None:

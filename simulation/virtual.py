@@ -26,7 +26,6 @@ from fluffle.simulation.pool import Job, Pool
 from fluffle.worker.services.answers import evaluation_of
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.evaluator import Cadence
-from fluffle.worker.services.models import read_model
 from fluffle.worker.tasks.registry import load_task, trying
 from fluffle.worker.training.per_plan import PerPlan, make_trainer
 
@@ -153,7 +152,7 @@ class VirtualRun:
         if envelope is None or (newest := order(envelope.headers)) == self._model_order:
             return None
         self._model_order = newest
-        return read_model(envelope)
+        return envelope.model() if envelope else None
 
     def _evaluate(self, model: GlobalModel, pool: Pool, log: EventLog) -> None:
         def work(trainers: PerPlan[Trainer]) -> tuple[dict[str, float], int]:

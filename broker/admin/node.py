@@ -227,7 +227,8 @@ class Node:
         return True
 
     def _replace_guest(self) -> None:
-        self.ctl("add_user", USER, stdin=self._password)  # on a command line others could read it
+        # Not on the command line, where others of this machine could read it.
+        self.ctl("add_user", USER, stdin=f"{self._password}\n")
         self.ctl("set_user_tags", USER, "administrator")
         self.ctl("set_permissions", USER, ".*", ".*", ".*")
         self.ctl("delete_user", "guest")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 
 from pika.channel import Channel
 
@@ -22,6 +23,8 @@ from fluffle.schemas.codec import MAX_MESSAGE_BYTES
 _CHUNK_GAP_S = 0.25
 #: An answer that a lost channel took along is asked for again after this.
 _ASK_AGAIN_S = 5.0
+#: The broker says who leads within this, however slow the way to it.
+_ANSWER_S = 15.0
 #: Events are acked as soon as they are received.
 _EVENTS_PREFETCH = 100
 _EVENT_BYTES = 64 * 1024
@@ -54,13 +57,19 @@ class RabbitMQAggregatorPort(Port):
             self._check()
             return self._lock.held
 
+        def answered() -> bool:
+            return held() or self._lock.refused
+
         def declared() -> bool:
             self._check()
             return self._publisher.ready
 
         with self._changed:
             self._lock.seek()
-            if not self._changed.wait_for(held, timeout_s):
+            self._changed.wait_for(held, timeout_s)
+            # No answer yet is not a no: nobody may lead.
+            self._changed.wait_for(answered, _ANSWER_S)
+            if not held():
                 if not self._led:
                     self._lock.rest()
                 return False
@@ -73,10 +82,21 @@ class RabbitMQAggregatorPort(Port):
 
     def latest_model(self, timeout_s: float = 2.0) -> Envelope | None:
         """The newest model that anybody published here; None if there is none."""
-        newest = Newest()
+        newest, stands = Newest(), threading.Event()
+
+        def subscribed() -> None:
+            with self._changed:
+                stands.set()
+                self._changed.notify_all()
+
         reader = self._consumer(
-            self._topology.latest_model.name, 1, {"x-stream-offset": "last"}, newest
+            *(self._topology.latest_model.name, 1, {"x-stream-offset": "last"}, newest),
+            on_ready=subscribed,
         )
+
+        def ready() -> bool:
+            self._check_lead()
+            return stands.is_set()
 
         def arrived() -> bool:
             self._check_lead()
@@ -86,6 +106,7 @@ class RabbitMQAggregatorPort(Port):
             seen = None
             self._lock.follow(reader)
             try:
+                self._changed.wait_for(ready, _ANSWER_S)
                 self._changed.wait_for(arrived, timeout_s)
                 while newest.order != seen:
                     seen = newest.order
@@ -197,6 +218,7 @@ class RabbitMQAggregatorPort(Port):
         arguments: dict[str, str] | None = None,
         newest: Newest | None = None,
         largest: int = MAX_MESSAGE_BYTES,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> Consumer:
         def prepare(channel: Channel) -> str:
             declare(channel, self._topology)
@@ -209,6 +231,7 @@ class RabbitMQAggregatorPort(Port):
             largest=largest,
             arguments=arguments,
             on_message=newest.offer if newest is not None else None,
+            on_ready=on_ready,
         )
 
     def _check(self) -> None:

@@ -15,7 +15,7 @@ from fluffle.broker.topology import Queue
 class LeaderLock(RobustChannel):
     """Takes the lock, takes it again after a reconnect, and only then lets its followers open.
 
-    The link's ``changed`` guards ``held``, ``usurped`` and what is sought.
+    The link's ``changed`` guards ``held``, ``refused``, ``usurped`` and what is sought.
     """
 
     def __init__(self, link: Link, queue: Queue) -> None:
@@ -23,6 +23,8 @@ class LeaderLock(RobustChannel):
         self.backoff = Backoff(first=0.1, most=1.0)
         #: This connection has the lock.
         self.held = False
+        #: The broker has answered, since this lock is sought, that somebody has it.
+        self.refused = False
         #: Somebody else has had it for longer than a dead connection of ours could.
         self.usurped = False
         self._queue = queue
@@ -35,6 +37,7 @@ class LeaderLock(RobustChannel):
         """Try to take the lock until ``rest``. The caller holds ``changed``."""
         if not self._seeking:
             self._seeking = True
+            self.refused = False
             self.link.call(self._declare)
 
     def rest(self) -> None:
@@ -76,6 +79,9 @@ class LeaderLock(RobustChannel):
         """
         if not isinstance(error, ChannelClosedByBroker) or error.reply_code != RESOURCE_LOCKED:
             return False
+        with self.link.changed:
+            self.refused = True
+            self.link.changed.notify_all()
         if not self._has_led:
             self.link.inform("another aggregator leads, waiting for it to end")
             return True

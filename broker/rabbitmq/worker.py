@@ -76,6 +76,11 @@ class RabbitMQWorkerPort(Port):
         with self._changed:
             return self._changed.wait_for(newer, timeout_s)
 
+    def forget_model(self, envelope: Envelope) -> None:
+        """This is no model: its order keeps out no other."""
+        with self._changed:
+            self._newest.forget(envelope)
+
     def receive_assignment(self, timeout_s: float) -> Delivery | None:
         """The next turn; at most ``slots`` are unacked at a time. Raises: Closed."""
         with self._changed:

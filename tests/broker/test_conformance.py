@@ -80,6 +80,30 @@ def test_a_model_whose_headers_are_not_ours_is_passed_over(place, ports, model):
     assert ports.worker(place.broker, "w2").wait_model(None, PATIENCE_S).body == b"model 1.0"
 
 
+def test_what_is_no_model_keeps_out_no_other(place, ports, model):
+    # Given a worker that has got something that calls itself a very new model
+    leader, worker = ports.leader(place.broker), ports.worker(place.broker)
+    leader.publish_model(model(1))
+    assert worker.wait_model(None, PATIENCE_S) is not None
+    leader.publish_model(model(2**40))
+    false = worker.wait_model((STARTED, 1, 1, 0), PATIENCE_S)
+    assert false.headers["version"] == 2**40
+    assert false.model() is None
+    # When the worker says that it is none
+    worker.forget_model(false)
+    assert worker.newest_model() is None
+    # Then the real newest arrives when it is published next
+    leader.publish_model(model(2))
+    assert worker.wait_model((STARTED, 1, 1, 0), PATIENCE_S).headers["version"] == 2
+
+
+def test_an_order_beyond_all_messages_is_passed_over(place, ports, model):
+    leader, worker = ports.leader(place.broker), ports.worker(place.broker)
+    leader.publish_model(model(2**60))
+    leader.publish_model(model(1))
+    assert worker.wait_model(None, PATIENCE_S).headers["version"] == 1
+
+
 def test_a_worker_restarted_under_its_old_name_is_let_in_at_once(place, ports, model):
     # Given a worker that has died without the broker knowing it yet
     leader = ports.leader(place.broker)

@@ -322,3 +322,20 @@ def test_a_broker_that_was_emptied_is_set_up_again(rabbit, ports, update, model,
     assert receive(leader, 1)[0].envelope.body == b"u"
     leader.assign([Envelope(b"turn")], 60)
     assert worker.receive_assignment(PATIENCE_S).envelope.body == b"turn"
+
+
+def test_a_slow_network_keeps_nobody_from_leading(rabbit, proxy, ports, model):
+    # Given a model that was published before, and a network with a round trip of 0.8 s
+    first = ports.leader(rabbit.broker)
+    first.publish_model(model(3))
+    first.close()
+    port = ports.aggregator(RabbitMQBroker(proxy.url, rabbit.topology.federation))
+    proxy.delay(0.4)
+    # When an aggregator asks for the lead, which nobody has
+    # Then it gets it, however short its patience
+    assert port.lead(0.5)
+    # And sees the model, although that takes longer than it would wait for one
+    assert port.latest_model(0.5).headers["version"] == 3
+    # And who asks now hears that another leads
+    other = ports.aggregator(rabbit.broker)
+    assert not other.lead(0.2)

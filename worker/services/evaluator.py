@@ -11,7 +11,6 @@ from fluffle.schemas import Assignment, Evaluation, GlobalModel, Message, Plan, 
 from fluffle.schemas.errors import contained, describe
 from fluffle.schemas.messages import order
 from fluffle.worker.services.answers import evaluation_of, failed_update, initial_update
-from fluffle.worker.services.models import read_model
 from fluffle.worker.services.shutdown import Shutdown
 from fluffle.worker.tasks.registry import load_task, trying
 from fluffle.worker.training.per_plan import PerPlan, make_trainer
@@ -99,10 +98,11 @@ class EvaluatorService:
             envelope = self._port.wait_model(newest, _LOOK_UP_S)
             if envelope is None:
                 continue
-            newest = order(envelope.headers)
-            model = read_model(envelope)
+            model = envelope.model()
             if model is None:
+                self._port.forget_model(envelope)
                 continue
+            newest = order(envelope.headers)
             if model.asks_for_weights:
                 self._initialise(model)
                 continue

@@ -103,10 +103,14 @@ class ResidentService:
         try:
             while not self._shutdown.told.is_set():
                 envelope = self._port.wait_model(newest, _LOOK_UP_S)
-                if envelope is not None:
+                if envelope is None:
+                    continue
+                if self._on_envelope(envelope):
+                    return
+                if envelope.model() is None:
+                    self._port.forget_model(envelope)
+                else:
                     newest = order(envelope.headers)
-                    if self._on_envelope(envelope):
-                        return
         except Closed:
             if not self._shutdown.told.is_set():
                 raise

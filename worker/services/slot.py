@@ -40,7 +40,6 @@ from fluffle.worker.services.answers import (
 )
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.journal import Journal
-from fluffle.worker.services.models import read_model
 from fluffle.worker.services.shutdown import Shutdown
 from fluffle.worker.services.simulated import SimulatedDevices
 from fluffle.worker.services.turn import (
@@ -175,9 +174,12 @@ class Slot:
     def _fetch(self, seen: GlobalModel | None) -> GlobalModel | None:
         envelope = self._port.newest_model()
         while not self._worker.stop.is_set():
-            model = read_model(envelope)
+            model = envelope.model() if envelope else None
             if model is not None and is_newer(model, seen):
                 return model
+            if model is None and envelope is not None:
+                self._port.forget_model(envelope)
+                envelope = None
             newest = order(envelope.headers) if envelope else None
             envelope = self._port.wait_model(newest, _LOOK_UP_S) or envelope
         return None
@@ -236,7 +238,8 @@ class Slot:
 
     def _is_over(self, run: Run) -> bool:
         """Whether this run has ended, or another leads now: what was trained is for nobody."""
-        model = read_model(self._port.newest_model())
+        newest = self._port.newest_model()
+        model = newest.model() if newest else None
         if model is None:
             return False
         same = model.run.run_id == run.run_id

@@ -16,7 +16,6 @@ from fluffle.schemas import Event, GlobalModel, Message, Run
 from fluffle.schemas.messages import order
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.journal import Journal
-from fluffle.worker.services.models import read_model
 from fluffle.worker.services.shutdown import Shutdown
 from fluffle.worker.services.simulated import describes_devices
 from fluffle.worker.services.slot import Slot, SlotContext
@@ -96,13 +95,14 @@ class WorkerService:
             envelope = self._port.wait_model(newest, _LOOK_UP_S)
             if envelope is None:
                 continue
-            newest = order(envelope.headers)
             with self._lock:
                 self._received += envelope.size
-            model = read_model(envelope)
+            model = envelope.model()
             if model is None:
+                self._port.forget_model(envelope)
                 self._say("passed over a message that is no model, or of another release")
                 continue
+            newest = order(envelope.headers)
             self._on_model(model, envelope.size)
             if not model.final and joined != model.run:
                 self._join(model, joined)

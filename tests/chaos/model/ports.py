@@ -147,6 +147,9 @@ class FaultyWorkerPort:
         self._world.point("newest_model")
         return self.inner.newest_model()
 
+    def forget_model(self, envelope: Envelope) -> None:
+        self.inner.forget_model(envelope)
+
     def wait_model(self, newer_than: Order | None, timeout_s: float) -> Envelope | None:
         until = self._world.scheduler.now + timeout_s
         self._world.point("wait_model")
