@@ -10,7 +10,6 @@ LOCKED ?= 1
 ARGS ?=
 TESTS ?= tests
 SECONDS ?= 60
-FAST := not (compose or rabbitmq or tensorflow or slow)
 # Tests side by side: they wait more than they compute. 0: one after the other.
 PARALLEL ?= 2
 # Chaos: how many faults, and which (default: others every time).
@@ -34,7 +33,7 @@ test: $(VENV)/dev.stamp ## Run all tests (TESTS=tests/broker for some, PARALLEL=
 
 # No server, no TensorFlow, no network: while you work.
 test-fast: $(VENV)/dev.stamp ## Run the tests that need nothing but Python (two minutes)
-	@$(BIN)/pytest -n $(PARALLEL) -m '$(FAST)' $(TESTS) $(ARGS)
+	@$(BIN)/pytest -n $(PARALLEL) --fast $(TESTS) $(ARGS)
 
 test-oldest: $(VENV)/dev.stamp ## Install the oldest versions that pyproject.toml allows, and try them
 	@scripts/test-oldest $(ARGS)

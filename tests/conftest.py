@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import subprocess
+import sys
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -21,6 +24,46 @@ settings.load_profile("fluffle")
 
 #: Set by ``make test`` where the machine has no server of its own but runs one in a container.
 CONTAINER = "FLUFFLE_TEST_BROKER"
+
+#: What ``--fast`` leaves out.
+SLOW = ("compose", "rabbitmq", "tensorflow", "slow")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help=f"nothing marked {', '.join(SLOW)}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.fast:
+        config.option.markexpr = f"not ({' or '.join(SLOW)})"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file of which nothing would run is not imported: TensorFlow alone takes seconds."""
+    if not config.option.fast or collection_path.suffix != ".py":
+        return None
+    marks = re.search(r"^pytestmark = (.+?)(?=^\S|^$)", collection_path.read_text(), re.M | re.S)
+    return True if marks and re.search(rf"mark\.({'|'.join(SLOW)})\b", marks[1]) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever asks for a server is marked for it."""
+    for item in items:
+        if "rabbitmq" in getattr(item, "fixturenames", ()):
+            parameters = getattr(getattr(item, "callspec", None), "params", {})
+            if parameters.get("place") != "embedded":
+                item.add_marker("rabbitmq")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Whoever imports TensorFlow is marked for it, and no other."""
+    before = "tensorflow" in sys.modules
+    result = yield
+    if "tensorflow" in sys.modules and not before and not item.get_closest_marker("tensorflow"):
+        pytest.fail("it imports TensorFlow: mark it so")
+    return result
 
 
 class Container:

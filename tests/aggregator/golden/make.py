@@ -394,13 +394,11 @@ def story(name, table, arrivals, bad=()):
         versions.append({key: rounded(exact[key], SHAPES[key][0]) for key in SHAPES})
         besides = {k: rounded(exact[k], wants[k][0]) for k in exact if k not in SHAPES}
         events.append({"step": {**versions[-1], **besides}})
-    written = {
-        "aggregation": table,
-        "shapes": {**SHAPES, **wants},
-        "initial": versions[0],
-        "events": events,
-    }
-    (HERE / f"{name}.json").write_text(json.dumps(written, indent=1) + "\n")
+    head = {"aggregation": table, "shapes": {**SHAPES, **wants}, "initial": versions[0]}
+    lines = [f'"{key}": {json.dumps(value)},' for key, value in head.items()]
+    told = ",\n".join(map(json.dumps, events))  # a line for each event
+    story = "\n".join(["{", *lines, f'"events": [\n{told}\n]', "}\n"])
+    (HERE / f"{name}.json").write_text(story)
 
 
 #: Fresh, stale and very stale updates, full buffers and one that a deadline closed early.
