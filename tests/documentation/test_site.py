@@ -11,6 +11,7 @@ import pytest
 from tests.docs import ROOT, pages
 
 pytest.importorskip("mkdocs", reason="pip install 'fluffle[docs]'")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

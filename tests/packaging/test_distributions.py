@@ -13,6 +13,8 @@ import pytest
 from tests.docs import ROOT
 from tests.packaging.conftest import Environment, pip, run
 
+pytestmark = pytest.mark.slow
+
 ROOMS = ("aggregator", "broker", "schemas", "simulation", "worker")
 #: Files that are no Python, which the code reads or type checkers look for.
 DATA = (

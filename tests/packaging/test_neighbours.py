@@ -12,6 +12,8 @@ from tests.docs import example
 from tests.packaging.conftest import Environment, run
 from tests.packaging.test_distributions import ROOMS
 
+pytestmark = pytest.mark.slow
+
 #: Every public name of the front door, and the user's own modules beside it.
 SCRIPT = f"""
 import fluffle
@@ -54,7 +56,6 @@ def test_every_command_starts_among_them(installed: Environment, folder: Path) -
 
 
 @pytest.mark.tensorflow
-@pytest.mark.slow
 def test_a_task_and_a_strategy_among_them_run(installed: Environment, folder: Path) -> None:
     # Given a task and a strategy that import their neighbours
     run(installed.python, "-m", "fluffle", "init", "first", cwd=folder.parent)

@@ -12,6 +12,8 @@ from tests.chaos.model.faults import KINDS, Fault
 from tests.chaos.model.minimise import minimise
 from tests.chaos.model.world import World
 
+pytestmark = pytest.mark.slow
+
 SCHEDULES = 300
 
 
