@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from fluffle.worker.files.tables import read_csv, read_parquet
     from fluffle.worker.tasks.client_data import ClientData
     from fluffle.worker.tasks.task import Examples, StreamedTask, Task
+    from fluffle.worker.training.algorithms.base import After, Algorithm, Turn
 
 __all__ = [
+    "After",
+    "Algorithm",
     "ClientData",
     "ClientUpdate",
     "Examples",
@@ -34,6 +37,7 @@ __all__ = [
     "StreamedTask",
     "Task",
     "Tensors",
+    "Turn",
     "add_to_buffer",
     "buffered",
     "mean_of",
@@ -54,6 +58,7 @@ _HOMES = {
     "read_images": "fluffle.worker.files.images",
     **dict.fromkeys(("read_csv", "read_parquet"), "fluffle.worker.files.tables"),
     **dict.fromkeys(("Examples", "StreamedTask", "Task"), "fluffle.worker.tasks.task"),
+    **dict.fromkeys(("After", "Algorithm", "Turn"), "fluffle.worker.training.algorithms.base"),
     **dict.fromkeys(("State", "Strategy"), "fluffle.aggregator.strategies.base"),
     **dict.fromkeys(
         ("add_to_buffer", "buffered", "mean_of", "next_version", "with_model"),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from fluffle.schemas.algorithms import Asks, Scalar, check_algorithm, state_of
 from fluffle.schemas.device_tables import HardwareTable, Trace
 from fluffle.schemas.steps import Steps, remembers
 from fluffle.schemas.user_code import is_custom
@@ -19,11 +20,6 @@ Range = Annotated[tuple[NonNegative, NonNegative], Field(strict=False)]
 #: A resident client, which is also its user's name on the broker. No dots: the rights on
 #: ``site.…`` that one has must not fit the queues of another.
 Resident = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-
-
-#: What a strategy may ask of clients beyond the model's update: SCAFFOLD's control variates
-#: (arXiv 1910.06378, equation 4, option I or II), FedNova's ||a||_1 (arXiv 2007.07481, equation 5).
-Asks = Literal["control-variate-I", "control-variate-II", "normaliser"]
 
 
 class Table(BaseModel):
@@ -108,6 +104,13 @@ class TrainingTable(Table):
     nesterov: bool = False
     #: FedProx (arXiv 1812.06127): mu/2 |w - w_base|^2 is added to the local loss.
     proximal_mu: NonNegative | None = None
+    #: What a client does besides: fedprox, or FILE.py:Class beside the experiment file. Default:
+    #: what the strategy asks for, else plain local training.
+    algorithm: str | None = None
+    #: What an algorithm is made with.
+    algorithm_parameters: dict[str, Scalar] | None = None
+    #: An algorithm from a file: clients keep what it returns for their next turn.
+    keep_state: bool | None = None
 
 
 class DevicesTable(Table):
@@ -453,6 +456,15 @@ class Experiment(Table):
                 f"{strategy}"
             )
         training = self.training
+        check_algorithm(
+            training.algorithm, training.algorithm_parameters, training.keep_state, strategy
+        )
+        if training.algorithm == "fedprox" and not training.proximal_mu:
+            raise ValueError("training.algorithm = 'fedprox' needs training.proximal_mu")
+        if training.algorithm not in (None, "fedprox") and training.proximal_mu:
+            raise ValueError(
+                f"training.proximal_mu is fedprox's, and not {training.algorithm}'s: leave it out"
+            )
         plain = training.optimizer.lower() == "sgd"
         if strategy == "scaffold" and (not plain or training.momentum or training.proximal_mu):
             raise ValueError(
@@ -510,6 +522,11 @@ class Experiment(Table):
             )
         if not self.task.clients and not self.residents:
             raise ValueError("task.clients = 0 leaves nobody: name participation.residents")
+        if self.residents and self.training.keep_state:
+            raise ValueError(
+                "training.keep_state: clients keep state from turn to turn, and "
+                "participation.residents have no turns"
+            )
         if self.residents and self.aggregation.strategy == "scaffold":
             raise ValueError(
                 "scaffold's clients keep state from turn to turn, and participation.residents have "
@@ -546,8 +563,8 @@ class Plan(Table):
     @property
     def keeps_state(self) -> bool:
         """Whether a client keeps something from one turn to its next."""
-        variates = self.asks in ("control-variate-I", "control-variate-II")
-        return variates or remembers(self.update or ())
+        algorithm = state_of(self.asks, self.training.algorithm, self.training.keep_state)
+        return algorithm or remembers(self.update or ())
 
     @classmethod
     def of(

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Literal, Protocol, runtime_checkable
 
 from fluffle.schemas import ClientUpdate, Tensors
-from fluffle.schemas.experiment import Asks
+from fluffle.schemas.algorithms import Asks
 from fluffle.schemas.tensors import Spec, spec
 
 State = Tensors

@@ -15,7 +15,7 @@ import numpy as np
 
 from fluffle.aggregator.strategies.base import Asking, State, Strategy, model_of
 from fluffle.schemas import ClientUpdate, Tensors, UserError
-from fluffle.schemas.experiment import Asks
+from fluffle.schemas.algorithms import Asks
 from fluffle.schemas.tensors import DTYPES, NAME, spec
 from fluffle.schemas.user_code import explain, load_class, place_of
 

@@ -33,7 +33,7 @@ from fluffle.aggregator.strategies.operations import (
     with_model,
 )
 from fluffle.schemas import ClientUpdate, Tensors
-from fluffle.schemas.experiment import Asks
+from fluffle.schemas.algorithms import Asks
 
 _NORM = "fednova/norm"
 

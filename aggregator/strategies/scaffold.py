@@ -29,7 +29,7 @@ from fluffle.aggregator.strategies.operations import (
     with_model,
 )
 from fluffle.schemas import ClientUpdate, Tensors, group
-from fluffle.schemas.experiment import Asks
+from fluffle.schemas.algorithms import Asks
 from fluffle.schemas.tensors import named
 
 _C, _SUM = "server/control", "buffer/control"

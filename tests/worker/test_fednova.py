@@ -44,7 +44,7 @@ def moved(training: TrainingTable, gradients: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 40])
 def test_the_norm_is_the_papers_closed_form(steps: int) -> None:
-    from fluffle.worker.training.fednova import norm
+    from fluffle.worker.training.algorithms.fednova import norm
 
     rho, alpha = 0.9, RATE * 0.4
     momentum = (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
@@ -56,7 +56,7 @@ def test_the_norm_is_the_papers_closed_form(steps: int) -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_norm_is_the_sum_of_the_weights_with_which_gradients_add_up(solver: str) -> None:
-    from fluffle.worker.training.fednova import norm
+    from fluffle.worker.training.algorithms.fednova import norm
 
     # Given nine steps, and one gradient at a time that is not zero: its weight in the end
     training = table(solver)
@@ -71,7 +71,7 @@ def test_the_norm_is_the_sum_of_the_weights_with_which_gradients_add_up(solver: 
 def by_hand(folder: Path, plan: Plan, start: Tensors) -> Point:
     """x after the rounds that the ledger tells of, from the paper's equations."""
     from fluffle.worker.tasks.registry import load_task
-    from fluffle.worker.training.fednova import norm
+    from fluffle.worker.training.algorithms.fednova import norm
 
     task, devices = load_task(plan), Devices(plan)
     data, training = task.dataset(), plan.training

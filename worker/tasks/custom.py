@@ -31,20 +31,30 @@ def is_custom(name: str) -> bool:
 
 def named_by_plan(name: str) -> type[Task]:
     """The class that an experiment names. Raises: UserError."""
+    path, found = place_named_by_plan(name, "task")
+    return load(f"{path}:{found}")
+
+
+def place_named_by_plan(name: str, what: str) -> tuple[Path, str]:
+    """Where the file that an experiment names lies on this machine, and the class in it.
+
+    what: what it is to be, for an error. Raises: UserError.
+    """
     folder = os.environ.get(FOLDER)
     if not folder:
+        give = f"give --task PATH/{name}, or " if what == "task" else ""
         raise UserError(
-            f"the experiment's task is {name}, and code does not travel: give --task PATH/{name}, "
-            f"or set {FOLDER} to the folder that has the file"
+            f"the experiment's {what} is {name}, and code does not travel: {give}"
+            f"set {FOLDER} to the folder that has the file"
         )
-    file, _, _ = name.rpartition(":")
     root = Path(folder).resolve()
-    if Path(file).name != file or not (root / file).resolve().is_relative_to(root):
+    path, found = user_code.place_of(name, root)
+    if path.parent != root or "/" in name:
         raise UserError(
-            f"the task {name} lies outside {folder}, or deeper: an experiment may name a file in "
+            f"the {what} {name} lies outside {folder}, or deeper: an experiment may name a file in "
             "that folder itself and no other"
         )
-    return load(f"{root}/{name}")
+    return path, found
 
 
 def load(place: str) -> type[Task]:

@@ -31,11 +31,6 @@ class Optimizer(Protocol):
 
 def make(table: TrainingTable, variables: Sequence[Any]) -> Optimizer:
     """The optimizer of a training plan for these Keras variables. Raises: UserError."""
-    optimizer = _named(table, variables)
-    return Proximal(optimizer, table.proximal_mu, variables) if table.proximal_mu else optimizer
-
-
-def _named(table: TrainingTable, variables: Sequence[Any]) -> Optimizer:
     name = table.optimizer.lower()
     if name == "sgd":
         return Sgd(table.learning_rate, table.momentum, table.nesterov, variables)
@@ -164,29 +159,3 @@ class OfKeras:
 
     def apply(self, gradients: Sequence[Any]) -> None:
         self._optimizer.apply(gradients, self._variables)
-
-
-class Proximal:
-    """FedProx (Li et al. 2020, arXiv 1812.06127, equation 2): mu (w - w_base) in every gradient.
-
-    ``w_base`` are the variables' values when ``reset`` is called.
-    """
-
-    def __init__(self, optimizer: Optimizer, mu: float, variables: Sequence[Any]) -> None:
-        self._optimizer = optimizer
-        self._mu = mu
-        self._variables = variables
-        self._base = [tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False) for v in variables]
-
-    def reset(self) -> None:
-        self._optimizer.reset()
-        for base, variable in zip(self._base, self._variables, strict=True):
-            base.assign(variable.value)
-
-    def apply(self, gradients: Sequence[Any]) -> None:
-        self._optimizer.apply(
-            [
-                None if g is None else tf.convert_to_tensor(g) + self._mu * (v.value - base)
-                for g, v, base in zip(gradients, self._variables, self._base, strict=True)
-            ]
-        )

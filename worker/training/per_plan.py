@@ -35,17 +35,10 @@ class PerPlan(Generic[T]):
 
 def make_trainer(plan: Plan) -> Trainer:
     """A trainer; TensorFlow is imported only once there is something to train."""
-    if plan.asks is not None and isinstance(load_task(plan), StreamedTask):
-        raise UserError("scaffold and fednova train in memory: they take no StreamedTask")
-    if plan.asks == "normaliser":
-        from fluffle.worker.training.fednova import FedNovaTrainer
-
-        return FedNovaTrainer(plan)
-    if plan.asks is not None:
-        from fluffle.worker.training.scaffold import ScaffoldTrainer
-
-        return ScaffoldTrainer(plan)
     if isinstance(load_task(plan), StreamedTask):
+        if plan.asks is not None or plan.training.algorithm not in (None, "fedprox"):
+            what = plan.training.algorithm or "scaffold and fednova"
+            raise UserError(f"{what} train in memory: they take no StreamedTask")
         from fluffle.worker.training.streamed import StreamingTrainer
 
         return StreamingTrainer(plan)

@@ -6,7 +6,6 @@ while the one before is trained on. All else is the trainer's: its loss, optimiz
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -15,7 +14,7 @@ import tensorflow as tf
 
 from fluffle.schemas import Tensors
 from fluffle.worker.tasks.task import StreamedTask, batched
-from fluffle.worker.training.gradients import gradients_of, objective, scaled_for
+from fluffle.worker.training.algorithms.base import Batch
 from fluffle.worker.training.local_state import forget
 from fluffle.worker.training.trainer import BUILDING, Trained, Trainer, floats, seeds_of
 
@@ -23,24 +22,17 @@ from fluffle.worker.training.trainer import BUILDING, Trained, Trainer, floats, 
 class StreamingTrainer(Trainer):
     """Trains clients of a ``StreamedTask``; evaluates in memory, as every trainer."""
 
-    def train(
-        self,
-        base: Tensors,
-        client: str,
-        turn: int | str,
-        epochs: int | None = None,
-        state: Tensors | None = None,
-    ) -> Trained:
-        """As ``Trainer.train``; the examples are those that one epoch of the stream has.
+    def _train(self, base: Tensors, client: str, turn: int | str, epochs: int | None) -> Trained:
+        """The examples are those that one epoch of the stream has.
 
         Raises: ValueError if ``base`` does not fit the model or the stream is empty; UserError.
         """
-        started = time.perf_counter()
         assert isinstance(self._task, StreamedTask)
         weights = self._checked(base)
         seeds = seeds_of(f"{self._plan.seed}:{client}:{turn}", 1 + len(self._generators))
         begin, early, last = self._loops
         begin(weights, tf.constant(seeds))
+        self._context.begin()
         epochs = self._plan.training.epochs if epochs is None else epochs
         for number in range(epochs):
             ((seed, _),) = seeds_of(f"{seeds[0]}:{number}", 1)
@@ -53,15 +45,14 @@ class StreamingTrainer(Trainer):
                 raise ValueError(f"client {client} has no examples")
         values = self._named([v.value for v in self._weights])
         metrics = floats(self._results(loss))
-        return Trained(values, int(count), metrics, time.perf_counter() - started)
+        return Trained(values, int(count), metrics)
 
     @cached_property
     def _loops(self) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
         """What begins a training, an epoch without metrics, and one with."""
         with BUILDING:
             self._shared("test")  # metrics make their variables
-            optimizer = scaled_for(self._model, self._optimizer())
-            values = [v.value for v in self._parameters]
+            optimizer = self._optimizer()
 
         def begin(weights: list[Any], seeds: Any) -> None:
             self._assign(weights)
@@ -70,14 +61,6 @@ class StreamingTrainer(Trainer):
                 generator.assign(tf.cast(seeds[i + 1], generator.dtype))
             optimizer.reset()
 
-        def step(batch: tuple[Any, ...], measured: bool) -> Any:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(values)
-                loss = self._loss(*batch, training=True, measured=measured)
-                target = objective(optimizer, loss)
-            optimizer.apply(gradients_of(tape, target, values))
-            return loss
-
         def epoch(measured: bool) -> Callable[..., Any]:
             def body(batches: Any, loss: Any, count: Any) -> tuple[Any, Any, Any]:
                 batch = batches.get_next_as_optional()
@@ -85,7 +68,7 @@ class StreamingTrainer(Trainer):
                 def train() -> tuple[Any, Any]:
                     examples = batch.get_value()
                     size = tf.shape(tf.nest.flatten(examples[1])[0])[0]
-                    added = tf.cast(step(examples, measured), tf.float32)
+                    added = tf.cast(self._step(optimizer, Batch(*examples), measured), tf.float32)
                     added *= tf.cast(size, tf.float32)
                     return loss + added, count + size
 

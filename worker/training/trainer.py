@@ -14,9 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import keras
@@ -25,14 +25,17 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from fluffle.schemas import Plan, Tensors, UserError
-from fluffle.schemas.tensors import model_groups, spec
+from fluffle.schemas.tensors import Array, model_groups, spec
 from fluffle.worker.tasks.by_client import ByClient
 from fluffle.worker.tasks.losses import compile_model, named_accuracy
 from fluffle.worker.tasks.registry import load_task
 from fluffle.worker.tasks.structure import count_of
 from fluffle.worker.tasks.task import Task, examples_of
 from fluffle.worker.training import optimizers
+from fluffle.worker.training.algorithms import registry as algorithms
+from fluffle.worker.training.algorithms.base import Batch, Given, Turn
 from fluffle.worker.training.batches import Batches
+from fluffle.worker.training.context import Context, Steered
 from fluffle.worker.training.execution import Execution
 from fluffle.worker.training.gradients import gradients_of, objective, scaled_for
 from fluffle.worker.training.local_state import batch_of, forget, read_statistics
@@ -45,6 +48,8 @@ from fluffle.worker.training.variables import (
     tables_of,
     values_of,
 )
+
+T = TypeVar("T")
 
 #: Examples per step of an evaluation: enough for the matrix kernels, little memory.
 _EVALUATION_BATCH = 250
@@ -68,7 +73,7 @@ class Trained:
     examples: int
     #: The loss and the task's metrics over the last epoch, as ``fit`` reports them.
     metrics: dict[str, float]
-    seconds: float
+    seconds: float = 0.0
     #: What the strategy wants with the update besides.
     extra: Tensors = field(default_factory=dict)
     #: What the client keeps for its next turn.
@@ -99,6 +104,15 @@ class Trainer:
                 f"training.batch_size = {self._whole}, not {plan.training.batch_size}"
             )
         self._spec = spec(payload(self._model))
+        self._algorithm = algorithms.algorithm_of(plan)
+        #: Whether the step that is being traced counts in the metrics.
+        self._measured = False
+        self._context = Context(
+            self._parameters,
+            loss_of=self._loss_of,
+            predict=lambda batch: self._model(self._task.preprocess(batch.x), training=True),
+            preprocess=self._task.preprocess,
+        )
 
     def initial(self) -> Tensors:
         """The weights of version 0: a function of the plan's seed alone."""
@@ -123,6 +137,42 @@ class Trainer:
         examples; UserError if there is no such optimizer.
         """
         started = time.perf_counter()
+        turn_of = self._turn(base, client, turn, epochs, state)
+        self._context.give(self._trying(lambda: self._algorithm.before(turn_of)))
+        trained = self._train(base, client, turn, epochs)
+        after = self._trying(lambda: self._algorithm.after(turn_of, trained.tensors))
+        seconds = time.perf_counter() - started
+        return replace(trained, extra=after.send, state=after.keep, seconds=seconds)
+
+    def _turn(
+        self,
+        base: Tensors,
+        client: str,
+        turn: int | str,
+        epochs: int | None,
+        state: Tensors | None,
+    ) -> Turn:
+        """What the algorithm sees of a turn."""
+
+        def local_training(start: Tensors, given: Given) -> Tensors:
+            self._context.give(given)
+            return self._train(start, client, turn, epochs).tensors
+
+        return Turn(
+            plan=self._plan,
+            client=client,
+            base=base,
+            state=state,
+            steps=self._steps(len(self._task.client_indices(client)), epochs),
+            local_training=local_training,
+            full_gradient=lambda: self._gradient_at(base, client, turn),
+        )
+
+    def _trying(self, action: Callable[[], T]) -> T:
+        return algorithms.trying(self._algorithm, action)
+
+    def _train(self, base: Tensors, client: str, turn: int | str, epochs: int | None) -> Trained:
+        """The local training alone."""
         weights = self._checked(base)
         indices = self._task.client_indices(client)
         if len(indices) < (self._whole or 1):
@@ -133,9 +183,7 @@ class Trainer:
         with execution.loop():
             count = tf.constant(self._plan.training.epochs if epochs is None else epochs)
             values, metrics = function(weights, tf.constant(indices), seeds, count)
-        return Trained(
-            self._named(values), len(indices), floats(metrics), time.perf_counter() - started
-        )
+        return Trained(self._named(values), len(indices), floats(metrics))
 
     def evaluate(self, weights: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:
         """The loss and the task's metrics on test examples, and how many those are.
@@ -201,16 +249,10 @@ class Trainer:
     def _training(self) -> tuple[Any, Execution]:
         with BUILDING:
             examples = self._shared("dataset")
-            optimizer = scaled_for(self._model, self._optimizer())
-            values = [v.value for v in self._parameters]
+            optimizer = self._optimizer()
 
             def step(batch: Any, measured: bool) -> Any:
-                with tf.GradientTape(watch_accessed_variables=False) as tape:
-                    tape.watch(values)
-                    loss = self._loss(*examples.take(batch), training=True, measured=measured)
-                    target = objective(optimizer, loss)
-                optimizer.apply(gradients_of(tape, target, values))
-                return loss
+                return self._step(optimizer, Batch(*examples.take(batch)), measured)
 
             last = Execution(partial(step, measured=True))
             # Metrics are those of the last epoch: up to a third of a small model's step.
@@ -222,7 +264,19 @@ class Trainer:
             return self._traced(self._train_graph(early, last, optimizer), last, seeds, epochs)
 
     def _optimizer(self) -> optimizers.Optimizer:
-        return optimizers.make(self._plan.training, self._parameters)
+        plain = optimizers.make(self._plan.training, self._parameters)
+        return scaled_for(self._model, Steered(plain, self._algorithm, self._context))
+
+    def _step(self, optimizer: optimizers.Optimizer, batch: Batch, measured: bool) -> Any:
+        """The algorithm's loss of a batch, after one step of the optimizer."""
+        values = [v.value for v in self._parameters]
+        self._measured = measured
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            loss = self._trying(lambda: self._algorithm.loss(self._model, batch, self._context))
+            target = objective(optimizer, loss)
+        optimizer.apply(gradients_of(tape, target, values))
+        return loss
 
     def _train_graph(
         self, early: Execution | None, last: Execution, optimizer: optimizers.Optimizer
@@ -240,6 +294,7 @@ class Trainer:
             for i, generator in enumerate(self._generators):
                 generator.assign(tf.cast(seeds[i + 1], generator.dtype))
             optimizer.reset()
+            self._context.begin()
             number = tf.constant(0)
             if early is not None:
                 number, _ = tf.while_loop(
@@ -260,7 +315,7 @@ class Trainer:
             examples = self._shared("test")
 
             def step(batch: Any) -> Any:
-                return self._loss(*examples.take(batch), training=False)
+                return self._loss(Batch(*examples.take(batch)), training=False)
 
             execution = Execution(step)
             size, whole = self._whole or _EVALUATION_BATCH, self._whole is not None
@@ -293,18 +348,61 @@ class Trainer:
         for variable, value in zip(self._weights, weights, strict=True):
             variable.assign(value)
 
-    def _loss(
-        self, x: Any, y: Any, weight: Any = None, *, training: bool, measured: bool = True
-    ) -> Any:
-        """The loss of a batch, regularisation included; ``measured``: counts it in the metrics.
+    def _loss(self, batch: Batch, training: bool) -> Any:
+        """The task's loss of a batch, counted in the metrics."""
+        self._measured = True
+        predicted = self._model(self._task.preprocess(batch.x), training=training)
+        return self._loss_of(batch, predicted, training)
 
-        weight: how much each example counts, shape (examples,); None: all the same.
-        """
-        predicted = self._model(self._task.preprocess(x), training=training)
+    def _loss_of(self, batch: Batch, predicted: Any, training: bool = True) -> Any:
+        """The task's loss of what was predicted, regularisation included."""
+        x, y, weight = batch
         loss = self._model.compute_loss(x, y, predicted, weight, training=training)
-        if measured:
+        if self._measured:
             self._model.compute_metrics(x, y, predicted)
         return loss
+
+    def _gradient_at(self, base: Tensors, client: str, turn: int | str) -> list[Array]:
+        """The gradient of the mean loss over a client's examples, at these weights; layers such as
+        dropout and batch normalisation are as in training.
+        """
+        indices = self._task.client_indices(client)
+        seeds = seeds_of(f"{self._plan.seed}:{client}:{turn}:x", len(self._generators))
+        function, execution = self._full_gradient
+        with execution.loop():
+            sums = function(self._checked(base), tf.constant(indices), seeds)
+        return [s.numpy() for s in sums]
+
+    @cached_property
+    def _full_gradient(self) -> tuple[Any, Execution]:
+        with BUILDING:
+            examples = self._shared("dataset")
+            values = [v.value for v in self._parameters]
+            sums = [tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False) for v in values]
+
+            def step(batch: Any) -> Any:
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch(values)
+                    loss = self._loss(Batch(*examples.take(batch)), training=True)
+                for total, gradient in zip(sums, tape.gradient(loss, values), strict=True):
+                    if gradient is not None:
+                        size = tf.cast(tf.size(batch), total.dtype)
+                        total.assign_add(tf.convert_to_tensor(gradient) * size)
+                return loss
+
+            execution = Execution(step)
+
+            def gradient(weights: list[Any], indices: Any, seeds: Any) -> Any:
+                self._assign(weights)
+                for i, generator in enumerate(self._generators):
+                    generator.assign(tf.cast(seeds[i], generator.dtype))
+                for total in sums:
+                    total.assign(tf.zeros_like(total))
+                mean_over_batches(execution, indices, self._plan.training.batch_size)
+                return [total / tf.cast(tf.size(indices), total.dtype) for total in sums]
+
+            seeds = tf.TensorSpec([len(self._generators), 2], tf.int64)
+            return self._traced(gradient, execution, seeds)
 
     def _results(self, loss: Any) -> dict[str, Any]:
         return {**self._model.get_metrics_result(), "loss": loss}

@@ -14,13 +14,12 @@ combinations as well.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from fluffle.schemas import Tensors
 from fluffle.schemas.experiment import TrainingTable
-from fluffle.worker.training.trainer import Trained, Trainer
+from fluffle.worker.training.algorithms.base import After, Turn
+from fluffle.worker.training.algorithms.fedprox import FedProx
 
 
 def norm(table: TrainingTable, steps: int) -> float:
@@ -35,19 +34,9 @@ def norm(table: TrainingTable, steps: int) -> float:
     return total
 
 
-class FedNovaTrainer(Trainer):
-    """Trains as ever, and tells how far its gradients were carried."""
+class FedNova(FedProx):
+    """Trains as ever, with a proximal term or none, and tells how far its gradients went."""
 
-    def train(
-        self,
-        base: Tensors,
-        client: str,
-        turn: int | str,
-        epochs: int | None = None,
-        state: Tensors | None = None,
-    ) -> Trained:
-        """As ``Trainer``; the update has ``fednova/norm``."""
-        trained = super().train(base, client, turn, epochs)
-        steps = self._steps(trained.examples, epochs)
-        weight = np.array(norm(self._plan.training, steps))
-        return replace(trained, extra={"fednova/norm": weight})
+    def after(self, turn: Turn, local: Tensors) -> After:
+        """||a||_1"""
+        return After({"fednova/norm": np.array(norm(turn.plan.training, turn.steps))})

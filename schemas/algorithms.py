@@ -1,0 +1,85 @@
+"""Client algorithms as an experiment names them, with their parameters, and what they keep.
+
+A strategy asks for its own (SCAFFOLD, FedNova); ``[training] algorithm`` names any other.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fluffle.schemas.user_code import is_custom
+
+#: What a strategy may ask of clients beyond the model's update: SCAFFOLD's control variates
+#: (arXiv 1910.06378, equation 4, option I or II), FedNova's ||a||_1 (arXiv 2007.07481, equation 5).
+Asks = Literal["control-variate-I", "control-variate-II", "normaliser"]
+
+#: What a parameter of user code may be.
+Scalar = bool | int | float | str | list[bool | int | float | str]
+
+
+class Parameters(BaseModel):
+    """What one algorithm takes as ``[training.algorithm_parameters]``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FedProx(Parameters):
+    """FedProx: its mu is ``training.proximal_mu``."""
+
+
+#: What ``training.algorithm`` may name.
+ALGORITHMS: Mapping[str, type[Parameters]] = {"fedprox": FedProx}
+#: Their clients keep something from one turn to the next.
+WITH_STATE: tuple[str, ...] = ()
+#: Strategies that bring their clients' algorithm with them.
+_OF_STRATEGY = ("scaffold", "fednova")
+
+
+def state_of(asks: Asks | None, algorithm: str | None, keep_state: bool | None) -> bool:
+    """Whether the algorithm's clients keep something from one turn to the next."""
+    asked = asks in ("control-variate-I", "control-variate-II")
+    return asked or algorithm in WITH_STATE or bool(keep_state)
+
+
+def check_algorithm(
+    name: str | None, parameters: Mapping[str, Any] | None, keep_state: bool | None, strategy: str
+) -> None:
+    """Raises: ValueError where a client's algorithm is not known, or does not go with the rest."""
+    if keep_state and not (name and is_custom(name)):
+        raise ValueError("training.keep_state goes with training.algorithm = 'FILE.py:Class'")
+    if name is None:
+        if parameters is not None:
+            raise ValueError("[training.algorithm_parameters] say nothing without an algorithm")
+        return
+    if strategy in _OF_STRATEGY and (name, strategy) != ("fedprox", "fednova"):
+        raise ValueError(
+            f"{strategy} brings its clients' algorithm with it: remove training.algorithm"
+        )
+    if is_custom(name):
+        return
+    if name not in ALGORITHMS:
+        _refuse(name)
+    try:
+        ALGORITHMS[name].model_validate(parameters or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["training.algorithm_parameters", *map(str, first["loc"])])
+        known = ", ".join(ALGORITHMS[name].model_fields) or "none"
+        raise ValueError(f"{where}: {first['msg']} (the parameters of {name}: {known})") from None
+
+
+def _refuse(name: str) -> None:
+    if name in _OF_STRATEGY:
+        raise ValueError(
+            f"training.algorithm = {name!r} comes with its strategy: set aggregation.strategy = "
+            f"{name!r} in its place"
+        )
+    near = difflib.get_close_matches(name, ALGORITHMS, n=1)
+    raise ValueError(
+        f"training.algorithm = {name!r} is none of {', '.join(ALGORITHMS)}, and no file of your "
+        f"own, as my_file.py:MyAlgorithm" + (f"; did you mean {near[0]}?" if near else "")
+    )

@@ -1,0 +1,1 @@
+"""Client algorithms: one file each, opened by its paper and its equations."""

@@ -1,0 +1,63 @@
+"""The registry of client algorithms: what a plan means, and the way to one of one's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fluffle.schemas import Plan, UserError, user_code
+from fluffle.schemas.algorithms import Asks
+from fluffle.worker.tasks import custom
+from fluffle.worker.training.algorithms.base import Algorithm
+from fluffle.worker.training.algorithms.fednova import FedNova
+from fluffle.worker.training.algorithms.fedprox import FedProx
+from fluffle.worker.training.algorithms.scaffold import Scaffold
+
+T = TypeVar("T")
+
+#: What a strategy asks for by name.
+_ASKED: dict[Asks, Callable[[Plan], Algorithm]] = {
+    "control-variate-I": lambda plan: Scaffold(),
+    "control-variate-II": lambda plan: Scaffold(),
+    "normaliser": lambda plan: FedNova(plan.training.proximal_mu or 0.0),
+}
+
+
+def algorithm_of(plan: Plan) -> Algorithm:
+    """The plan's algorithm, a new object. Raises: UserError where it cannot be made."""
+    name = plan.training.algorithm
+    if plan.asks is not None:
+        return _ASKED[plan.asks](plan)
+    if name is not None and user_code.is_custom(name):
+        return _custom(name, plan.training.algorithm_parameters or {})
+    return FedProx(plan.training.proximal_mu or 0.0)
+
+
+def trying(algorithm: Algorithm, action: Callable[[], T]) -> T:
+    """What the code of a user's own raises is theirs to mend. Raises: UserError in its place."""
+    try:
+        return action()
+    except UserError:
+        raise
+    except Exception as error:
+        path = Path(inspect.getfile(type(algorithm)))
+        if path.is_relative_to(Path(__file__).parent):
+            raise
+        raise UserError(f"the algorithm failed: {user_code.explain(error, path)}") from error
+
+
+def _custom(name: str, parameters: dict[str, Any]) -> Algorithm:
+    """The class ``FILE.py:Class``, which lies where tasks do. Raises: UserError."""
+    path, class_name = custom.place_named_by_plan(name, "algorithm")
+    found = user_code.load_class(path, class_name)
+    if not issubclass(found, Algorithm):
+        raise UserError(f"{class_name} in {path} is no fluffle.Algorithm")
+    try:
+        return found(**parameters)
+    except Exception as error:
+        raise UserError(
+            "cannot make the algorithm with [training.algorithm_parameters]: "
+            f"{user_code.explain(error, path)}"
+        ) from error
