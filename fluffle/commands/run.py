@@ -72,7 +72,8 @@ def run(
     from fluffle.invocation import to_paste
     from fluffle.run import check_folder, run_experiment, run_virtual
     from fluffle.tracking import trackers
-    from fluffle.worker.tasks.registry import prepare
+    from fluffle.worker.tasks.registry import check, prepare
+    from fluffle.worker.training.algorithms.registry import check as check_algorithm
     from fluffle.worker.training.trial import check
 
     experiment = load_experiment(file, settings or [], os.environ)
@@ -91,6 +92,13 @@ def run(
     with Display(name, quiet=json) as display:
         prepare(experiment.task.name, display.fetching)
         check(experiment)
+        check(
+            experiment.task,
+            experiment.partition,
+            experiment.experiment.seed,
+            experiment.evaluation.by_client,
+        )
+        check_algorithm(experiment.training)
         if clock == "virtual":
             summary = run_virtual(
                 experiment, folder, display, slots=slots, code=file.parent, trackers=followed
@@ -147,7 +155,7 @@ def use_folder_of(file: Path, experiment: Experiment, slots: int, data: Path | N
     if data is not None:
         use(None, data)
         os.environ[custom.DATA] = str(data.resolve())
-    if custom.is_custom(experiment.task.name):
+    if any(map(custom.is_custom, (experiment.task.name, experiment.training.algorithm or ""))):
         configure(slots)
 
 

@@ -125,7 +125,7 @@ def test_what_is_wrong_in_it_is_one_line_that_names_the_file() -> None:
     from fluffle.worker.training.per_plan import make_trainer
 
     broken = make_trainer(plan_of(algorithm="own_algorithm.py:Broken"))
-    with pytest.raises(UserError, match=r"the algorithm failed: own_algorithm.py, line 23: Attrib"):
+    with pytest.raises(UserError, match=r"the algorithm failed: own_algorithm.py, line 22: Attrib"):
         broken.train(broken.initial(), "1", 1)
     with pytest.raises(UserError, match=r"with \[training.algorithm_parameters\]: .*unexpected"):
         make_trainer(plan_of(algorithm="near.py:Near", algorithm_parameters={"my": 1.0}))

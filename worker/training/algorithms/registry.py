@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from fluffle.schemas import Plan, UserError, user_code
 from fluffle.schemas.algorithms import Asks
+from fluffle.schemas.experiment import TrainingTable
 from fluffle.worker.tasks import custom
 from fluffle.worker.training.algorithms.base import Algorithm
 from fluffle.worker.training.algorithms.fednova import FedNova
@@ -23,6 +24,12 @@ _ASKED: dict[Asks, Callable[[Plan], Algorithm]] = {
     "control-variate-II": lambda plan: Scaffold(),
     "normaliser": lambda plan: FedNova(plan.training.proximal_mu or 0.0),
 }
+
+
+def check(table: TrainingTable) -> None:
+    """Raises: UserError if an algorithm from a file cannot be made; better before than while."""
+    if table.algorithm is not None and user_code.is_custom(table.algorithm):
+        _custom(table.algorithm, table.algorithm_parameters or {})
 
 
 def algorithm_of(plan: Plan) -> Algorithm:
