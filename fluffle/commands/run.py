@@ -72,7 +72,7 @@ def run(
     from fluffle.invocation import to_paste
     from fluffle.run import check_folder, run_experiment, run_virtual
     from fluffle.tracking import trackers
-    from fluffle.worker.tasks.registry import check, prepare
+    from fluffle.worker.tasks.registry import prepare
     from fluffle.worker.training.algorithms.registry import check as check_algorithm
     from fluffle.worker.training.trial import check
 
@@ -92,12 +92,6 @@ def run(
     with Display(name, quiet=json) as display:
         prepare(experiment.task.name, display.fetching)
         check(experiment)
-        check(
-            experiment.task,
-            experiment.partition,
-            experiment.experiment.seed,
-            experiment.evaluation.by_client,
-        )
         check_algorithm(experiment.training)
         if clock == "virtual":
             summary = run_virtual(
