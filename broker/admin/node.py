@@ -11,6 +11,7 @@ password and Erlang's cookie are drawn, the folder is ours alone, and there is n
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import secrets
@@ -176,13 +177,12 @@ class Node:
         assert process.stdin is not None
         process.stdin.close()
 
-    def ctl(self, *arguments: str, stdin: str = "") -> str:
+    def ctl(self, *arguments: str) -> str:
         """What ``rabbitmqctl`` with these arguments prints."""
         command = [str(self._scripts / "rabbitmqctl"), "--quiet", *arguments]
         return subprocess.run(
             command,
             env=self._environment(),
-            input=stdin,
             check=True,
             capture_output=True,
             text=True,
@@ -227,10 +227,14 @@ class Node:
         return True
 
     def _replace_guest(self) -> None:
-        # Not on the command line, where others of this machine could read it.
-        self.ctl("add_user", USER, stdin=f"{self._password}\n")
-        self.ctl("set_user_tags", USER, "administrator")
-        self.ctl("set_permissions", USER, ".*", ".*", ".*")
+        # By a file: others of this machine could read a command line.
+        user = {"name": USER, "password": self._password, "tags": ["administrator"]}
+        everything = dict.fromkeys(("configure", "write", "read"), ".*")
+        rights = {"user": USER, "vhost": "/", **everything}
+        definitions = self.folder / "definitions.json"
+        _write(definitions, json.dumps({"users": [user], "permissions": [rights]}))
+        self.ctl("import_definitions", str(definitions))
+        definitions.unlink()
         self.ctl("delete_user", "guest")
         self._has_guest = False
 
