@@ -1,7 +1,8 @@
 """Reads an experiment: the TOML file, then FLUFFLE_… variables, then ``--set``; the last one wins.
 
 ``FLUFFLE_AGGREGATION__QUORUM=5`` and ``--set aggregation.quorum=5`` say the same. Values are read
-as TOML (numbers, booleans, lists, quoted strings); what is no TOML is taken as a string.
+as TOML (numbers, booleans, lists, quoted strings); what is no TOML is taken as a string. Nothing,
+``aggregation.quorum=``, takes the key out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pydantic_core import ErrorDetails
 
 from fluffle.device_files import read_device_files
 from fluffle.schemas import Experiment, UserError
-from fluffle.schemas.experiment import Table
+from fluffle.schemas.aggregation import keys_of
+from fluffle.schemas.table import Table
 
 _PREFIX = "FLUFFLE_"
 #: Of Keras 3, as ``keras.optimizers.get`` takes them.
@@ -50,7 +52,7 @@ def load_experiment(
     try:
         experiment = Experiment.model_validate(document)
     except ValidationError as error:
-        raise UserError(f"{path or 'settings'}: {_explain(error.errors()[0])}") from None
+        raise UserError(f"{path or 'settings'}: {_explain(error.errors()[0], document)}") from None
     _check_optimizer(experiment.training.optimizer)
     return experiment
 
@@ -92,15 +94,18 @@ def _put(document: dict[str, Any], table: str, key: str, text: str) -> None:
         place = place.setdefault(name, {})
         if not isinstance(place, dict):
             return
-    place[key] = value
+    if text:
+        place[key] = value
+    else:
+        place.pop(key, None)
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(error: ErrorDetails, document: Mapping[str, Any]) -> str:
     """One line: which key, what is wrong, what was given."""
     path = [str(part) for part in error["loc"]]
     where = ".".join(path)
     if error["type"] == "extra_forbidden":
-        return f"unknown key {where}{_suggestion(path)}"
+        return f"unknown key {where}{_suggestion(path, document)}"
     if error["type"] == "missing":
         return f"{where} is missing"
     if error["type"] == "value_error" and "ctx" in error:
@@ -129,9 +134,11 @@ def _known_in(table: str) -> list[str]:
     return [name for kind in get_args(annotation) or (annotation,) for name in _keys(kind)]
 
 
-def _suggestion(path: list[str]) -> str:
+def _suggestion(path: list[str], document: Mapping[str, Any]) -> str:
     if len(path) == 1:
         known = list(Experiment.model_fields)
+    elif path[0] == "aggregation":
+        known = list(keys_of(document["aggregation"].get("strategy", "fedbuff")).model_fields)
     elif path[0] in Experiment.model_fields:
         known = _known_in(path[0])
     else:

@@ -85,7 +85,7 @@ def read_weights(ledger: LedgerReader, version: str) -> Weights:
             f"the weights of version {wanted} are gone: {ledger.folder} keeps the best evaluated "
             "version and the last ones (aggregation.keep_versions)"
         )
-    experiment = Experiment.model_validate_json(ledger.meta["experiment"])
+    experiment = Experiment.stored(ledger.meta["experiment"])
     tensors = model_groups(model_of(ledger.store.read(file)))
     return Weights(ledger.folder, wanted, ledger.latest_version(), tensors, experiment)
 

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
+from fluffle.schemas.aggregation import STORED, Aggregation, strategies
 from fluffle.schemas.algorithms import Asks, Scalar, check_algorithm, state_of
 from fluffle.schemas.device_tables import HardwareTable, Trace
 from fluffle.schemas.steps import Steps, remembers
-from fluffle.schemas.user_code import is_custom
+from fluffle.schemas.table import (
+    Fraction,
+    NonNegative,
+    NotWith,
+    OnlyWith,
+    Positive,
+    Range,
+    Table,
+    idle_keys,
+    refuse_idle_keys,
+)
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-#: [low, high]. A TOML or msgpack list is as good as a tuple.
-Range = Annotated[tuple[NonNegative, NonNegative], Field(strict=False)]
 #: A resident client, which is also its user's name on the broker. No dots: the rights on
 #: ``site.…`` that one has must not fit the queues of another.
 Resident = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-
-
-class Table(BaseModel):
-    """One table of the experiment file. Unknown keys and values of another type are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ExperimentTable(Table):
@@ -49,6 +56,10 @@ class ExperimentTable(Table):
     max_minutes: Positive | None = None
 
 
+#: Marks a setting of synthetic-lr.
+_SYNTHETIC = OnlyWith("name", ("synthetic-lr",))
+
+
 class TaskTable(Table):
     """What is learned, and by how many clients."""
 
@@ -58,11 +69,11 @@ class TaskTable(Table):
     clients: int = Field(10, ge=0, le=1_000_000)
     #: synthetic-lr: how much the devices' models differ (alpha); Li et al. 2020, arXiv 1812.06127,
     #: section 5.1. Default: 1.
-    synthetic_alpha: NonNegative | None = None
+    synthetic_alpha: Annotated[NonNegative | None, _SYNTHETIC] = None
     #: synthetic-lr: how much the devices' inputs differ (beta). Default: 1.
-    synthetic_beta: NonNegative | None = None
+    synthetic_beta: Annotated[NonNegative | None, _SYNTHETIC] = None
     #: synthetic-lr: all devices have the same model and inputs instead (the paper's IID data).
-    synthetic_iid: bool | None = None
+    synthetic_iid: Annotated[bool | None, _SYNTHETIC] = None
 
 
 class PartitionTable(Table):
@@ -74,15 +85,17 @@ class PartitionTable(Table):
         "contiguous", "iid", "shards", "dirichlet", "power-law", "similarity", "natural"
     ] = "contiguous"
     #: shards: how many label-sorted shards a client gets (McMahan et al. 2017: 2).
-    shards_per_client: int = Field(2, ge=1, le=2**31)
+    shards_per_client: Annotated[int, OnlyWith("kind", ("shards",))] = Field(2, ge=1, le=2**31)
     #: dirichlet: the sum of the concentrations of all classes; smaller is more skewed (Hsu et al.
     #: 2019, arXiv 1909.06335).
-    alpha: Positive = 0.5
+    alpha: Annotated[Positive, OnlyWith("kind", ("dirichlet",))] = 0.5
     #: power-law: client k's share of the examples is proportional to (k + 1)^-exponent. Default: 1.
-    exponent: NonNegative | None = None
+    exponent: Annotated[NonNegative | None, OnlyWith("kind", ("power-law",))] = None
     #: similarity: this many percent of each client's examples are iid, the rest is sorted by label
     #: (Karimireddy et al. 2020, arXiv 1910.06378). Default: 10.
-    similarity: Annotated[float, Field(ge=0, le=100)] | None = None
+    similarity: Annotated[
+        Annotated[float, Field(ge=0, le=100)] | None, OnlyWith("kind", ("similarity",))
+    ] = None
     #: Keep at most this many examples of each client.
     examples_per_client: int | None = Field(None, ge=1, le=2**31)
 
@@ -99,9 +112,9 @@ class TrainingTable(Table):
     #: Of the clients' optimizer.
     learning_rate: Positive = 0.001
     #: sgd only.
-    momentum: float = Field(0.0, ge=0, lt=1)
+    momentum: Annotated[float, OnlyWith("optimizer", ("sgd",))] = Field(0.0, ge=0, lt=1)
     #: sgd only: Nesterov's momentum.
-    nesterov: bool = False
+    nesterov: Annotated[bool, OnlyWith("optimizer", ("sgd",))] = False
     #: FedProx (arXiv 1812.06127): mu/2 |w - w_base|^2 is added to the local loss.
     proximal_mu: NonNegative | None = None
     #: What a client does besides: fedprox, or FILE.py:Class beside the experiment file. Default:
@@ -111,6 +124,17 @@ class TrainingTable(Table):
     algorithm_parameters: dict[str, Scalar] | None = None
     #: An algorithm from a file: clients keep what it returns for their next turn.
     keep_state: bool | None = None
+
+
+#: What ``devices.preset`` stands for.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "article": {"delay": "exponential", "delay_s": 2.0, "delay_of": "turn", "dropout": 0.1},
+    "phones": {
+        **{"availability": "diurnal", "available": 0.3, "dropout": 0.1, "stragglers": 0.2},
+        **{"delay": "log_normal", "delay_s": 60.0, "delay_shape": 1.0, "delay_of": "client"},
+        **{"latency_s": 0.1, "download_bytes_per_s": 2.5e6, "upload_bytes_per_s": 6e5},
+    },
+}
 
 
 class DevicesTable(Table):
@@ -124,20 +148,22 @@ class DevicesTable(Table):
     #: client's own; on_off: exponential times on and off; trace: rows client,start,end of a CSV.
     availability: Literal["always", "diurnal", "on_off", "trace"] | None = None
     #: diurnal: the length of a day. Default: 86400.
-    period_s: Positive | None = None
+    period_s: Annotated[Positive | None, OnlyWith("availability", ("diurnal",))] = None
     #: diurnal: the share of clients that are available on average. Default: 0.5.
-    available: Fraction | None = None
+    available: Annotated[Fraction | None, OnlyWith("availability", ("diurnal",))] = None
     #: on_off: how long a client is there, on average. Default: 600.
-    on_s: Positive | None = None
+    on_s: Annotated[Positive | None, OnlyWith("availability", ("on_off",))] = None
     #: on_off: how long it is away, on average. Default: 600.
-    off_s: Positive | None = None
+    off_s: Annotated[Positive | None, OnlyWith("availability", ("on_off",))] = None
     #: trace: the path of the CSV, from the experiment file on.
-    trace: Trace | None = None
+    trace: Annotated[Trace | None, OnlyWith("availability", ("trace",))] = None
 
     #: connectivity: the probability that a turn brings nothing.
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     #: Where a turn that brings nothing is lost; any: in one of the three, at random. Default: any.
-    dropout_at: Literal["before_training", "after_training", "upload", "any"] | None = None
+    dropout_at: Annotated[
+        Literal["before_training", "after_training", "upload", "any"] | None, OnlyWith("dropout")
+    ] = None
 
     #: completeness: the share of turns that do only 1 to ``epochs`` epochs, uniformly (FedProx).
     stragglers: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -148,24 +174,24 @@ class DevicesTable(Table):
         Literal["constant", "uniform", "exponential", "half_normal", "log_normal", "pareto"] | None
     ) = None
     #: The mean of the delay, in seconds.
-    delay_s: NonNegative | None = None
+    delay_s: Annotated[NonNegative | None, OnlyWith("delay")] = None
     #: log_normal: sigma; pareto: the exponent (above 1).
-    delay_shape: Positive | None = None
+    delay_shape: Annotated[Positive | None, OnlyWith("delay", ("log_normal", "pareto"))] = None
     #: Whether a delay is drawn once for each client or anew for each turn. Default: turn.
-    delay_of: Literal["client", "turn"] | None = None
+    delay_of: Annotated[Literal["client", "turn"] | None, OnlyWith("delay")] = None
     #: responsiveness by hardware: what a device takes for one example, and its network.
-    seconds_per_example: NonNegative | None = None
+    seconds_per_example: Annotated[NonNegative | None, NotWith("hardware")] = None
     #: What a message takes besides its bytes, each way.
-    latency_s: NonNegative | None = None
+    latency_s: Annotated[NonNegative | None, NotWith("hardware")] = None
     #: The network of a device towards it: how fast a model comes.
-    download_bytes_per_s: Positive | None = None
+    download_bytes_per_s: Annotated[Positive | None, NotWith("hardware")] = None
     #: And away from it: how fast an update goes.
-    upload_bytes_per_s: Positive | None = None
+    upload_bytes_per_s: Annotated[Positive | None, NotWith("hardware")] = None
     #: Hostile clients, for experiments on robust strategies: this share trains, and sends its delta
     #: with the sign flipped, times byzantine_scale (default 1).
     byzantine: Annotated[float, Field(ge=0, le=1)] | None = None
     #: What a hostile client's flipped delta is multiplied by. Default: 1.
-    byzantine_scale: Positive | None = None
+    byzantine_scale: Annotated[Positive | None, OnlyWith("byzantine")] = None
     #: The path of a CSV with a row for each device: seconds_per_example, latency_s,
     #: download_bytes_per_s, upload_bytes_per_s; clients are dealt the rows at random.
     hardware: HardwareTable | None = None
@@ -178,6 +204,18 @@ class DevicesTable(Table):
             )
         return self
 
+    def effective(self, key: str) -> Any:
+        """The value that holds for a key: its own, else the preset's."""
+        given = getattr(self, key)
+        preset = PRESETS[self.preset] if self.preset else {}
+        return preset.get(key) if given is None else given
+
+    @property
+    def with_preset(self) -> DevicesTable:
+        """The table with the preset's settings, where no key of its own overrides them."""
+        preset = PRESETS[self.preset] if self.preset else {}
+        return DevicesTable.model_validate({**preset, **self.model_dump(exclude_none=True)})
+
 
 class ParticipationTable(Table):
     """Who trains when."""
@@ -186,11 +224,15 @@ class ParticipationTable(Table):
     #: together for each version (synchronous rounds).
     mode: Literal["concurrent", "cohort"] = "concurrent"
     #: concurrent: how many clients are in flight at once (M). Default: all.
-    concurrency: int | None = Field(None, ge=1)
+    concurrency: Annotated[
+        Annotated[int, Field(ge=1)] | None, OnlyWith("mode", ("concurrent",))
+    ] = None
     #: cohort: the share of clients chosen for each version.
-    sampling_rate: Fraction = 1.0
+    sampling_rate: Annotated[Fraction, OnlyWith("mode", ("cohort",))] = 1.0
     #: cohort: choose this many times more clients than the quorum needs.
-    over_selection: float = Field(1.0, ge=1, allow_inf_nan=False)
+    over_selection: Annotated[float, OnlyWith("mode", ("cohort",))] = Field(
+        1.0, ge=1, allow_inf_nan=False
+    )
     #: An assignment that brings nothing within this time is a dropout.
     assignment_deadline_s: Positive = 600.0
     #: A client rests between its turns for a time drawn uniformly from [low, high] seconds.
@@ -202,99 +244,6 @@ class ParticipationTable(Table):
     #: name there, and what comes without a user, or from another, is rejected. none: nobody, for
     #: brokers on which all are the same user. Default: broker with residents, else none.
     identity: Literal["broker", "none"] | None = None
-
-
-#: Every strategy by its name; docs/strategies.md has their equations.
-STRATEGIES = (
-    *("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"),
-    *("fedbuff", "fedasync", "ringmaster", "ca2fl"),
-    *("median", "trimmed-mean", "krum", "multi-krum", "norm-bounding"),
-    *("scaffold", "fednova"),
-)
-#: They hand what they aggregate to a server optimizer of one's choice.
-WITH_OPTIMIZER = (
-    *("fedbuff", "ca2fl", "median", "trimmed-mean", "krum", "multi-krum", "norm-bounding"),
-)
-#: They make a version of every update.
-ONE_BY_ONE = ("fedasync", "ringmaster")
-#: Strategies that weigh updates by examples unless told otherwise.
-BY_EXAMPLES = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
-#: Strategies whose sums no update moves by more than its length.
-PRIVATE = ("fedbuff", "ringmaster", *BY_EXAMPLES)
-
-
-def _known_strategy(name: str) -> str:
-    if name in STRATEGIES or is_custom(name):
-        return name
-    raise ValueError(
-        f"aggregation.strategy = {name!r} is none of {', '.join(STRATEGIES)}, and no file of your "
-        "own, as my_file.py:MyStrategy"
-    )
-
-
-class AggregationTable(Table):
-    """When a buffer closes, and what is made of it."""
-
-    #: A name of docs/strategies.md, or FILE.py:Class beside the experiment file.
-    strategy: Annotated[str, AfterValidator(_known_strategy)] = "fedbuff"
-    #: What a strategy from a file is made with.
-    parameters: dict[str, bool | int | float | str | list[bool | int | float | str]] | None = None
-    #: How many updates close the buffer (K). Default: fedasync and ringmaster 1, cohort its size,
-    #: else 3.
-    quorum: int | None = Field(None, ge=1)
-    #: The time after which the buffer closes without a quorum.
-    deadline_s: Positive = 10.0
-    #: At the deadline without a quorum: step (with min_updates, else extend), extend or abort.
-    on_deadline: Literal["step", "extend", "abort"] = "step"
-    #: A deadline steps with at least this many updates in the buffer.
-    min_updates: int = Field(1, ge=1)
-    #: Updates staler than this are rejected. Default: none is too stale.
-    max_staleness: int | None = Field(None, ge=0)
-    #: The weight of a stale update: constant 1; polynomial (1+tau)^-a; hinge 1/(a(tau-b)+1) past b.
-    #: Default: polynomial for fedbuff and fedasync, constant for the others.
-    staleness: Literal["constant", "polynomial", "hinge"] | None = None
-    #: a of polynomial and hinge.
-    staleness_a: NonNegative = 0.5
-    #: b of hinge: how many versions old an update may be at full weight.
-    staleness_b: NonNegative = 4.0
-    #: fedavg, fedavgm, fedadagrad, fedadam, fedyogi: weigh updates by examples, or all the same.
-    weighting: Literal["examples", "uniform"] = "examples"
-    #: What the server makes of the mean delta. Default: the one in the strategy's name, else sgd.
-    server_optimizer: Literal["sgd", "momentum", "adagrad", "adam", "yogi"] | None = None
-    #: The server's learning rate (eta). Default: sgd, momentum 1; adagrad 0.1; adam, yogi 0.01.
-    server_learning_rate: Positive | None = None
-    #: momentum: beta; adagrad, adam, yogi: beta_1. Default: 0.9, adagrad 0.
-    server_beta_1: Annotated[float, Field(ge=0, lt=1)] | None = None
-    #: adam, yogi: beta_2. Default: 0.99.
-    server_beta_2: Annotated[float, Field(ge=0, lt=1)] | None = None
-    #: adagrad, adam, yogi: the degree of adaptivity (tau). Default: 0.001.
-    server_tau: Positive | None = None
-    #: fedasync: the mixing weight (alpha).
-    mixing: Fraction = 0.6
-    #: ringmaster: updates this stale or staler are ignored (R).
-    delay_threshold: int | None = Field(None, ge=1)
-    #: ca2fl: refuse to start where all clients' last deltas would take more. Default: 1000.
-    max_cache_mb: Positive | None = None
-    #: trimmed-mean: the share of updates left out at each end, in every coordinate. Default: 0.2.
-    trim: Annotated[float, Field(ge=0, lt=0.5)] | None = None
-    #: krum, multi-krum: how many updates of a buffer may be bad (f). Default: at most, (K - 3) / 2.
-    byzantine_updates: int | None = Field(None, ge=0)
-    #: multi-krum: how many updates are averaged (m). Default: the buffer's less f.
-    krum_selected: int | None = Field(None, ge=1)
-    #: norm-bounding: deltas longer than this are shortened to it (M).
-    norm_bound: Positive | None = None
-    #: scaffold: clients renew their control variate by option I (the gradient at the global model:
-    #: one more pass over their data) or II (the path that they went, for nothing). Default: II.
-    control_option: Literal["I", "II"] | None = None
-    #: cohort: fold in client order, so that every version has the same bytes on any transport.
-    deterministic: bool = False
-    #: A partial checkpoint is taken when updates have been held for this long.
-    hold_s: Positive = 60.0
-    #: Weight files of this many last versions stay in the run folder.
-    keep_versions: int = Field(3, ge=1)
-    #: Archive every update that is folded, so that ``fluffle verify --replay`` can recompute every
-    #: version: takes the model's bytes for each update.
-    keep_updates: bool = False
 
 
 class EvaluationTable(Table):
@@ -349,7 +298,7 @@ class Experiment(Table):
     partition: PartitionTable = PartitionTable()
     training: TrainingTable = TrainingTable()
     participation: ParticipationTable = ParticipationTable()
-    aggregation: AggregationTable = AggregationTable()
+    aggregation: Aggregation = Field(default_factory=dict, validate_default=True)
     evaluation: EvaluationTable = EvaluationTable()
     devices: DevicesTable | None = None
     cost: CostTable | None = None
@@ -391,34 +340,49 @@ class Experiment(Table):
         """K: how many updates close the buffer."""
         if self.aggregation.quorum is not None:
             return self.aggregation.quorum
-        if self.aggregation.strategy in ONE_BY_ONE:
+        if self.aggregation.one_by_one:
             return 1
         if self.participation.mode == "cohort":
             return self.sampled
         return min(3, self.concurrency + len(self.residents))
 
     @property
-    def byzantine_updates(self) -> int:
-        """f: how many updates of a buffer Krum takes for bad."""
-        f = self.aggregation.byzantine_updates
-        return max(0, (self.quorum - 3) // 2) if f is None else f
-
-    @property
     def min_updates(self) -> int:
-        """How many updates a deadline needs to close the buffer; Krum needs 2 f + 3."""
-        krum = self.aggregation.strategy in ("krum", "multi-krum")
-        return max(self.aggregation.min_updates, 2 * self.byzantine_updates + 3 if krum else 1)
+        """How many updates a deadline needs to close the buffer."""
+        return max(self.aggregation.min_updates, self.aggregation.least_updates(self.quorum))
 
     @property
     def max_staleness(self) -> int | None:
         """Updates staler than this are rejected; None if none is too stale."""
-        limits = [self.aggregation.max_staleness]
-        if self.aggregation.strategy == "ringmaster" and self.aggregation.delay_threshold:
-            limits.append(self.aggregation.delay_threshold - 1)
-        return min((limit for limit in limits if limit is not None), default=None)
+        return self.aggregation.staleness_limit
+
+    @model_serializer(mode="wrap")
+    def _what_counts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the keys that do not count, so that what is written can be read again."""
+        document: dict[str, Any] = dump(self)
+        for name, table in self._tables():
+            for key, _ in idle_keys(table):
+                document[name].pop(key, None)
+        return document
+
+    def _tables(self) -> Iterator[tuple[str, Table]]:
+        for name in type(self).model_fields:
+            if isinstance(table := getattr(self, name), Table):
+                yield name, table
+
+    @classmethod
+    def stored(cls, text: str) -> Self:
+        """An experiment that this version or one before has written down as JSON.
+
+        Raises: ValidationError.
+        """
+        return cls.model_validate_json(text, context=STORED)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self, info: ValidationInfo) -> Self:
+        if info.context != STORED:
+            for name, table in self._tables():
+                refuse_idle_keys(name, table)
         cohort = self.participation.mode == "cohort"
         self._check_residents(cohort)
         most = self.concurrency + len(self.residents)
@@ -431,30 +395,13 @@ class Experiment(Table):
             )
         if self.aggregation.min_updates > self.quorum:
             raise ValueError("aggregation.min_updates is larger than the quorum")
-        if self.min_updates > self.quorum:
-            raise ValueError(
-                f"{self.aggregation.strategy} with aggregation.byzantine_updates = "
-                f"{self.byzantine_updates} needs a quorum of at least {self.min_updates} (2 f + 3)"
-            )
         strategy = self.aggregation.strategy
-        if strategy in ONE_BY_ONE and self.quorum != 1:
+        if self.aggregation.one_by_one and self.quorum != 1:
             raise ValueError(
                 f"{strategy} makes a version of every update: remove aggregation.quorum, or make "
                 "it 1"
             )
-        if strategy == "ringmaster" and self.aggregation.delay_threshold is None:
-            raise ValueError("ringmaster needs aggregation.delay_threshold (R)")
-        if strategy == "norm-bounding" and self.aggregation.norm_bound is None:
-            raise ValueError("norm-bounding needs aggregation.norm_bound (M)")
-        if self.aggregation.parameters is not None and not is_custom(strategy):
-            raise ValueError(
-                f"[aggregation.parameters] are for a strategy from a file, and {strategy} is none"
-            )
-        if self.aggregation.server_optimizer and strategy not in WITH_OPTIMIZER:
-            raise ValueError(
-                f"aggregation.server_optimizer goes with {', '.join(WITH_OPTIMIZER)}, and not with "
-                f"{strategy}"
-            )
+        self.aggregation.check(self)
         training = self.training
         check_algorithm(
             training.algorithm, training.algorithm_parameters, training.keep_state, strategy
@@ -464,17 +411,6 @@ class Experiment(Table):
         if training.algorithm not in (None, "fedprox") and training.proximal_mu:
             raise ValueError(
                 f"training.proximal_mu is fedprox's, and not {training.algorithm}'s: leave it out"
-            )
-        plain = training.optimizer.lower() == "sgd"
-        if strategy == "scaffold" and (not plain or training.momentum or training.proximal_mu):
-            raise ValueError(
-                "scaffold corrects plain SGD: training.optimizer = 'sgd', without momentum and "
-                "proximal_mu"
-            )
-        if strategy == "fednova" and not plain:
-            raise ValueError(
-                "fednova knows what SGD makes of its gradients (momentum, nesterov and "
-                "proximal_mu included), and no other optimizer: training.optimizer = 'sgd'"
             )
         if self.aggregation.deterministic and not (cohort and self.quorum == self.concurrency):
             raise ValueError(
@@ -490,21 +426,15 @@ class Experiment(Table):
                 "evaluation.by_client is about pooled clients, and task.clients = 0: sites measure "
                 "the model on what they hold out themselves"
             )
-        if self.privacy is not None:
-            self._check_privacy()
+        if self.privacy is not None and not self.aggregation.private:
+            able = [name for name, table in strategies().items() if table.private]
+            raise ValueError(
+                f"privacy goes with {', '.join(able)}, whose sums no update moves by more than "
+                f"its length; not with {strategy}"
+            )
         if self.training.nesterov and not self.training.momentum:
             raise ValueError("training.nesterov needs training.momentum")
         return self
-
-    def _check_privacy(self) -> None:
-        strategy = self.aggregation.strategy
-        if strategy not in PRIVATE:
-            raise ValueError(
-                f"privacy goes with {', '.join(PRIVATE)}, whose sums no update moves by more than "
-                f"its length; not with {strategy}"
-            )
-        if strategy in BY_EXAMPLES and self.aggregation.weighting != "uniform":
-            raise ValueError("privacy needs aggregation.weighting = 'uniform'")
 
     def _check_residents(self, cohort: bool) -> None:
         for name in self.residents:
@@ -526,11 +456,6 @@ class Experiment(Table):
             raise ValueError(
                 "training.keep_state: clients keep state from turn to turn, and "
                 "participation.residents have no turns"
-            )
-        if self.residents and self.aggregation.strategy == "scaffold":
-            raise ValueError(
-                "scaffold's clients keep state from turn to turn, and participation.residents have "
-                "no turns: choose another strategy"
             )
         if cohort and self.residents:
             raise ValueError(

@@ -22,8 +22,10 @@ from pydantic.fields import FieldInfo
 
 import fluffle.schemas.experiment
 import fluffle.schemas.steps
+from fluffle.aggregator.strategies.custom import CustomParameters
 from fluffle.commands.app import app
-from fluffle.schemas.experiment import STRATEGIES, Experiment
+from fluffle.schemas.aggregation import own_keys, strategies
+from fluffle.schemas.experiment import Experiment
 
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "table"}
 _OF_KEYS = """\
@@ -34,6 +36,9 @@ have meant."""
 _OF_STEPS = """\
 Steps that every client does to its delta, in the order in which they stand in the file; the server
 undoes them in reverse. See [updates](../updates.md)."""
+_OF_STRATEGIES = """\
+What each strategy takes besides. A key that does not belong to the chosen one is an error. See
+[strategies](../strategies.md)."""
 _OF_COMMANDS = """\
 `fluffle COMMAND --help` says the same. What a person can mend ends with one line and exit code 2.
 Where a variable is named, it does what the option does."""
@@ -57,7 +62,15 @@ class Key:
 def experiment_keys() -> list[Key]:
     """Every key, in the order of the code."""
     found = [key for table, model in _tables() for key in _keys_of(table, model)]
+    found += [key for _, keys in strategy_keys() for key in keys]
     return found + [key for step in _STEPS for key in _keys_of("update", step)]
+
+
+def strategy_keys() -> Iterator[tuple[str, list[Key]]]:
+    """Each strategy by its name, with the keys of its own."""
+    for name, model in {**strategies(), "FILE.py:Class": CustomParameters}.items():
+        own = own_keys(model)
+        yield name, [key for key in _keys_of("aggregation", model) if key.name in own]
 
 
 def experiment_page() -> str:
@@ -70,6 +83,8 @@ def experiment_page() -> str:
     for table, model in _tables():
         parts += [f"## [{table}] {{ #{table} }}", inspect.getdoc(model) or ""]
         parts.append(_key_table(_keys_of(table, model)))
+        if table == "aggregation":
+            parts += _strategy_parts()
     parts += [
         "## [[update]] { #update }",
         _OF_STEPS,
@@ -82,6 +97,17 @@ def experiment_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _strategy_parts() -> Iterator[str]:
+    models = {**strategies(), "FILE.py:Class": CustomParameters}
+    known: set[str] = set()
+    yield _OF_STRATEGIES
+    for name, keys in strategy_keys():
+        yield f'### strategy = "{name}"'
+        yield inspect.getdoc(models[name]) or ""
+        yield _key_table(keys, known) if keys else "Nothing besides."
+        known |= {key.name for key in keys}
+
+
 def _tables() -> Iterator[tuple[str, type[BaseModel]]]:
     for name, field in Experiment.model_fields.items():
         for model in _options(field.annotation):
@@ -90,15 +116,22 @@ def _tables() -> Iterator[tuple[str, type[BaseModel]]]:
 
 
 def _keys_of(table: str, model: type[BaseModel]) -> list[Key]:
-    comments = _comments(model)
+    comments: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if issubclass(base, BaseModel) and base is not BaseModel:
+            comments |= _comments(base)
     return [
         Key(table, name, _type(name, field), _default(field), comments.get(name, ""))
         for name, field in model.model_fields.items()
     ]
 
 
-def _key_table(keys: Iterable[Key]) -> str:
-    rows = [(f"`{k.name}`{{ #{k.table}.{k.name} }}", k.type, k.default, k.meaning) for k in keys]
+def _key_table(keys: Iterable[Key], known: Iterable[str] = ()) -> str:
+    """A table of keys; those that are ``known`` have their anchor elsewhere."""
+    rows = []
+    for k in keys:
+        anchor = "" if k.name in known else f"{{ #{k.table}.{k.name} }}"
+        rows.append((f"`{k.name}`{anchor}", k.type, k.default, k.meaning))
     return _markdown_table(("key", "type", "default", "meaning"), rows)
 
 
@@ -130,7 +163,7 @@ def _options(annotation: Any) -> list[Any]:
 
 def _type(name: str, field: FieldInfo) -> str:
     if name == "strategy":
-        return ", ".join(f"`{s}`" for s in STRATEGIES) + ", or `FILE.py:Class`"
+        return ", ".join(f"`{s}`" for s in strategies()) + ", or `FILE.py:Class`"
     shown = " or ".join(_type_name(option) for option in _options(field.annotation))
     return _with_bounds(shown, field.metadata)
 

@@ -39,7 +39,7 @@ def epsilons(ledger: LedgerReader) -> list[tuple[int, float]]:
 
     Raises: UserError where dp-accounting is not installed.
     """
-    table = Experiment.model_validate_json(ledger.meta["experiment"]).privacy
+    table = Experiment.stored(ledger.meta["experiment"]).privacy
     if table is None:
         return []
     rows = ledger.query(

@@ -93,7 +93,7 @@ class RunEntry(Database):
         if text is None:
             return None
         try:
-            return Experiment.model_validate_json(text).model_dump(mode="json")
+            return Experiment.stored(text).model_dump(mode="json")
         except ValidationError as error:
             raise UserError(
                 f"{self.folder} holds a run of another version of Fluffle, whose experiment this "

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-#: Keys that may differ: they say when to stop, not what is learned; who may come; what it costs or
-#: may take; what is taken for an attack.
+from fluffle.schemas.aggregation import keys_of
+
+#: Keys that may differ: they say when to stop, not what is learned; who may come; what it costs; what
+#: is taken for an attack. A strategy may have others (``may_change``).
 MAY_CHANGE = (
     "participation.residents",
     "experiment.versions",
@@ -14,7 +16,6 @@ MAY_CHANGE = (
     "experiment.min_delta",
     "experiment.max_minutes",
     "evaluation.every_updates",
-    "aggregation.max_cache_mb",
     "cost.price_per_worker_hour",
     "cost.currency",
     "admission.max_examples",
@@ -25,6 +26,8 @@ MAY_CHANGE = (
 
 def difference_of(stored: dict[str, Any], given: dict[str, Any]) -> str | None:
     """The first key in which two experiments differ that must not."""
+    of_strategy = keys_of(given["aggregation"]["strategy"]).may_change
+    may_change = {*MAY_CHANGE, *(f"aggregation.{key}" for key in of_strategy)}
     for table in given:
         before, now = stored.get(table) or {}, given[table] or {}
         if isinstance(before, list) or isinstance(now, list):  # [[update]]: steps in order
@@ -33,6 +36,6 @@ def difference_of(stored: dict[str, Any], given: dict[str, Any]) -> str | None:
             continue
         for key in {**before, **now}:
             name = f"{table}.{key}"
-            if name not in MAY_CHANGE and before.get(key) != now.get(key):
+            if name not in may_change and before.get(key) != now.get(key):
                 return name
     return None

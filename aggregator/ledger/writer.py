@@ -43,7 +43,7 @@ class Ledger(RunEntry):
     def lead(self, newer_than: int | None = None, epoch_above: int = 0) -> None:
         """As ``RunEntry``; from now on records are made."""
         super().lead(newer_than, epoch_above)
-        experiment = Experiment.model_validate_json(self.meta["experiment"])
+        experiment = Experiment.stored(self.meta["experiment"])
         self._every_updates = experiment.evaluation.every_updates
         if experiment.aggregation.keep_updates:
             self._archive = Archive(self.folder, self.epoch, self._durable)

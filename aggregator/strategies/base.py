@@ -1,4 +1,4 @@
-"""What a strategy is: three pure functions on a dict of arrays (after FedJAX).
+"""A strategy: three pure functions on a dict of arrays (after FedJAX), and its parameters.
 
 The state's keys tell what an array is for:
 
@@ -15,9 +15,11 @@ is handed and may add into its sums in place; nobody else keeps a reference to i
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Literal, Protocol, runtime_checkable
 
-from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.schemas import ClientUpdate, Experiment, Tensors
+from fluffle.schemas.aggregation import AggregationTable
 from fluffle.schemas.algorithms import Asks
 from fluffle.schemas.tensors import Spec, spec
 
@@ -43,6 +45,18 @@ class Strategy(Protocol):
     def step(self, state: State) -> State:
         """Close the buffer: the state of the next version, its buffer empty."""
         ...
+
+
+class Parameters(AggregationTable):
+    """``[aggregation]`` as one strategy takes it: the keys of all, and its own.
+
+    A class in a module of this package whose ``strategy`` is one ``Literal`` is registered by that
+    name: nothing else has to be touched.
+    """
+
+    @abstractmethod
+    def make(self, experiment: Experiment) -> Strategy:
+        """The strategy that these parameters describe."""
 
 
 @runtime_checkable

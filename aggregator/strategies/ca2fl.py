@@ -36,9 +36,10 @@ from fluffle.aggregator.strategies.operations import (
     sum_of,
     with_model,
 )
-from fluffle.aggregator.strategies.optimizers import ServerOptimizer
+from fluffle.aggregator.strategies.optimizers import OptimizerParameters, ServerOptimizer
 from fluffle.aggregator.strategies.staleness import Staleness, constant
-from fluffle.schemas import ClientUpdate, Tensors, UserError
+from fluffle.schemas import ClientUpdate, Experiment, Tensors, UserError
+from fluffle.schemas.table import Positive
 
 _MEAN, _CACHE, _NEW = "server/h/", "cache/", "buffer/new_"
 
@@ -100,6 +101,22 @@ class Ca2fl:
                 add_scaled(means[_MEAN + key], -1 / self.clients, cached)
             following[f"{_CACHE}{entry}/{key}"] = state[name]
         return {**following, **means}
+
+
+class Ca2flParameters(OptimizerParameters):
+    """Every client's last delta counts, whether it is in the buffer or not."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("max_cache_mb",)
+
+    #: Names the strategy.
+    strategy: Literal["ca2fl"] = "ca2fl"
+    #: Refuse to start where all clients' last deltas would take more.
+    max_cache_mb: Positive = 1000.0
+
+    def make(self, experiment: Experiment) -> Ca2fl:
+        """CA2FL for all clients of the experiment, pooled and resident."""
+        most = round(1e6 * self.max_cache_mb)
+        return Ca2fl(self.optimizer, experiment.everybody, most, self.s)
 
 
 def entry_of(client: str) -> str:

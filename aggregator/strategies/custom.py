@@ -13,14 +13,25 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from fluffle.aggregator.strategies.base import Asking, State, Strategy, model_of
-from fluffle.schemas import ClientUpdate, Tensors, UserError
+from fluffle.aggregator.strategies.base import Asking, Parameters, State, Strategy, model_of
+from fluffle.schemas import ClientUpdate, Experiment, Tensors, UserError
 from fluffle.schemas.algorithms import Asks
 from fluffle.schemas.tensors import DTYPES, NAME, spec
 from fluffle.schemas.user_code import explain, load_class, place_of
 
 #: Where a run folder keeps the file that it was made with.
 CODE = "code"
+
+
+class CustomParameters(Parameters):
+    """A strategy from a file: ``FILE.py:Class``."""
+
+    #: What the class is made with: its keyword arguments.
+    parameters: dict[str, bool | int | float | str | list[bool | int | float | str]] | None = None
+
+    def make(self, experiment: Experiment) -> Strategy:
+        """The strategy of a file in the present folder."""
+        return custom_strategy(self.strategy, Path(), self.parameters or {})
 
 
 def custom_strategy(name: str, folder: Path, parameters: Mapping[str, Any]) -> Strategy:

@@ -15,8 +15,9 @@ from typing import ClassVar, Literal
 
 from fluffle.aggregator.strategies.base import State
 from fluffle.aggregator.strategies.operations import mix_into_buffer, next_version, with_model
-from fluffle.aggregator.strategies.staleness import Staleness
-from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.aggregator.strategies.staleness import Staleness, StalenessParameters
+from fluffle.schemas import ClientUpdate, Experiment, Tensors
+from fluffle.schemas.table import Fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +41,20 @@ class FedAsync:
     def step(self, state: State) -> State:
         """x <- sum"""
         return next_version(state, lambda key, x, total: total)
+
+
+class FedAsyncParameters(StalenessParameters):
+    """The model is mixed with each update's weights."""
+
+    one_by_one: ClassVar[bool] = True
+
+    #: Names the strategy.
+    strategy: Literal["fedasync"] = "fedasync"
+    #: The weight of a stale update: constant 1; polynomial (1+tau)^-a; hinge 1/(a(tau-b)+1) past b.
+    staleness: Literal["constant", "polynomial", "hinge"] = "polynomial"
+    #: The mixing weight (alpha).
+    mixing: Fraction = 0.6
+
+    def make(self, experiment: Experiment) -> FedAsync:
+        """FedAsync with the mixing weight and the staleness of these keys."""
+        return FedAsync(self.mixing, self.s)

@@ -12,15 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fluffle.aggregator.strategies.base import State
+from fluffle.aggregator.strategies.base import State, Strategy
+from fluffle.aggregator.strategies.fedopt import FedOpt, WeightedParameters
 from fluffle.aggregator.strategies.operations import (
     add_to_buffer,
     mean_of,
     next_version,
     with_model,
 )
+from fluffle.aggregator.strategies.optimizers import Sgd
 from fluffle.aggregator.strategies.staleness import Staleness, constant
-from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.schemas import ClientUpdate, Experiment, Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +46,17 @@ class FedAvg:
     def step(self, state: State) -> State:
         """w <- sum / n"""
         return next_version(state, lambda key, w, total: mean_of(state, w, total))
+
+
+class FedAvgParameters(WeightedParameters):
+    """The mean of the clients' weights."""
+
+    #: Names the strategy.
+    strategy: Literal["fedavg"] = "fedavg"
+
+    def make(self, experiment: Experiment) -> Strategy:
+        """The mean of the weights; of deltas, where something is done to them."""
+        if experiment.update or experiment.privacy:
+            # The mean of w + delta_k is w + the mean of delta_k.
+            return FedOpt(Sgd(1.0), self.weighting, self.s)
+        return FedAvg(self.weighting, self.s)

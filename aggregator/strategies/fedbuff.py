@@ -24,9 +24,9 @@ from fluffle.aggregator.strategies.operations import (
     sum_of,
     with_model,
 )
-from fluffle.aggregator.strategies.optimizers import ServerOptimizer
+from fluffle.aggregator.strategies.optimizers import OptimizerParameters, ServerOptimizer
 from fluffle.aggregator.strategies.staleness import Staleness
-from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.schemas import ClientUpdate, Experiment, Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +50,18 @@ class FedBuff:
         """w <- w + eta_g / K sum"""
         k = buffered(state, "updates")
         return server_step(state, self.optimizer, lambda key, part: sum_of(state, key, part) / k)
+
+
+class FedBuffParameters(OptimizerParameters):
+    """A server step along the mean of the buffered deltas, stale ones scaled."""
+
+    private: ClassVar[bool] = True
+
+    #: Names the strategy.
+    strategy: Literal["fedbuff"] = "fedbuff"
+    #: The weight of a stale update: constant 1; polynomial (1+tau)^-a; hinge 1/(a(tau-b)+1) past b.
+    staleness: Literal["constant", "polynomial", "hinge"] = "polynomial"
+
+    def make(self, experiment: Experiment) -> FedBuff:
+        """FedBuff with the optimizer and the staleness of these keys."""
+        return FedBuff(self.optimizer, self.s)

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fluffle.aggregator.strategies.base import State
+from fluffle.aggregator.strategies.base import Parameters, State
 from fluffle.aggregator.strategies.fold import Sum
 from fluffle.aggregator.strategies.operations import (
     add_to_buffer,
@@ -32,7 +32,7 @@ from fluffle.aggregator.strategies.operations import (
     next_version,
     with_model,
 )
-from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.schemas import ClientUpdate, Experiment, Tensors
 from fluffle.schemas.algorithms import Asks
 
 _NORM = "fednova/norm"
@@ -74,3 +74,22 @@ class FedNova:
             return mean_of(state, x, total) if is_non_trainable(key) else x + tau_eff / n * total
 
         return next_version(state, formula)
+
+
+class FedNovaParameters(Parameters):
+    """The mean of the deltas per unit of local work, times the mean of the work."""
+
+    #: Names the strategy.
+    strategy: Literal["fednova"] = "fednova"
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises: ValueError for a local optimizer whose work it cannot measure."""
+        if experiment.training.optimizer.lower() != "sgd":
+            raise ValueError(
+                "fednova knows what SGD makes of its gradients (momentum, nesterov and "
+                "proximal_mu included), and no other optimizer: training.optimizer = 'sgd'"
+            )
+
+    def make(self, experiment: Experiment) -> FedNova:
+        """FedNova, which takes nothing."""
+        return FedNova()

@@ -10,8 +10,8 @@ of the buffer of which f may be bad, 2 f + 2 < n::
 "Smallest identifier" decides between equals: the earliest turn. Distances are over ``trainable``
 tensors; values that are no parameters (batch-norm statistics) are the mean of the chosen updates',
 and integers and truth values those of the update with the smallest s(i).
-``Experiment`` sees to it that no buffer closes with fewer than 2 f + 3 updates. s(tau) scales the
-deltas of stale updates.
+``least_updates`` sees to it that no buffer closes with fewer than 2 f + 3 updates. s(tau) scales
+the deltas of stale updates.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from fluffle.aggregator.strategies.base import State, model_of
 from fluffle.aggregator.strategies.fold import Sum, blocks
 from fluffle.aggregator.strategies.operations import is_non_trainable, server_step, with_model
-from fluffle.aggregator.strategies.optimizers import ServerOptimizer
+from fluffle.aggregator.strategies.optimizers import OptimizerParameters, ServerOptimizer
 from fluffle.aggregator.strategies.per_update import in_turn, keep_update, rows_of
 from fluffle.aggregator.strategies.staleness import Staleness, constant
-from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.schemas import ClientUpdate, Experiment, Tensors
 
 #: Numbers of all updates together that are compared at once: 512 KiB of float64.
 _SCRATCH = 2**16
@@ -102,3 +103,50 @@ def squared_distances(state: State, numbers: list[int]) -> Sum:
                 difference = rows[i + 1 :] - rows[i]
                 distances[i, i + 1 :] += np.einsum("jk,jk->j", difference, difference)
     return distances + distances.T
+
+
+class _KrumParameters(OptimizerParameters):
+    #: How many updates of a buffer may be bad (f). Default: at most, (K - 3) / 2.
+    byzantine_updates: int | None = Field(None, ge=0)
+
+    def bad(self, quorum: int) -> int:
+        """f"""
+        f = self.byzantine_updates
+        return max(0, (quorum - 3) // 2) if f is None else f
+
+    def least_updates(self, quorum: int) -> int:
+        """2 f + 3"""
+        return 2 * self.bad(quorum) + 3
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises: ValueError where the quorum is smaller than 2 f + 3."""
+        f, least = self.bad(experiment.quorum), self.least_updates(experiment.quorum)
+        if least > experiment.quorum:
+            raise ValueError(
+                f"{self.strategy} with aggregation.byzantine_updates = {f} needs a quorum of at "
+                f"least {least} (2 f + 3)"
+            )
+
+
+class KrumParameters(_KrumParameters):
+    """The update that lies closest to its neighbours."""
+
+    #: Names the strategy.
+    strategy: Literal["krum"] = "krum"
+
+    def make(self, experiment: Experiment) -> Krum:
+        """Krum with the optimizer and the staleness of these keys."""
+        return Krum(self.optimizer, self.bad(experiment.quorum), 1, self.s)
+
+
+class MultiKrumParameters(_KrumParameters):
+    """The mean of the updates that lie closest to their neighbours."""
+
+    #: Names the strategy.
+    strategy: Literal["multi-krum"] = "multi-krum"
+    #: How many updates are averaged (m). Default: the buffer's less f.
+    krum_selected: int | None = Field(None, ge=1)
+
+    def make(self, experiment: Experiment) -> Krum:
+        """Multi-Krum with the optimizer and the staleness of these keys."""
+        return Krum(self.optimizer, self.bad(experiment.quorum), self.krum_selected, self.s)

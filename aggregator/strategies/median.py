@@ -15,18 +15,19 @@ lower one of the middle, as it came. s(tau) scales the deltas of stale updates.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from fluffle.aggregator.strategies.base import State
 from fluffle.aggregator.strategies.fold import Sum
 from fluffle.aggregator.strategies.operations import server_step, with_model
-from fluffle.aggregator.strategies.optimizers import ServerOptimizer
+from fluffle.aggregator.strategies.optimizers import OptimizerParameters, ServerOptimizer
 from fluffle.aggregator.strategies.per_update import in_turn, keep_update, rows_of
 from fluffle.aggregator.strategies.sorting import Sorter, block_length
 from fluffle.aggregator.strategies.staleness import Staleness, constant
-from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.schemas import ClientUpdate, Experiment, Tensors
 from fluffle.schemas.tensors import Array
 
 
@@ -93,3 +94,27 @@ class Median(TrimmedMean):
     def middle(self, n: int) -> range:
         """The ranks that count, of n."""
         return range((n - 1) // 2, n // 2 + 1)
+
+
+class MedianParameters(OptimizerParameters):
+    """The median of the updates, coordinate by coordinate."""
+
+    #: Names the strategy.
+    strategy: Literal["median"] = "median"
+
+    def make(self, experiment: Experiment) -> Median:
+        """The median with the optimizer and the staleness of these keys."""
+        return Median(self.optimizer, s=self.s)
+
+
+class TrimmedMeanParameters(OptimizerParameters):
+    """The mean of the middle, coordinate by coordinate."""
+
+    #: Names the strategy.
+    strategy: Literal["trimmed-mean"] = "trimmed-mean"
+    #: The share of updates left out at each end, in every coordinate (b).
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+
+    def make(self, experiment: Experiment) -> TrimmedMean:
+        """The trimmed mean with the optimizer and the staleness of these keys."""
+        return TrimmedMean(self.optimizer, self.trim, self.s)

@@ -26,9 +26,10 @@ from fluffle.aggregator.strategies.operations import (
     sum_of,
     with_model,
 )
-from fluffle.aggregator.strategies.optimizers import ServerOptimizer
+from fluffle.aggregator.strategies.optimizers import OptimizerParameters, ServerOptimizer
 from fluffle.aggregator.strategies.staleness import Staleness, constant
-from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.schemas import ClientUpdate, Experiment, Tensors
+from fluffle.schemas.table import Positive
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +57,22 @@ class NormBounding:
         """x <- ServerOpt(x, sum / n)"""
         n = buffered(state, "updates")
         return server_step(state, self.optimizer, lambda key, part: sum_of(state, key, part) / n)
+
+
+class NormBoundingParameters(OptimizerParameters):
+    """The mean of deltas, long ones cut."""
+
+    #: Names the strategy.
+    strategy: Literal["norm-bounding"] = "norm-bounding"
+    #: Deltas longer than this are shortened to it (M). It has to be given.
+    norm_bound: Positive | None = None
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises: ValueError without M."""
+        if self.norm_bound is None:
+            raise ValueError("norm-bounding needs aggregation.norm_bound (M)")
+
+    def make(self, experiment: Experiment) -> NormBounding:
+        """Norm bounding with the optimizer and the staleness of these keys."""
+        assert self.norm_bound is not None, "check asks for it"
+        return NormBounding(self.optimizer, self.norm_bound, self.s)

@@ -22,12 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
+from pydantic import Field
 
 from fluffle.aggregator.strategies.fold import Sum
-from fluffle.schemas.experiment import AggregationTable
+from fluffle.aggregator.strategies.staleness import StalenessParameters
+from fluffle.schemas.table import OnlyWith, Positive
 
 #: What an optimizer keeps of each coordinate, by name.
 Slots = Mapping[str, Sum]
@@ -117,17 +119,42 @@ class Adaptive:
         return x + self.learning_rate * m / (np.sqrt(v) + self.tau), {"m": m, "v": v}
 
 
-def optimizer_of(table: AggregationTable, name: str | None = None) -> ServerOptimizer:
-    """The optimizer that the table's ``server_…`` keys describe; ``name`` overrides which."""
-    name = name or table.server_optimizer or "sgd"
-    eta, beta_1 = table.server_learning_rate, table.server_beta_1
-    if name == "sgd":
-        return Sgd(eta or 1.0)
-    if name == "momentum":
-        return Momentum(eta or 1.0, 0.9 if beta_1 is None else beta_1)
-    beta_2 = 0.99 if table.server_beta_2 is None else table.server_beta_2
-    tau = table.server_tau or 1e-3
-    if name == "adagrad":
-        return Adaptive(adagrad, eta or 0.1, beta_1 or 0.0, beta_2, tau)
-    second_moment = adam if name == "adam" else yogi
-    return Adaptive(second_moment, eta or 0.01, 0.9 if beta_1 is None else beta_1, beta_2, tau)
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerParameters(StalenessParameters):
+    """What strategies take that hand the mean delta to a server optimizer of one's choice."""
+
+    #: What the server makes of what was aggregated.
+    server_optimizer: Literal["sgd", "momentum", "adagrad", "adam", "yogi"] = "sgd"
+    #: The server's learning rate (eta). Default: sgd, momentum 1; adagrad 0.1; adam, yogi 0.01.
+    server_learning_rate: Positive | None = None
+    #: momentum: beta; adagrad, adam, yogi: beta_1. Default: 0.9, adagrad 0.
+    server_beta_1: Annotated[
+        Beta | None, OnlyWith("server_optimizer", ("momentum", "adagrad", "adam", "yogi"))
+    ] = None
+    #: adam, yogi: beta_2.
+    server_beta_2: Annotated[Beta, OnlyWith("server_optimizer", ("adam", "yogi"))] = 0.99
+    #: adagrad, adam, yogi: the degree of adaptivity (tau).
+    server_tau: Annotated[Positive, OnlyWith("server_optimizer", ("adagrad", "adam", "yogi"))] = (
+        1e-3
+    )
+
+    @property
+    def optimizer(self) -> ServerOptimizer:
+        """The optimizer that these keys describe."""
+        eta, beta_1 = self.server_learning_rate, self.server_beta_1
+        match self.server_optimizer:
+            case "sgd":
+                return Sgd(eta or 1.0)
+            case "momentum":
+                return Momentum(eta or 1.0, 0.9 if beta_1 is None else beta_1)
+            case "adagrad":
+                beta_2 = self.server_beta_2
+                return Adaptive(adagrad, eta or 0.1, beta_1 or 0.0, beta_2, self.server_tau)
+            case "adam" | "yogi" as name:
+                second_moment = adam if name == "adam" else yogi
+                beta_1 = 0.9 if beta_1 is None else beta_1
+                return Adaptive(
+                    second_moment, eta or 0.01, beta_1, self.server_beta_2, self.server_tau
+                )

@@ -1,56 +1,26 @@
-"""Strategies: how updates become the next version. Each opens with its paper and its equation."""
+"""The registry of strategies: those of this package, of installed plug-ins, and of a user's file.
+
+A module of this package that declares ``Parameters`` with a name of their own is found by itself.
+"""
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Literal, get_args, get_origin
 
-from fluffle.aggregator.strategies.base import State, Strategy, model_of
-from fluffle.aggregator.strategies.ca2fl import Ca2fl
-from fluffle.aggregator.strategies.custom import custom_strategy
-from fluffle.aggregator.strategies.fedasync import FedAsync
-from fluffle.aggregator.strategies.fedavg import FedAvg
-from fluffle.aggregator.strategies.fedbuff import FedBuff
-from fluffle.aggregator.strategies.fednova import FedNova
-from fluffle.aggregator.strategies.fedopt import FedOpt
-from fluffle.aggregator.strategies.krum import Krum
-from fluffle.aggregator.strategies.median import Median, TrimmedMean
-from fluffle.aggregator.strategies.norm_bounding import NormBounding
-from fluffle.aggregator.strategies.optimizers import optimizer_of
+import fluffle.aggregator.strategies
+from fluffle.aggregator.strategies.base import Parameters, Strategy
+from fluffle.aggregator.strategies.custom import CustomParameters, custom_strategy
 from fluffle.aggregator.strategies.private import Private
-from fluffle.aggregator.strategies.ringmaster import Ringmaster
-from fluffle.aggregator.strategies.scaffold import Scaffold
-from fluffle.aggregator.strategies.staleness import staleness_of
 from fluffle.schemas import Experiment, UserError
 from fluffle.schemas.user_code import is_custom
-
-__all__ = [
-    "Ca2fl",
-    "FedAsync",
-    "FedAvg",
-    "FedBuff",
-    "FedNova",
-    "FedOpt",
-    "Krum",
-    "Median",
-    "NormBounding",
-    "Private",
-    "Ringmaster",
-    "Scaffold",
-    "State",
-    "Strategy",
-    "TrimmedMean",
-    "make_strategy",
-    "model_of",
-    "protected",
-]
-
-#: FedOpt under the names of its papers.
-_FEDOPT = {
-    "fedavgm": "momentum",
-    "fedadagrad": "adagrad",
-    "fedadam": "adam",
-    "fedyogi": "yogi",
-}
 
 
 def make_strategy(experiment: Experiment, code: Path | None = None) -> Strategy:
@@ -59,10 +29,15 @@ def make_strategy(experiment: Experiment, code: Path | None = None) -> Strategy:
     code: the folder of a strategy from a file; by default the present one.
     Raises: UserError for one that cannot be loaded, or does not go with the rest.
     """
-    strategy = _strategy_of(experiment, code or Path())
+    table = experiment.aggregation
+    assert isinstance(table, Parameters)
+    if isinstance(table, CustomParameters):
+        strategy = custom_strategy(table.strategy, code or Path(), table.parameters or {})
+    else:
+        strategy = table.make(experiment)
     if experiment.update and strategy.sends == "weights":
         raise UserError(
-            f"[[update]] works on deltas, and {experiment.aggregation.strategy} wants weights: "
+            f"[[update]] works on deltas, and {table.strategy} wants weights: "
             "choose another aggregation.strategy, such as fedbuff"
         )
     return strategy
@@ -80,39 +55,30 @@ def protected(strategy: Strategy, experiment: Experiment, noise_key: str | None)
     return Private(strategy, table.clip_norm, table.noise_multiplier, int(noise_key, 16))
 
 
-def _strategy_of(experiment: Experiment, code: Path) -> Strategy:
-    table = experiment.aggregation
-    if is_custom(table.strategy):
-        return custom_strategy(table.strategy, code, table.parameters or {})
-    s = staleness_of(table)
-    if table.strategy in _FEDOPT:
-        return FedOpt(optimizer_of(table, _FEDOPT[table.strategy]), table.weighting, s)
-    if table.strategy == "fedavg" and (experiment.update or experiment.privacy):
-        # The mean of w + delta_k is w + the mean of delta_k.
-        return FedOpt(optimizer_of(table, "sgd"), table.weighting, s)
-    if table.strategy == "fedavg":
-        return FedAvg(table.weighting, s)
-    if table.strategy == "fednova":
-        return FedNova()
-    if table.strategy == "scaffold":
-        rate, option = table.server_learning_rate or 1.0, table.control_option or "II"
-        return Scaffold(rate, experiment.task.clients, option)
-    if table.strategy == "fedasync":
-        return FedAsync(table.mixing, s)
-    optimizer = optimizer_of(table)
-    if table.strategy == "ringmaster":
-        return Ringmaster(optimizer, s)
-    if table.strategy == "ca2fl":
-        clients = experiment.task.clients + len(experiment.residents)
-        return Ca2fl(optimizer, clients, round(1e6 * (table.max_cache_mb or 1000)), s)
-    if table.strategy == "median":
-        return Median(optimizer, s=s)
-    if table.strategy == "trimmed-mean":
-        return TrimmedMean(optimizer, 0.2 if table.trim is None else table.trim, s)
-    if table.strategy in ("krum", "multi-krum"):
-        m = 1 if table.strategy == "krum" else table.krum_selected
-        return Krum(optimizer, experiment.byzantine_updates, m, s)
-    if table.strategy == "norm-bounding":
-        assert table.norm_bound is not None, "Experiment asks for it"
-        return NormBounding(optimizer, table.norm_bound, s)
-    return FedBuff(optimizer, s)
+@cache
+def strategies() -> Mapping[str, type[Parameters]]:
+    """The parameters of every strategy of this package, by the strategy's name."""
+    package = fluffle.aggregator.strategies
+    modules = [m.name for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
+    return {n: p for m in modules if m != __name__ for n, p in _declared(import_module(m))}
+
+
+def parameters_of(name: str) -> type[Parameters]:
+    """What the strategy of this name takes. Raises: ValueError for one that nobody knows."""
+    if found := strategies().get(name):
+        return found
+    if is_custom(name):
+        return CustomParameters
+    close = difflib.get_close_matches(name, strategies(), n=1)
+    raise ValueError(
+        f"aggregation.strategy = {name!r} is none of {', '.join(strategies())}, and no file of "
+        "your own, as my_file.py:MyStrategy" + (f"; did you mean {close[0]}?" if close else "")
+    )
+
+
+def _declared(module: ModuleType) -> Iterator[tuple[str, type[Parameters]]]:
+    for made in vars(module).values():
+        if inspect.isclass(made) and issubclass(made, Parameters):
+            kind = made.model_fields["strategy"].annotation
+            if made.__module__ == module.__name__ and get_origin(kind) is Literal:
+                yield get_args(kind)[0], made

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fluffle.aggregator.strategies.base import State
+from fluffle.aggregator.strategies.base import Parameters, State
 from fluffle.aggregator.strategies.fold import Sum, add_scaled, cast_like, writable
 from fluffle.aggregator.strategies.operations import (
     add_to_buffer,
@@ -28,8 +28,9 @@ from fluffle.aggregator.strategies.operations import (
     next_version,
     with_model,
 )
-from fluffle.schemas import ClientUpdate, Tensors, group
+from fluffle.schemas import ClientUpdate, Experiment, Tensors, group
 from fluffle.schemas.algorithms import Asks
+from fluffle.schemas.table import Positive
 from fluffle.schemas.tensors import named
 
 _C, _SUM = "server/control", "buffer/control"
@@ -86,3 +87,34 @@ class Scaffold:
         pairs = zip(group(_C, state), group(_SUM, state), strict=True)
         added = [np.add(c, np.divide(total, self.clients)) for c, total in pairs]
         return {**following, **named(_C, added)}
+
+
+class ScaffoldParameters(Parameters):
+    """Clients' steps are corrected by how their data differ from all the data."""
+
+    #: Names the strategy.
+    strategy: Literal["scaffold"] = "scaffold"
+    #: The server's learning rate (eta).
+    server_learning_rate: Positive = 1.0
+    #: Clients renew their control variate by option I (the gradient at the global model: one more
+    #: pass over their data) or II (the path that they went, for nothing).
+    control_option: Literal["I", "II"] = "II"
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises: ValueError for resident clients, and for other local training than plain SGD."""
+        if experiment.residents:
+            raise ValueError(
+                "scaffold's clients keep state from turn to turn, and participation.residents have "
+                "no turns: choose another strategy"
+            )
+        training = experiment.training
+        plain = training.optimizer.lower() == "sgd"
+        if not plain or training.momentum or training.proximal_mu:
+            raise ValueError(
+                "scaffold corrects plain SGD: training.optimizer = 'sgd', without momentum and "
+                "proximal_mu"
+            )
+
+    def make(self, experiment: Experiment) -> Scaffold:
+        """SCAFFOLD for the experiment's clients."""
+        return Scaffold(self.server_learning_rate, experiment.task.clients, self.control_option)

@@ -12,8 +12,10 @@ A fresh update (tau = 0) always weighs 1. FedBuff (arXiv 2106.06639) uses the po
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated, Literal
 
-from fluffle.schemas.experiment import AggregationTable
+from fluffle.aggregator.strategies.base import Parameters
+from fluffle.schemas.table import NonNegative, OnlyWith
 
 Staleness = Callable[[int], float]
 
@@ -33,16 +35,21 @@ def hinge(a: float, b: float) -> Staleness:
     return lambda tau: 1.0 if tau <= b else 1.0 / (a * (tau - b) + 1.0)
 
 
-def staleness_of(table: AggregationTable) -> Staleness:
-    """The function that an experiment's ``aggregation`` table names.
+class StalenessParameters(Parameters):
+    """What strategies take that may weigh stale updates less."""
 
-    By default the polynomial where the paper has it, else none.
-    """
-    kind = table.staleness
-    if kind is None and table.strategy in ("fedbuff", "fedasync"):
-        kind = "polynomial"
-    if kind == "polynomial":
-        return polynomial(table.staleness_a)
-    if kind == "hinge":
-        return hinge(table.staleness_a, table.staleness_b)
-    return constant
+    #: The weight of a stale update: constant 1; polynomial (1+tau)^-a; hinge 1/(a(tau-b)+1) past b.
+    staleness: Literal["constant", "polynomial", "hinge"] = "constant"
+    #: a of polynomial and hinge.
+    staleness_a: Annotated[NonNegative, OnlyWith("staleness", ("polynomial", "hinge"))] = 0.5
+    #: b of hinge: how many versions old an update may be at full weight.
+    staleness_b: Annotated[NonNegative, OnlyWith("staleness", ("hinge",))] = 4.0
+
+    @property
+    def s(self) -> Staleness:
+        """The function that these keys name."""
+        if self.staleness == "polynomial":
+            return polynomial(self.staleness_a)
+        if self.staleness == "hinge":
+            return hinge(self.staleness_a, self.staleness_b)
+        return constant

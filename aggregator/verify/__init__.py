@@ -58,7 +58,7 @@ def verify(ledger: LedgerReader) -> list[str]:
     """What is wrong, a line each with its evidence; nothing if all is well."""
     found: list[str] = []
     try:
-        experiment = Experiment.model_validate_json(ledger.meta["experiment"])
+        experiment = Experiment.stored(ledger.meta["experiment"])
         for check in CHECKS:
             found += check(ledger, experiment)
     except (DamagedLedger, sqlite3.DatabaseError) as error:

@@ -20,15 +20,9 @@ from fluffle.aggregator.disk_space import human_bytes
 from fluffle.aggregator.ledger.archive import Place, read_kept
 from fluffle.aggregator.ledger.arithmetic import arithmetic
 from fluffle.aggregator.ledger.reader import LedgerReader
-from fluffle.aggregator.strategies.base import update_spec
+from fluffle.aggregator.strategies.base import State, Strategy, model_of, update_spec
 from fluffle.aggregator.strategies.custom import CODE
-from fluffle.aggregator.strategies.registry import (
-    State,
-    Strategy,
-    make_strategy,
-    model_of,
-    protected,
-)
+from fluffle.aggregator.strategies.registry import make_strategy, protected
 from fluffle.schemas import ClientUpdate, DecodeError, Experiment, Tensors, UserError, decode
 from fluffle.schemas.tensors import Array, spec, tensors_sha256
 
@@ -73,7 +67,7 @@ class Replayed:
 
 def replay(ledger: LedgerReader) -> Replayed:
     """Recompute the whole run. Raises: UserError where it has kept no updates."""
-    experiment = Experiment.model_validate_json(ledger.meta["experiment"])
+    experiment = Experiment.stored(ledger.meta["experiment"])
     if not experiment.aggregation.keep_updates:
         raise UserError(
             f"{ledger.folder} has kept no updates to replay: they are kept where "

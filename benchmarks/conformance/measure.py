@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluffle.aggregator.strategies.registry import State, make_strategy, model_of
+from fluffle.aggregator.strategies.base import State, model_of
+from fluffle.aggregator.strategies.registry import make_strategy
 from fluffle.schemas import ClientUpdate, Experiment, Run
 
 Weights = list[NDArray[np.float64]]

@@ -17,9 +17,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from fluffle.aggregator.strategies.base import State, Strategy
 from fluffle.aggregator.strategies.fold import add_scaled
+from fluffle.aggregator.strategies.krum import Krum
+from fluffle.aggregator.strategies.median import Median, TrimmedMean
 from fluffle.aggregator.strategies.optimizers import Sgd
-from fluffle.aggregator.strategies.registry import Krum, Median, State, Strategy, TrimmedMean
 from fluffle.schemas import ClientUpdate, Run
 
 PARAMETERS = 1_000_000

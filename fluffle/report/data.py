@@ -138,7 +138,7 @@ def read_run(folder: Path, label: str) -> Run:
             run_id=meta["run_id"],
             status=meta["status"],
             virtual=meta.get("clock") == "virtual",
-            experiment=Experiment.model_validate(json.loads(meta["experiment"])),
+            experiment=Experiment.stored(meta["experiment"]),
             elapsed_s=elapsed_s,
             versions=_versions(ledger),
             evaluations=_evaluations(ledger),

@@ -144,7 +144,7 @@ class Follower:
             ledger.close()
         self._status = meta["status"]
         if self._last is None:
-            experiment = Experiment.model_validate_json(meta["experiment"])
+            experiment = Experiment.stored(meta["experiment"])
             name = self._folder.resolve().name
             self._last = self._tracker.open(About(meta["run_id"], name, experiment))
         last = self._last

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from fluffle.aggregator.coordinator.effects import Fold, MakeVersion
 from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.strategies.base import State, Strategy, model_of
+from fluffle.aggregator.strategies.ca2fl import Ca2fl
+from fluffle.aggregator.strategies.fedbuff import FedBuff
 from fluffle.aggregator.strategies.optimizers import Sgd
-from fluffle.aggregator.strategies.registry import Ca2fl, FedBuff, State, Strategy, model_of
 from fluffle.aggregator.strategies.staleness import constant
 from fluffle.aggregator.verify.files import cache_is_there
 from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors, UserError

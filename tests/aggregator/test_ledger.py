@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,41 @@ def test_a_folder_of_another_experiment_is_refused_but_it_may_stop_later(tmp_pat
         Ledger(tmp_path).open_run(other, "x", 1)
     longer = Experiment.model_validate({"experiment": {"versions": 500}})
     assert Ledger(tmp_path).open_run(longer, "x", 1)
+
+
+#: What versions wrote whose [aggregation] had every key of every strategy, used or not.
+FLAT = {
+    **{"strategy": "krum", "parameters": None, "quorum": None, "deadline_s": 10.0},
+    **{"on_deadline": "step", "min_updates": 1, "max_staleness": None, "staleness": None},
+    **{"staleness_a": 0.5, "staleness_b": 4.0, "weighting": "examples", "server_optimizer": None},
+    **{"server_learning_rate": None, "server_beta_1": None, "server_beta_2": None},
+    **{"server_tau": None, "mixing": 0.1, "delay_threshold": None, "max_cache_mb": None},
+    **{"trim": 0.3, "byzantine_updates": None, "krum_selected": None, "norm_bound": None},
+    **{"control_option": None, "deterministic": False, "hold_s": 60.0, "keep_versions": 3},
+    "keep_updates": True,
+}
+
+
+def test_a_run_of_a_version_that_wrote_every_strategys_keys_is_read_and_resumed(
+    tmp_path: Path,
+) -> None:
+    # Given a run folder whose experiment was written down like that
+    tables = {"aggregation": {"strategy": "krum", "keep_updates": True}}
+    opened(tmp_path, Experiment.model_validate(tables)).close()
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db, db:
+        (text,) = db.execute("SELECT value FROM meta WHERE key = 'experiment'").fetchone()
+        document = {**json.loads(text), "aggregation": FLAT}
+        document["partition"] |= {"shards_per_client": 2, "alpha": 0.5, "exponent": None}
+        row = (json.dumps(document),)
+        db.execute("UPDATE meta SET value = ? WHERE key = 'experiment'", row)
+    # Then the same file resumes it, what differs is still named, and verify reads it
+    other = {"aggregation": {**tables["aggregation"], "byzantine_updates": 0}}
+    with pytest.raises(UserError, match=r"aggregation\.byzantine_updates differs"):
+        Ledger(tmp_path).open_run(Experiment.model_validate(other), "x", 1)
+    ledger = Ledger(tmp_path)
+    assert ledger.open_run(Experiment.model_validate(tables), "x", 1)
+    ledger.lead()
+    assert verify(ledger) == []
 
 
 def test_a_finished_run_has_nothing_left_to_do_unless_it_stops_later(tmp_path: Path) -> None:

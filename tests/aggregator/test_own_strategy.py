@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from fluffle.aggregator.strategies.base import Strategy, model_of
 from fluffle.aggregator.strategies.custom import keep_code
-from fluffle.aggregator.strategies.registry import Strategy, make_strategy, model_of
+from fluffle.aggregator.strategies.registry import make_strategy
 from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors, UserError
 from tests.docs import example
 
@@ -129,7 +130,7 @@ def test_a_file_may_import_its_neighbours_and_shadows_none_of_ours(tmp_path: Pat
 
 def test_a_strategy_that_asks_clients_for_more_may_be_built_on_ours(tmp_path: Path) -> None:
     code = (
-        "from fluffle.aggregator.strategies.registry import Scaffold\n"
+        "from fluffle.aggregator.strategies.scaffold import Scaffold\n"
         "class HalfLife(Scaffold):\n"
         "    def __init__(self): super().__init__(1.0, 5, 'II')\n"
     )
@@ -138,7 +139,7 @@ def test_a_strategy_that_asks_clients_for_more_may_be_built_on_ours(tmp_path: Pa
 
 
 def test_parameters_are_for_strategies_from_a_file() -> None:
-    with pytest.raises(ValidationError, match="are for a strategy from a file"):
+    with pytest.raises(ValidationError, match="it goes with a strategy from a file"):
         Experiment.model_validate({"aggregation": {"strategy": "fedavg", "parameters": {}}})
 
 

@@ -16,7 +16,7 @@ from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.aggregator.verify import Replayed, replay, verify
 from fluffle.schemas import UserError
-from fluffle.schemas.experiment import ONE_BY_ONE, STRATEGIES
+from fluffle.schemas.aggregation import strategies
 from tests.aggregator.scripted import Federation
 
 COHORT = {"mode": "cohort", "sampling_rate": 0.5}
@@ -46,14 +46,14 @@ NEEDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", list(strategies()))
 @pytest.mark.parametrize("mode", ["concurrent", "cohort", "deterministic"])
 def test_every_version_comes_out_again(tmp_path: Path, strategy: str, mode: str) -> None:
     # Given a run of any strategy whose aggregator is replaced in the middle of its buffers
     rules = {"strategy": strategy, "hold_s": 1.0, "deadline_s": 1000.0, **NEEDS.get(strategy, {})}
     tables: dict[str, Any] = {"aggregation": rules}
     if mode != "concurrent":
-        rate = 0.125 if strategy in ONE_BY_ONE else 0.5
+        rate = 0.125 if strategies()[strategy].one_by_one else 0.5
         tables["participation"] = {"mode": "cohort", "sampling_rate": rate}
     if mode == "deterministic":
         rules |= DETERMINISTIC

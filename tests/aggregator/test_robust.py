@@ -12,15 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from fluffle.aggregator.strategies.base import Strategy, model_of
+from fluffle.aggregator.strategies.krum import Krum
+from fluffle.aggregator.strategies.median import Median, TrimmedMean
+from fluffle.aggregator.strategies.norm_bounding import NormBounding
 from fluffle.aggregator.strategies.optimizers import Adaptive, Sgd, adam
-from fluffle.aggregator.strategies.registry import (
-    Krum,
-    Median,
-    NormBounding,
-    Strategy,
-    TrimmedMean,
-    model_of,
-)
 from fluffle.aggregator.strategies.sorting import Sorter, block_length
 from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors, UserError
 

@@ -10,15 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fluffle.aggregator.strategies.base import State, broadcast_of, update_spec
-from fluffle.aggregator.strategies.registry import (
-    FedAvg,
-    FedNova,
-    Scaffold,
-    Strategy,
-    make_strategy,
-    model_of,
-)
+from fluffle.aggregator.strategies.base import State, Strategy, broadcast_of, model_of, update_spec
+from fluffle.aggregator.strategies.fedavg import FedAvg
+from fluffle.aggregator.strategies.fednova import FedNova
+from fluffle.aggregator.strategies.registry import make_strategy
+from fluffle.aggregator.strategies.scaffold import Scaffold
 from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors
 from fluffle.schemas.tensors import group, spec
 

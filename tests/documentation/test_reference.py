@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from fluffle.aggregator.strategies.custom import CustomParameters
+from fluffle.schemas.aggregation import strategies
 from fluffle.schemas.experiment import Experiment
 from tests.docs import reference
 
@@ -34,6 +36,8 @@ def keys_of(schema: dict[str, Any], definitions: dict[str, Any], path: str = "")
 def test_every_key_of_the_experiment_file_is_in_the_reference() -> None:
     schema = Experiment.model_json_schema()
     wanted = keys_of(schema, schema["$defs"])
+    for table in [*strategies().values(), CustomParameters]:
+        wanted |= keys_of(table.model_json_schema(), {}, "aggregation.")
     assert wanted == {f"{key.table}.{key.name}" for key in reference.experiment_keys()}
     page = reference.experiment_page()
     assert all(f"{{ #{name} }}" in page for name in wanted - {"update.kind"})
@@ -55,6 +59,16 @@ def test_bounds_and_defaults_are_those_that_hold() -> None:
     assert keys["cost.price_per_worker_hour"].default == "*required*"
     assert keys["aggregation.deterministic"].default == "`false`"
     assert "`krum`" in keys["aggregation.strategy"].type
+
+
+def test_every_strategy_has_its_own_keys_in_the_reference() -> None:
+    own = {name: {key.name for key in keys} for name, keys in reference.strategy_keys()}
+    assert own["fednova"] == set()
+    assert own["fedavg"] == {"weighting", "staleness", "staleness_a", "staleness_b"}
+    assert own["trimmed-mean"] - own["median"] == {"trim"}
+    page = reference.experiment_page()
+    section = page.split('### strategy = "trimmed-mean"')[1].split("###")[0]
+    assert "| `trim`{ #aggregation.trim } | number, ≥&nbsp;0, <&nbsp;0.5 | `0.2` |" in section
 
 
 def test_every_command_is_in_the_reference_with_all_that_its_help_shows() -> None:

@@ -60,7 +60,7 @@ def test_values_are_read_as_toml_and_else_as_strings(tmp_path: Path) -> None:
             "aggregation.quorum = 'three': Input should be a",
         ),
         ("[training]\nepochs = 0", "training.epochs = 0: Input should be greater than"),
-        ("[aggregation]\nstrategy = 'best'", "aggregation.strategy = 'best' is none of fed"),
+        ("[aggregation]\nstrategy = 'best'", "aggregation.strategy = 'best' is none of ca2"),
         ("[aggregation]\nquorum = 11", "quorum = 11 can never be reached: at most 10 clients"),
         (
             "[participation]\nconcurrency = 2\n[aggregation]\nquorum = 3",
@@ -81,6 +81,81 @@ def test_a_mistake_is_one_line_that_names_the_key(tmp_path: Path, text: str, say
         load_experiment(written(tmp_path, text))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_setting_without_a_value_takes_the_key_out_of_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "[participation]\nconcurrency = 5\n[task]\nclients = 9")
+    cohort = ["participation.mode=cohort", "participation.sampling_rate=0.5"]
+    with pytest.raises(UserError, match=r"concurrency goes with participation\.mode"):
+        load_experiment(path, cohort)
+    experiment = load_experiment(path, [*cohort, "participation.concurrency=", "task.seeds="])
+    assert (experiment.participation.concurrency, experiment.quorum) == (None, 4)
+
+
+#: A table, the choice that stands in it, and a key that says nothing then.
+STRANGERS = [
+    ("aggregation", "strategy = 'median'", "trim = 0.1"),
+    ("aggregation", "strategy = 'fedbuff'", "norm_bound = 1.0"),
+    ("aggregation", "strategy = 'fedbuff'", "weighting = 'uniform'"),
+    ("aggregation", "strategy = 'fedavg'", "mixing = 0.5"),
+    ("aggregation", "strategy = 'fedavg'", "server_learning_rate = 0.5"),
+    ("aggregation", "strategy = 'fedavgm'", "server_beta_2 = 0.9"),
+    ("aggregation", "strategy = 'fedadagrad'", "server_beta_2 = 0.9"),
+    ("aggregation", "strategy = 'krum'", "krum_selected = 2"),
+    ("aggregation", "strategy = 'fedasync'", "server_optimizer = 'adam'"),
+    ("aggregation", "strategy = 'ringmaster'", "server_beta_1 = 0.5"),
+    ("aggregation", "strategy = 'scaffold'", "staleness = 'hinge'"),
+    ("aggregation", "strategy = 'fednova'", "server_learning_rate = 0.5"),
+    ("aggregation", "strategy = 'ca2fl'", "delay_threshold = 3"),
+    ("aggregation", "strategy = 'my.py:Mine'", "max_cache_mb = 3"),
+    ("aggregation", "server_optimizer = 'momentum'", "server_tau = 0.1"),
+    ("aggregation", "staleness = 'polynomial'", "staleness_b = 2"),
+    ("partition", "kind = 'iid'", "alpha = 0.5"),
+    ("partition", "kind = 'dirichlet'", "shards_per_client = 2"),
+    ("partition", "kind = 'contiguous'", "exponent = 1.0"),
+    ("partition", "kind = 'shards'", "similarity = 10"),
+    ("participation", "mode = 'cohort'", "concurrency = 3"),
+    ("participation", "mode = 'concurrent'", "sampling_rate = 0.5"),
+    ("participation", "mode = 'concurrent'", "over_selection = 1.5"),
+    ("training", "optimizer = 'adam'", "momentum = 0.9"),
+    ("training", "optimizer = 'RMSprop'", "nesterov = true"),
+    ("task", "name = 'mnist-mlp'", "synthetic_alpha = 0.5"),
+    ("task", "name = 'digits-lr'", "synthetic_iid = true"),
+    ("devices", "availability = 'always'", "period_s = 10"),
+    ("devices", "availability = 'diurnal'", "on_s = 10"),
+    ("devices", "availability = 'on_off'", "trace = 'a.csv'"),
+    ("devices", "preset = 'article'", "available = 0.5"),
+    ("devices", "delay = 'constant'", "delay_shape = 2"),
+    ("devices", "stragglers = 0.5", "delay_s = 2"),
+    ("devices", "stragglers = 0.5", "dropout_at = 'upload'"),
+    ("devices", "stragglers = 0.5", "byzantine_scale = 2"),
+    ("devices", "hardware = 'a.csv'", "latency_s = 2"),
+]
+
+
+@pytest.mark.parametrize(("table", "choice", "key"), STRANGERS)
+def test_a_key_that_the_choice_does_not_use_is_refused(
+    tmp_path: Path, table: str, choice: str, key: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_experiment(written(tmp_path, f"[{table}]\n{choice}\n{key}"))
+    assert f"{table}.{key.split(' ')[0]} " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_goes_with_what_a_preset_has_chosen(tmp_path: Path) -> None:
+    text = "[devices]\npreset = 'phones'\nperiod_s = 60\ndelay_shape = 0.5\ndropout_at = 'upload'"
+    devices = load_experiment(written(tmp_path, text)).devices
+    assert devices is not None
+    assert (devices.period_s, devices.effective("availability")) == (60, "diurnal")
+
+
+def test_a_misspelt_key_of_a_strategy_is_told_from_the_keys_of_that_strategy(
+    tmp_path: Path,
+) -> None:
+    text = "[aggregation]\nstrategy = 'trimmed-mean'\ntrimm = 0.1"
+    with pytest.raises(UserError, match=r"did you mean aggregation\.trim\?"):
+        load_experiment(written(tmp_path, text))
 
 
 def test_a_setting_without_a_table_says_how_to_write_it(tmp_path: Path) -> None:

@@ -67,12 +67,13 @@ runs = st.builds(Run, run_id=names, run_started=counts, epoch=counts)
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     low, high = sorted((draw(seconds), draw(seconds)))
+    kind = draw(st.sampled_from(["contiguous", "iid", "shards", "dirichlet"]))
     document: dict[str, Any] = {
         "experiment": {"seed": draw(st.integers(0, 2**32 - 1))},
         "task": {"name": draw(texts), "clients": draw(st.integers(1, 10**6))},
         "partition": {
-            "kind": draw(st.sampled_from(["contiguous", "iid", "shards", "dirichlet"])),
-            "alpha": draw(st.floats(1e-300, 1e300)),
+            "kind": kind,
+            **({"alpha": draw(st.floats(1e-300, 1e300))} if kind == "dirichlet" else {}),
             "examples_per_client": draw(st.none() | st.integers(1, 2**31)),
         },
         "training": {

@@ -62,8 +62,12 @@ def test_an_empty_file_is_mnist_with_ten_clients_and_a_quorum_of_three() -> None
         ("[participation]\npause_s = [3]", "participation.pause_s.1", "Field required"),
         ("[participation]\npause_s = [1, -1]", "participation.pause_s.1", "greater than or equal"),
         ("[aggregation]\nstaleness = 'cubic'", "aggregation.staleness", "'hinge'"),
-        ("[aggregation]\nmixing = 0", "aggregation.mixing", "greater than 0"),
-        ("[partition]\nalpha = 0.0", "partition.alpha", "greater than 0"),
+        (
+            "[aggregation]\nstrategy = 'fedasync'\nmixing = 0",
+            "aggregation.mixing",
+            "greater than 0",
+        ),
+        ("[partition]\nkind = 'dirichlet'\nalpha = 0.0", "partition.alpha", "greater than 0"),
         ("[participation]\nresidents = ['a.b']", "participation.residents.0", "match pattern"),
         ("[participation]\nidentity = 'tls'", "participation.identity", "'broker' or 'none'"),
     ],
@@ -93,7 +97,7 @@ def test_a_key_that_is_wrong_is_named_with_the_reason(toml: str, where: str, why
         ("[aggregation]\nstrategy = 'fedasync'\nquorum = 2", "fedasync makes a version of every"),
         ("[aggregation]\ndeterministic = true", "needs participation.mode = 'cohort'"),
         ("[participation]\npause_s = [2, 1]", "pause_s is [low, high]"),
-        ("[training]\nnesterov = true", "nesterov needs training.momentum"),
+        ("[training]\noptimizer = 'sgd'\nnesterov = true", "nesterov needs training.momentum"),
         ("[task]\nclients = 0", "task.clients = 0 leaves nobody: name participation.residents"),
         ("[participation]\nresidents = ['7']", "'7' is a number, as pooled clients are"),
         ("[participation]\nresidents = ['a', 'b', 'a']", "names a client twice"),
@@ -143,7 +147,10 @@ def test_the_default_quorum_can_always_be_reached(
 ) -> None:
     document: dict[str, Any] = {
         "task": {"clients": clients},
-        "participation": {"mode": mode, "sampling_rate": rate, "over_selection": over},
+        "participation": {
+            "mode": mode,
+            **({"sampling_rate": rate, "over_selection": over} if mode == "cohort" else {}),
+        },
         "aggregation": {"strategy": strategy},
     }
     experiment = Experiment.model_validate(document)

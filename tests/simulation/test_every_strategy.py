@@ -11,7 +11,7 @@ import pytest
 from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.aggregator.verify import replay, verify
 from fluffle.schemas import Experiment
-from fluffle.schemas.experiment import STRATEGIES
+from fluffle.schemas.aggregation import strategies
 from fluffle.simulation.virtual import VirtualRun
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.slow]
@@ -28,7 +28,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", list(strategies()))
 def test_it_learns_digits_and_its_run_is_verified_and_replayed(name: str, tmp_path: Path) -> None:
     # Given ten clients in flight whose durations differ
     aggregation = {"strategy": name, "quorum": 5, "keep_updates": True, **PARAMETERS.get(name, {})}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from fluffle.schemas import Plan
 from fluffle.schemas.device_tables import rows_of
@@ -14,15 +13,6 @@ from fluffle.worker.devices.availability import next_start
 from fluffle.worker.devices.draws import delay, generator
 
 LostAt = Literal["before_training", "after_training", "upload"]
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "article": {"delay": "exponential", "delay_s": 2.0, "delay_of": "turn", "dropout": 0.1},
-    "phones": {
-        **{"availability": "diurnal", "available": 0.3, "dropout": 0.1, "stragglers": 0.2},
-        **{"delay": "log_normal", "delay_s": 60.0, "delay_shape": 1.0, "delay_of": "client"},
-        **{"latency_s": 0.1, "download_bytes_per_s": 2.5e6, "upload_bytes_per_s": 6e5},
-    },
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +57,7 @@ class Devices:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._table = _with_preset(plan.devices or DevicesTable())
+        self._table = (plan.devices or DevicesTable()).with_preset
         rows = rows_of(self._table.hardware) if self._table.hardware else []
         self._rows = [Hardware(*row) for row in rows]
         #: (client, seconds since the run began) -> when it can start. Never before.
@@ -134,8 +124,3 @@ def pause_s(plan: Plan, client: str, turn: int) -> float:
     if not high or not client.isdecimal():
         return 0.0
     return float(generator("slot", plan.seed, int(client), turn).uniform(low, high))
-
-
-def _with_preset(table: DevicesTable) -> DevicesTable:
-    preset = PRESETS[table.preset] if table.preset else {}
-    return DevicesTable.model_validate({**preset, **table.model_dump(exclude_none=True)})

@@ -16,8 +16,8 @@ import numpy as np
 from fluffle.aggregator.coordinator.admission import restored
 from fluffle.aggregator.coordinator.selection import client_order
 from fluffle.aggregator.ledger.writer import Ledger
-from fluffle.aggregator.strategies.base import asks_of, update_spec
-from fluffle.aggregator.strategies.registry import State, make_strategy, model_of
+from fluffle.aggregator.strategies.base import State, asks_of, model_of, update_spec
+from fluffle.aggregator.strategies.registry import make_strategy
 from fluffle.aggregator.verify import replay, verify
 from fluffle.broker import Delivery, Envelope
 from fluffle.schemas import (
