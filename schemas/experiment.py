@@ -17,12 +17,14 @@ from pydantic import (
 from fluffle.schemas.aggregation import STORED, Aggregation, strategies
 from fluffle.schemas.algorithms import Asks, Scalar, check_algorithm, state_of
 from fluffle.schemas.device_tables import HardwareTable, Trace
-from fluffle.schemas.steps import Steps, remembers
+from fluffle.schemas.extensions import PARTITION, UPDATE_STEP
+from fluffle.schemas.steps import KINDS, Steps, remembers
 from fluffle.schemas.table import (
     Fraction,
     NonNegative,
     NotWith,
     OnlyWith,
+    Parameters,
     Positive,
     Range,
     Table,
@@ -76,14 +78,17 @@ class TaskTable(Table):
     synthetic_iid: Annotated[bool | None, _SYNTHETIC] = None
 
 
+#: Partitions that come with Fluffle.
+PARTITIONS = ("contiguous", "iid", "shards", "dirichlet", "power-law", "similarity", "natural")
+
+
 class PartitionTable(Table):
     """Which examples each client holds."""
 
     #: contiguous stretches in the order of the data; iid, at random; shards of a label; dirichlet,
-    #: power-law and similarity, skewed on purpose; natural, by the data's own owners.
-    kind: Literal[
-        "contiguous", "iid", "shards", "dirichlet", "power-law", "similarity", "natural"
-    ] = "contiguous"
+    #: power-law and similarity, skewed on purpose; natural, by the data's own owners. One of your
+    #: own: FILE.py:Class beside the experiment file, or the name that an installed package gave it.
+    kind: str = Field("contiguous", max_length=256)
     #: shards: how many label-sorted shards a client gets (McMahan et al. 2017: 2).
     shards_per_client: Annotated[int, OnlyWith("kind", ("shards",))] = Field(2, ge=1, le=2**31)
     #: dirichlet: the sum of the concentrations of all classes; smaller is more skewed (Hsu et al.
@@ -98,6 +103,24 @@ class PartitionTable(Table):
     ] = None
     #: Keep at most this many examples of each client.
     examples_per_client: int | None = Field(None, ge=1, le=2**31)
+    #: What a partition of your own is made with: its keyword arguments.
+    parameters: Parameters | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A plan of a partition of ours has the bytes that it had before there were others."""
+        document: dict[str, Any] = dump(self)
+        if document.get("parameters") is None:
+            document.pop("parameters", None)
+        return document
+
+    @model_validator(mode="after")
+    def _parameters_are_for_others(self) -> Self:
+        if self.parameters is not None and self.kind in PARTITIONS:
+            raise ValueError(
+                f"[partition.parameters] are for a partition of your own, and {self.kind} is none"
+            )
+        return self
 
 
 class TrainingTable(Table):
@@ -383,6 +406,9 @@ class Experiment(Table):
         if info.context != STORED:
             for name, table in self._tables():
                 refuse_idle_keys(name, table)
+            PARTITION.check_name("partition.kind", self.partition.kind, PARTITIONS)
+            for step in self.update or ():
+                UPDATE_STEP.check_name("update.kind", step.kind, KINDS)
         cohort = self.participation.mode == "cohort"
         self._check_residents(cohort)
         most = self.concurrency + len(self.residents)

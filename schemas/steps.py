@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from fluffle.schemas.table import Parameters
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -60,7 +62,34 @@ class Quantise(_Step):
     bits: Literal[1, 2, 4, 8] = 8
 
 
-Step = Annotated[Clip | Noise | Sparsify | Cast | Quantise, Field(discriminator="kind")]
+#: The kinds that come with Fluffle.
+KINDS = ("clip", "noise", "top_k", "random_k", "cast", "quantise")
+
+
+class Custom(_Step):
+    """A step of one's own: of a file beside the experiment, or of an installed package."""
+
+    #: FILE.py:Class, or the name that the package gave it.
+    kind: Annotated[str, Field(max_length=256)]
+    #: What the class is made with: its keyword arguments.
+    parameters: Parameters | None = None
+
+
+def _tag(step: Any) -> str:
+    kind = step.get("kind") if isinstance(step, dict) else getattr(step, "kind", None)
+    return kind if kind in KINDS else "custom"
+
+
+Step = Annotated[
+    Annotated[Clip, Tag("clip")]
+    | Annotated[Noise, Tag("noise")]
+    | Annotated[Sparsify, Tag("top_k")]
+    | Annotated[Sparsify, Tag("random_k")]
+    | Annotated[Cast, Tag("cast")]
+    | Annotated[Quantise, Tag("quantise")]
+    | Annotated[Custom, Tag("custom")],
+    Discriminator(_tag),
+]
 
 
 def _in_order(steps: tuple[Step, ...]) -> tuple[Step, ...]:

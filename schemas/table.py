@@ -6,13 +6,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 #: [low, high]. A TOML or msgpack list is as good as a tuple.
 Range = Annotated[tuple[NonNegative, NonNegative], Field(strict=False)]
+
+
+class Arguments(dict[str, Any]):
+    """Keyword arguments that nobody changes: tables that hold them can be keys of a cache."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(sorted(self.items())))
+
+
+#: What a class of one's own is made with: its keyword arguments.
+Parameters = Annotated[
+    dict[str, bool | int | float | str | list[bool | int | float | str]], AfterValidator(Arguments)
+]
 
 
 class Table(BaseModel):

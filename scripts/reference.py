@@ -25,7 +25,7 @@ import fluffle.schemas.steps
 from fluffle.aggregator.strategies.custom import CustomParameters
 from fluffle.commands.app import app
 from fluffle.schemas.aggregation import own_keys, strategies
-from fluffle.schemas.experiment import Experiment
+from fluffle.schemas.experiment import PARTITIONS, Experiment
 
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "table"}
 _OF_KEYS = """\
@@ -42,7 +42,8 @@ What each strategy takes besides. A key that does not belong to the chosen one i
 _OF_COMMANDS = """\
 `fluffle COMMAND --help` says the same. What a person can mend ends with one line and exit code 2.
 Where a variable is named, it does what the option does."""
-_STEPS = get_args(get_args(fluffle.schemas.steps.Step)[0])
+_TAGGED = get_args(get_args(fluffle.schemas.steps.Step)[0])
+_STEPS = list(dict.fromkeys(get_args(step)[0] for step in _TAGGED))
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def experiment_page() -> str:
         _OF_STEPS,
     ]
     for step in _STEPS:
-        kinds = get_args(step.model_fields["kind"].annotation)
+        kinds = get_args(step.model_fields["kind"].annotation) or ("FILE.py:Class",)
         parts.append("### " + ", ".join(f'kind = "{kind}"' for kind in kinds))
         parts.append(inspect.getdoc(step) or "")
         parts.append(_key_table(k for k in _keys_of("update", step) if k.name != "kind"))
@@ -162,6 +163,8 @@ def _options(annotation: Any) -> list[Any]:
 
 
 def _type(name: str, field: FieldInfo) -> str:
+    if field.default == "contiguous":
+        return ", ".join(f"`{kind}`" for kind in PARTITIONS) + ", or `FILE.py:Class`"
     if name == "strategy":
         return ", ".join(f"`{s}`" for s in strategies()) + ", or `FILE.py:Class`"
     shown = " or ".join(_type_name(option) for option in _options(field.annotation))

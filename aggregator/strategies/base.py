@@ -27,7 +27,31 @@ State = Tensors
 
 
 class Strategy(Protocol):
-    """How updates become the next version."""
+    """How updates become the next version.
+
+    The mean of the deltas, as a toy:
+
+    >>> import numpy as np
+    >>> from types import SimpleNamespace
+    >>> class Mean:
+    ...     sends = "delta"
+    ...     def init(self, weights):
+    ...         return {f"model/{key}": array for key, array in weights.items()}
+    ...     def accept(self, state, update, staleness):
+    ...         state["buffer/n"] = state.get("buffer/n", np.array(0.0)) + 1
+    ...         for key, delta in update.tensors.items():
+    ...             state[f"buffer/{key}"] = state.get(f"buffer/{key}", 0.0) + delta.astype(float)
+    ...         return state
+    ...     def step(self, state):
+    ...         return {f"model/{key}": (array + state[f"buffer/{key}"] / state["buffer/n"])
+    ...                 .astype(array.dtype) for key, array in model_of(state).items()}
+    >>> strategy, state = Mean(), Mean().init({"trainable/0": np.zeros(2, np.float32)})
+    >>> for delta in ([1, 2], [3, 4]):
+    ...     sent = SimpleNamespace(tensors={"trainable/0": np.array(delta, np.float32)})
+    ...     state = strategy.accept(state, sent, 0)
+    >>> strategy.step(state)
+    {'model/trainable/0': array([2., 3.], dtype=float32)}
+    """
 
     @property
     def sends(self) -> Literal["delta", "weights"]:

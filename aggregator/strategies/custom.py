@@ -6,6 +6,7 @@ and what it returns that is no state, ends the run with one line: it is its auth
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 from fluffle.aggregator.strategies.base import Asking, Parameters, State, Strategy, model_of
 from fluffle.schemas import ClientUpdate, Experiment, Tensors, UserError
 from fluffle.schemas.algorithms import Asks
+from fluffle.schemas.extensions import STRATEGY
+from fluffle.schemas.table import Parameters as KeywordArguments
 from fluffle.schemas.tensors import DTYPES, NAME, spec
 from fluffle.schemas.user_code import explain, load_class, place_of
 
@@ -24,10 +27,10 @@ CODE = "code"
 
 
 class CustomParameters(Parameters):
-    """A strategy from a file: ``FILE.py:Class``."""
+    """A strategy from a file or an installed package."""
 
     #: What the class is made with: its keyword arguments.
-    parameters: dict[str, bool | int | float | str | list[bool | int | float | str]] | None = None
+    parameters: KeywordArguments | None = None
 
     def make(self, experiment: Experiment) -> Strategy:
         """The strategy of a file in the present folder."""
@@ -35,9 +38,18 @@ class CustomParameters(Parameters):
 
 
 def custom_strategy(name: str, folder: Path, parameters: Mapping[str, Any]) -> Strategy:
-    """The strategy ``FILE.py:Class`` of this folder. Raises: UserError."""
-    path, class_name = place_of(name, folder)
-    made = load_class(path, class_name)
+    """The strategy of an installed package, or ``FILE.py:Class`` of this folder.
+
+    Raises: UserError.
+    """
+    made = STRATEGY.plugin(name)
+    if made is None:
+        path, class_name = place_of(name, folder)
+        made = load_class(path, class_name)
+    elif inspect.isclass(made):
+        path, class_name = Path(inspect.getfile(made)), made.__name__
+    else:
+        raise UserError(f"the strategy {name} of an installed package is no class")
     missing = [verb for verb in ("init", "accept", "step") if not _defines(made, verb)]
     if missing:
         raise UserError(f"{class_name} in {path.name} lacks {', '.join(missing)}: see Strategy")

@@ -5,7 +5,6 @@ A module of this package that declares ``Parameters`` with a name of their own i
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import pkgutil
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from fluffle.aggregator.strategies.base import Parameters, Strategy
 from fluffle.aggregator.strategies.custom import CustomParameters, custom_strategy
 from fluffle.aggregator.strategies.private import Private
 from fluffle.schemas import Experiment, UserError
-from fluffle.schemas.user_code import is_custom
+from fluffle.schemas.extensions import STRATEGY
 
 
 def make_strategy(experiment: Experiment, code: Path | None = None) -> Strategy:
@@ -67,13 +66,11 @@ def parameters_of(name: str) -> type[Parameters]:
     """What the strategy of this name takes. Raises: ValueError for one that nobody knows."""
     if found := strategies().get(name):
         return found
-    if is_custom(name):
-        return CustomParameters
-    close = difflib.get_close_matches(name, strategies(), n=1)
-    raise ValueError(
-        f"aggregation.strategy = {name!r} is none of {', '.join(strategies())}, and no file of "
-        "your own, as my_file.py:MyStrategy" + (f"; did you mean {close[0]}?" if close else "")
-    )
+    STRATEGY.check_name("aggregation.strategy", name, strategies())
+    found = STRATEGY.plugin(name)
+    if inspect.isclass(found) and issubclass(found, Parameters):
+        return found
+    return CustomParameters
 
 
 def _declared(module: ModuleType) -> Iterator[tuple[str, type[Parameters]]]:

@@ -21,7 +21,9 @@ from fluffle.commands.options import (
     Settings,
     TensorBoardFolder,
     Timeout,
+    Trackers,
     secure,
+    use_code_of,
 )
 from fluffle.schemas.errors import UserError
 
@@ -47,6 +49,7 @@ def aggregator(
     metrics_address: MetricsAddress = "127.0.0.1",
     tensorboard: TensorBoardFolder = None,
     mlflow: MLflowUri = None,
+    tracker: Trackers = None,
     json: Json = False,
 ) -> None:
     """Lead a run: consume updates, make versions."""
@@ -63,7 +66,8 @@ def aggregator(
 
     experiment = load_experiment(file, settings or [], os.environ)
     make_strategy(experiment, file.parent)  # before anything starts: it may not load
-    followed = trackers(tensorboard, mlflow)
+    use_code_of(file, experiment)
+    followed = trackers(tensorboard, mlflow, tracker or [])
     check_travels(experiment)
     check_folder(out)
     broker = connect(url, federation, "aggregator", connect_timeout)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fluffle.commands.options import Settings
-from fluffle.schemas import Experiment, UserError
+from fluffle.schemas import Experiment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,6 +87,7 @@ def _shares(name: str, kind: str, clients: int, settings: list[str], progress: P
 
     chosen = [f"partition.kind='{kind}'"] if kind else []
     chosen += [f"task.clients={clients}"] if clients else []
+    chosen += ["task.name='synthetic-lr'"] if name == _SYNTHETIC else []
     experiment = load_experiment(None, [*settings, *chosen], os.environ)
     data, classes = _data(name, experiment, progress)
     if not kind and "kind" not in experiment.partition.model_fields_set:
@@ -102,14 +103,11 @@ def _shares(name: str, kind: str, clients: int, settings: list[str], progress: P
 
 
 def _data(name: str, experiment: Experiment, progress: Progress) -> tuple[Dataset, tuple[str, ...]]:
-    from fluffle.worker.datasets import load, names, recipe, synthetic
+    from fluffle.worker.datasets import load, recipe, synthetic
 
     if name == _SYNTHETIC:
         from fluffle.worker.tasks.synthetic import SyntheticLr
 
         task = SyntheticLr.of(experiment.task, experiment.partition, experiment.experiment.seed)
         return task.data, tuple(map(str, range(synthetic.CLASSES)))
-    if name not in names():
-        known = ", ".join([*names(), _SYNTHETIC])
-        raise UserError(f"there is no data set {name!r}: use one of {known}")
     return load(name, progress), recipe(name).classes

@@ -21,7 +21,9 @@ from fluffle.commands.options import (
     Settings,
     TensorBoardFolder,
     Timeout,
+    Trackers,
     secure,
+    use_code_of,
 )
 from fluffle.schemas.errors import UserError
 
@@ -62,6 +64,7 @@ def run(
     connect_timeout: Timeout = 30.0,
     tensorboard: TensorBoardFolder = None,
     mlflow: MLflowUri = None,
+    tracker: Trackers = None,
     json: Json = False,
 ) -> None:
     """Run an experiment, or resume it."""
@@ -83,7 +86,7 @@ def run(
         raise UserError("--clock virtual runs in this process: leave out --broker and --workers")
     check_reachable(experiment, url, clock)
     make_strategy(experiment, file.parent)  # before anything starts: it may not load
-    followed = trackers(tensorboard, mlflow)
+    followed = trackers(tensorboard, mlflow, tracker or [])
     name = experiment.experiment.name
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     check_folder(folder)
@@ -145,7 +148,7 @@ def use_folder_of(file: Path, experiment: Experiment, slots: int, data: Path | N
     from fluffle.worker.tasks.registry import use
     from fluffle.worker.training.runtime import configure
 
-    os.environ[custom.FOLDER] = str(file.resolve().parent)
+    use_code_of(file, experiment)
     if data is not None:
         use(None, data)
         os.environ[custom.DATA] = str(data.resolve())

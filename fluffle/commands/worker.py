@@ -100,7 +100,7 @@ def check_site(client: str, task: str | None, name: str, slots: int) -> None:
     """Raises: UserError where this cannot be a resident client."""
     from pydantic import ValidationError
 
-    from fluffle.worker.tasks import custom
+    from fluffle.schemas.extensions import FOLDER
 
     if name or slots > 1:
         raise UserError("--client-id is one client: leave out --name and --slots")
@@ -110,10 +110,10 @@ def check_site(client: str, task: str | None, name: str, slots: int) -> None:
         raise UserError(
             f"--client-id {client}: use letters, digits, - and _, 64 at most and not digits alone"
         ) from None
-    if task is None and custom.FOLDER not in os.environ:
+    if task is None and FOLDER not in os.environ:
         raise UserError(
             "a site trains with a task file of its own: give --task FILE.py:Class, or set "
-            f"{custom.FOLDER} to the folder that has the file which the experiment names"
+            f"{FOLDER} to the folder that has the file which the experiment names"
         )
 
 

@@ -17,6 +17,8 @@ from fluffle.aggregator.service import AggregatorService
 from fluffle.history import Row, history
 from fluffle.schemas import Experiment, UserError
 from fluffle.schemas.codec import one_line
+from fluffle.schemas.extensions import TRACKER, check_verbs
+from fluffle.schemas.user_code import is_custom
 
 EVERY_S = 3.0
 #: Versions this far behind the newest get no evaluation any more, until the run is over.
@@ -53,7 +55,16 @@ class About:
 
 
 class Tracker(Protocol):
-    """Where curves go. Used by one thread. Any method may raise: it is tried again."""
+    """Where curves go. Used by one thread. Any method may raise: it is tried again.
+
+    >>> class Printed:
+    ...     def open(self, about): return {}
+    ...     def write(self, points):
+    ...         for point in points: print(point.tag, point.step, point.value)
+    ...     def close(self, status): print(status)
+    >>> Printed().write([Point("evaluation/accuracy", 3, 0.5, 0.0)])
+    evaluation/accuracy 3 0.5
+    """
 
     def open(self, about: About) -> dict[str, int]:
         """Begin, or go on: the last step of each tag that is there already."""
@@ -162,9 +173,14 @@ class Follower:
             self._from = max([self._from, newest - _LOOK_BACK, *(v - 1 for v in evaluated)])
 
 
-def trackers(tensorboard: Path | None, mlflow: str | None) -> list[Tracker]:
-    """Those that a person asks for. Raises: UserError where the package is missing."""
-    found: list[Tracker] = []
+def trackers(
+    tensorboard: Path | None, mlflow: str | None, others: Sequence[str] = ()
+) -> list[Tracker]:
+    """Those that a person asks for. Raises: UserError where the package is missing.
+
+    others: names of installed packages' trackers, or ``PATH/FILE.py:Class``.
+    """
+    found: list[Tracker] = [_other(name) for name in others]
     try:
         if tensorboard is not None:
             from fluffle.tracking.tensorboard import TensorBoard
@@ -178,6 +194,14 @@ def trackers(tensorboard: Path | None, mlflow: str | None) -> list[Tracker]:
         missing = (error.name or "").split(".")[0]
         raise UserError(f"{missing} is not installed: pip install 'fluffle[{missing}]'") from None
     return found
+
+
+def _other(name: str) -> Tracker:
+    path = Path(name)
+    made: Tracker
+    made = TRACKER.make(path.name, folder=path.parent) if is_custom(name) else TRACKER.make(name)
+    check_verbs("the tracker", name, made, ("open", "write", "close"))
+    return made
 
 
 @contextmanager

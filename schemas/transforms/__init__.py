@@ -9,14 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from fluffle.schemas.steps import Cast, Clip, Noise, Sparsify, Step
+from fluffle.schemas.steps import Cast, Clip, Custom, Noise, Quantise, Sparsify, Step
 from fluffle.schemas.tensors import Spec, Tensors, spec
 from fluffle.schemas.transforms.base import Draws, Transform
 from fluffle.schemas.transforms.clip import ClipTransform, NoiseTransform
+from fluffle.schemas.transforms.custom import CustomTransform
 from fluffle.schemas.transforms.rounding import CastTransform, QuantiseTransform
 from fluffle.schemas.transforms.sparse import SparseTransform
 
-__all__ = ["Draws", "apply", "restore", "sent_spec"]
+__all__ = ["Draws", "apply", "check", "restore", "sent_spec"]
+
+
+def check(steps: Sequence[Step]) -> None:
+    """Raises: UserError for a step of one's own that cannot be loaded on this machine."""
+    for step in steps:
+        _transform(step)
 
 
 def apply(
@@ -63,5 +70,7 @@ def _transform(step: Step) -> Transform:
             return SparseTransform(step.kind, step.share, step.error_feedback)
         case Cast():
             return CastTransform(step.dtype)
-        case _:
+        case Quantise():
             return QuantiseTransform(step.bits)
+        case Custom():
+            return CustomTransform.of(step)

@@ -27,7 +27,16 @@ class Draws:
 
 
 class Transform(Protocol):
-    """One step on the way out, and back."""
+    """One step on the way out, and back.
+
+    >>> class Halved:
+    ...     def spec(self, before): return before
+    ...     def apply(self, tensors, draws): return {k: a / 2 for k, a in tensors.items()}
+    ...     def restore(self, tensors, before): return {k: a * 2 for k, a in tensors.items()}
+    >>> sent = Halved().apply({"trainable/0": np.array([4.0])}, None)
+    >>> sent, Halved().restore(sent, {})
+    ({'trainable/0': array([2.])}, {'trainable/0': array([4.])})
+    """
 
     def spec(self, before: Spec) -> Spec:
         """What ``apply`` makes of tensors of this spec."""

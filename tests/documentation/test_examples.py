@@ -33,6 +33,7 @@ RUN = {
     ("README.md", "fluffle run experiments/mnist.toml --broker local"): PAGES,
     ("README.md", "fluffle verify runs/first"): PAGES,
     ("docs/data.md", "fluffle data list"): PAGES,
+    ("docs/extending.md", "fluffle run mine"): "tests/integration/test_extending_page.py",
     ("docs/index.md", "fluffle run experiments/mnist.toml --set experiment"): PAGES,
     ("docs/index.md", "fluffle run experiments/mnist.toml --set participation"): PAGES,
     ("docs/outputs.md", "fluffle export runs/first  "): PAGES,

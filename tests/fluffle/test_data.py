@@ -79,7 +79,7 @@ def test_what_is_set_is_what_is_shown() -> None:
     ("arguments", "says"),
     [
         (["minst"], "there is no data set 'minst': use one of cifar10"),
-        (["synthetic", "--partition", "dirichlett"], "partition.kind = 'dirichlett': Input should"),
+        (["synthetic", "--partition", "dirichlett"], "did you mean dirichlet?"),
         (["synthetic", "--set", "partition.alpa=1"], "did you mean partition.alpha?"),
         (["synthetic", "--clients", "900000"], "900000 devices of synthetic data have"),
         (["synthetic", "--out", "picture.docx"], "cannot draw into picture.docx"),

@@ -123,13 +123,13 @@ STRANGERS = [
     ("task", "name = 'digits-lr'", "synthetic_iid = true"),
     ("devices", "availability = 'always'", "period_s = 10"),
     ("devices", "availability = 'diurnal'", "on_s = 10"),
-    ("devices", "availability = 'on_off'", "trace = 'a.csv'"),
+    ("devices", "availability = 'on_off'", "trace = 'trace.csv'"),
     ("devices", "preset = 'article'", "available = 0.5"),
     ("devices", "delay = 'constant'", "delay_shape = 2"),
     ("devices", "stragglers = 0.5", "delay_s = 2"),
     ("devices", "stragglers = 0.5", "dropout_at = 'upload'"),
     ("devices", "stragglers = 0.5", "byzantine_scale = 2"),
-    ("devices", "hardware = 'a.csv'", "latency_s = 2"),
+    ("devices", "hardware = 'devices.csv'", "latency_s = 2"),
 ]
 
 
@@ -137,6 +137,9 @@ STRANGERS = [
 def test_a_key_that_the_choice_does_not_use_is_refused(
     tmp_path: Path, table: str, choice: str, key: str
 ) -> None:
+    (tmp_path / "trace.csv").write_text("client,start,end\n0,0,1\n")
+    columns = "seconds_per_example,latency_s,download_bytes_per_s,upload_bytes_per_s"
+    (tmp_path / "devices.csv").write_text(f"{columns}\n0.1,0.1,1000,1000\n")
     with pytest.raises(UserError) as caught:
         load_experiment(written(tmp_path, f"[{table}]\n{choice}\n{key}"))
     assert f"{table}.{key.split(' ')[0]} " in str(caught.value)

@@ -10,16 +10,30 @@ from dataclasses import replace
 from pathlib import Path
 
 from fluffle.schemas import UserError
+from fluffle.schemas.extensions import DATA_SET, from_file
+from fluffle.schemas.user_code import is_custom
 from fluffle.worker.datasets import cache
 from fluffle.worker.datasets.cifar10 import CIFAR10
 from fluffle.worker.datasets.digits import DIGITS
 from fluffle.worker.datasets.fashion_mnist import FASHION_MNIST
 from fluffle.worker.datasets.mnist import MNIST
-from fluffle.worker.datasets.recipe import Arrays, Dataset, Progress, Read, Recipe, Source
+from fluffle.worker.datasets.recipe import Arrays, Dataset, Expected, Progress, Read, Recipe, Source
 from fluffle.worker.datasets.shakespeare import SHAKESPEARE
 from fluffle.worker.datasets.wearables import WEARABLES
 
-__all__ = ["Dataset", "Progress", "Recipe", "describe", "fetch", "load", "names", "recipe"]
+__all__ = [
+    "Arrays",
+    "Dataset",
+    "Expected",
+    "Progress",
+    "Recipe",
+    "Source",
+    "describe",
+    "fetch",
+    "load",
+    "names",
+    "recipe",
+]
 
 _ALL = (MNIST, FASHION_MNIST, DIGITS, CIFAR10, SHAKESPEARE, WEARABLES)
 _RECIPES = {recipe.name: recipe for recipe in _ALL}
@@ -38,9 +52,20 @@ def describe() -> list[tuple[Recipe, Path | None]]:
 
 def recipe(name: str) -> Recipe:
     """How a data set is fetched and what it has to be. Raises: UserError."""
-    if name not in _RECIPES:
-        raise UserError(f"there is no data set {name!r}: use one of {', '.join(names())}")
-    return _RECIPES[name]
+    if name in _RECIPES:
+        return _RECIPES[name]
+    found = DATA_SET.plugin(name)
+    if found is None and is_custom(name):
+        found = from_file(DATA_SET.noun, name, Path())
+    if found is None:
+        known = ", ".join([*names(), *DATA_SET.installed()])
+        raise UserError(
+            f"there is no data set {name!r}: use one of {known}, or one of your own, as "
+            "my_data.py:RECIPE"
+        )
+    if not isinstance(found, Recipe):
+        raise UserError(f"the data set {name} is no fluffle.worker.datasets.Recipe")
+    return found
 
 
 def fetch(name: str, progress: Progress | None = None, place: Path | None = None) -> Path:

@@ -67,7 +67,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A data set that can be fetched: where from, and what its arrays have to be."""
+    """A data set that can be fetched: where from, and what its arrays have to be.
+
+    >>> def make(folder, progress):
+    ...     return {"x_train": np.zeros((2, 3), np.uint8)}
+    >>> arrays = {"x_train": Expected((2, 3), sha256=None)}
+    >>> toy = Recipe("toy", "zeros", arrays, (Source("made", make),), ("none",), opens=np.load)
+    >>> toy.check("made", make(None, None))
+    """
 
     name: str
     summary: str

@@ -15,11 +15,10 @@ import os
 from pathlib import Path
 
 from fluffle.schemas import UserError, user_code
+from fluffle.schemas.extensions import FOLDER
 from fluffle.schemas.user_code import load_module
 from fluffle.worker.tasks.task import Task
 
-#: The folder in which a task that an experiment names is looked for.
-FOLDER = "FLUFFLE_TASK"
 #: What ``--data`` says, to the processes of ``fluffle run --workers``.
 DATA = "FLUFFLE_TASK_DATA"
 
@@ -63,12 +62,16 @@ def load(place: str) -> type[Task]:
     if not colon or not file.endswith(".py"):
         raise UserError(f"the task {place} is not like my_task.py:MyTask")
     path = Path(file).resolve()
-    found = getattr(load_module(path), name, None)
+    return checked(getattr(load_module(path), name, None), name, str(path))
+
+
+def checked(found: object, name: str, where: str) -> type[Task]:
+    """The class, if it is a whole task. Raises: UserError."""
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise UserError(f"{path} has no class {name} that is a fluffle.Task")
+        raise UserError(f"{where} has no class {name} that is a fluffle.Task")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
-        raise UserError(f"{name} in {path} lacks {missing}: see fluffle.Task")
+        raise UserError(f"{name} in {where} lacks {missing}: see fluffle.Task")
     return found
 
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fluffle.schemas import UserError
 from fluffle.schemas.experiment import PartitionTable
+from fluffle.worker.tasks.custom_partition import custom_partition
 from fluffle.worker.tasks.structure import count_of, labels_of
 
 Indices = NDArray[np.int32]
@@ -60,8 +61,10 @@ def partition(
     elif table.kind == "similarity":
         similarity = 10.0 if table.similarity is None else table.similarity
         parts = _similarity(targets, clients, similarity, rng)
-    else:
+    elif table.kind == "natural":
         parts = _natural(owners, clients)
+    else:
+        parts = custom_partition(table, targets, clients, rng, owners)
     return [part[: table.examples_per_client].astype(np.int32) for part in parts]
 
 

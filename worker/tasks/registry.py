@@ -12,6 +12,7 @@ from typing import TypeVar
 from fluffle.schemas import Plan, UserError
 from fluffle.schemas.errors import contained
 from fluffle.schemas.experiment import PartitionTable, TaskTable
+from fluffle.schemas.extensions import TASK
 from fluffle.worker.datasets import Progress
 from fluffle.worker.tasks import custom
 from fluffle.worker.tasks.images import (
@@ -107,12 +108,15 @@ def _task_class(name: str) -> type[Task]:
         return custom.load(_told[0])
     if custom.is_custom(name):
         return custom.named_by_plan(name)
-    if name not in TASKS:
-        raise UserError(
-            f"there is no task {name!r}: use one of {', '.join(sorted(TASKS))}, or a file of your "
-            "own, as my_task.py:MyTask"
-        )
-    return TASKS[name]
+    if name in TASKS:
+        return TASKS[name]
+    if (found := TASK.plugin(name)) is not None:
+        return custom.checked(found, name, "the installed package")
+    known = ", ".join(sorted([*TASKS, *TASK.installed()]))
+    raise UserError(
+        f"there is no task {name!r}: use one of {known}, or a file of your "
+        "own, as my_task.py:MyTask"
+    )
 
 
 def trying(task: Task, action: Callable[[], T]) -> T:

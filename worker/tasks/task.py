@@ -40,6 +40,18 @@ class Task(ABC):
 
     A resident client (a site) has a task of its own machine: ``dataset()`` is all that it trains
     on, ``test()`` what it holds out to measure the global model and its own.
+
+    >>> class Signs(Task):
+    ...     def model(self):
+    ...         import keras
+    ...         return keras.Sequential([keras.Input((1,)), keras.layers.Dense(2, "softmax")])
+    ...     def dataset(self):
+    ...         x = np.array([[-2.0], [-1.0], [1.0], [2.0]], np.float32)
+    ...         return Examples(x, (x[:, 0] > 0).astype(np.int32))
+    ...     def test(self):
+    ...         return self.dataset()
+    >>> Signs(clients=2, partition=PartitionTable(), seed=0).client_indices("1").tolist()
+    [2, 3]
     """
 
     #: A Keras loss, by name or object.
