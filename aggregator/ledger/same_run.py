@@ -6,8 +6,8 @@ from typing import Any
 
 from fluffle.schemas.aggregation import keys_of
 
-#: Keys that may differ: they say when to stop, not what is learned; who may come; what it costs; what
-#: is taken for an attack. A strategy may have others (``may_change``).
+#: Keys that may differ: they say when to stop, not what is learned; who may come; what it costs;
+#: what is taken for an attack. A strategy may have others (``may_change``).
 MAY_CHANGE = (
     "participation.residents",
     "experiment.versions",
