@@ -13,7 +13,7 @@ from fluffle.aggregator.ledger.sums import rejected
 from fluffle.aggregator.verify import replay, verify
 from fluffle.broker import Envelope
 from fluffle.schemas import Assignment, Tensors, UserError, decode
-from fluffle.schemas.experiment import STRATEGIES
+from fluffle.schemas.aggregation import strategies
 from tests.aggregator.scripted import Federation
 from tests.aggregator.test_replay import NEEDS
 
@@ -45,7 +45,7 @@ def reasons(folder: Path) -> dict[str, int]:
         ledger.close()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", list(strategies()))
 @pytest.mark.parametrize("before", [1, 25])
 def test_an_update_of_wild_length_is_rejected(tmp_path: Path, strategy: str, before: int) -> None:
     # Given a run of any strategy, at its beginning or well into it
@@ -130,7 +130,7 @@ ODD: dict[str, Tensors] = {
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", list(strategies()))
 @pytest.mark.parametrize("odd", ODD)
 def test_odd_first_weights_are_refused_or_make_a_run(
     tmp_path: Path, strategy: str, odd: str
