@@ -124,12 +124,12 @@ class Display:
     def _block(self, now: Snapshot | None) -> Table:
         grid = Table.grid(padding=(0, 2))
         if now is None or now.phase == "initialising":
-            grid.add_row(f"[bold]{self._name}[/]", "starting the trainers …")
+            grid.add_row(Text(self._name, "bold"), "starting the trainers …")
             return grid
         bar = ProgressBar(total=now.versions, completed=now.version, width=30)
-        grid.add_row(f"[bold]{self._name}[/]", bar)
+        grid.add_row(Text(self._name, "bold"), bar)
         for key, value in self._fields(now):
-            grid.add_row(f"[dim]{key}[/]", value)
+            grid.add_row(Text(key, "dim"), Text(value))
         return grid
 
     def _fields(self, now: Snapshot) -> list[tuple[str, str]]:
@@ -179,7 +179,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: Path) -> No
     ]
     grid = Table.grid(padding=(0, 2))
     for key, value in rows:
-        grid.add_row(f"[dim]{key}[/]", Text(value))  # a folder's name is no markup
+        grid.add_row(Text(key, "dim"), Text(value))  # the names of others are no markup
     console.print(grid)
 
 
@@ -189,10 +189,15 @@ def _status(summary: dict[str, Any]) -> str:
 
 
 def _by_client(found: dict[str, float]) -> str:
-    if "accuracy_worst" not in found:
+    """The spread that ``evaluation.by_client`` measures, or whatever an evaluator calls so."""
+    if {"accuracy_worst", "accuracy_p10", "accuracy_std"} <= found.keys():
+        worst, tenth = _percent(found["accuracy_worst"]), _percent(found["accuracy_p10"])
+        return (
+            f"worst {worst}, worst tenth {tenth}, spread {found['accuracy_std'] * 100:.1f} points"
+        )
+    if {"loss_worst", "loss_std"} <= found.keys():
         return f"worst loss {found['loss_worst']:.4g}, spread {found['loss_std']:.2g}"
-    worst, tenth = _percent(found["accuracy_worst"]), _percent(found["accuracy_p10"])
-    return f"worst {worst}, worst tenth {tenth}, spread {found['accuracy_std'] * 100:.1f} points"
+    return ", ".join(f"{name} {value:.4g}" for name, value in found.items())
 
 
 def readable(metrics: Mapping[str, float]) -> list[tuple[str, str]]:

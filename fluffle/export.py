@@ -161,11 +161,17 @@ def _model(weights: Weights, kind: str) -> Callable[[Path], None]:
 def _csv(rows: Sequence[dict[str, Any]]) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns(rows), restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+            names = columns(rows)
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([_no_formula(name) for name in names])
+            writer.writerows([row.get(name, "") for name in names] for row in rows)
 
     return write
+
+
+def _no_formula(name: str) -> str:
+    """A head that no spreadsheet takes for a formula, whoever named the metric."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> Callable[[Path], None]:

@@ -33,7 +33,12 @@ def history(ledger: LedgerReader, after: int = -1) -> list[Row]:
         counted = updates.get(version, [])
         total += len(counted)
         row |= {"closed_by": closed_by, "updates": len(counted), "updates_total": total}
-        rows.append(row | _sums(counted) | evaluations.get(version, {}))
+        row |= _sums(counted)
+        if version in evaluations:
+            examples, metrics = evaluations[version]
+            row["evaluated_examples"] = examples
+            row |= _beside(row, metrics)
+        rows.append(row)
     return rows
 
 
@@ -67,12 +72,17 @@ def _sums(updates: list[Any]) -> Row:
             before, weight = sums.get(name, (0.0, 0))
             sums[name] = (before + value * count, weight + count)
     means = {f"train_{name}": s / weight for name, (s, weight) in sums.items() if weight}
-    return row | means
+    return row | _beside(row, means)
 
 
-def _evaluations(ledger: LedgerReader, after: int) -> dict[int, Row]:
+def _beside(row: Row, metrics: Row) -> Row:
+    """The metrics, none of them under the name of a column that is there."""
+    return {f"metric_{name}" if name in row else name: v for name, v in metrics.items()}
+
+
+def _evaluations(ledger: LedgerReader, after: int) -> dict[int, tuple[int, Row]]:
     return {
-        version: {"evaluated_examples": examples, **json.loads(metrics)}
+        version: (examples, json.loads(metrics))
         for version, metrics, examples, _ in ledger.evaluations()
         if version > after
     }

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from operator import index
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SkipValidation
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, SkipValidation
 
 from fluffle.schemas.experiment import Plan
 from fluffle.schemas.tensors import Tensors
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
-Seconds = Annotated[FiniteFloat, Field(ge=0)]
+#: Bounds that nothing honest comes near, within which sums of millions still fit into 64 bits.
+Bytes = Annotated[int, Field(ge=0, le=2**50)]
+Examples = Annotated[int, Field(ge=0, le=2**40)]
+Seconds = Annotated[FiniteFloat, Field(ge=0, le=1e9)]
+Slots = Annotated[int, Field(ge=0, le=100_000)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$")]
 Text = Annotated[str, Field(max_length=2000)]
 #: A message's maps have no more entries.
 MOST_METRICS = 64
-Metrics = Annotated[
-    dict[Annotated[str, Field(max_length=64)], FiniteFloat], Field(max_length=MOST_METRICS)
-]
+#: A metric is named in a terminal, a table's head and a drawing: nothing that any of these takes
+#: for its own, and no beginning that a spreadsheet takes for a formula.
+_METRIC_NAME = re.compile(r"\w[\w .,:;@%/()+*^~#-]{0,63}")
+
+
+def _checked_name(name: str) -> str:
+    # Not pydantic's own pattern, whose letters are others than Python's.
+    if not _METRIC_NAME.fullmatch(name):
+        raise ValueError("a metric's name is up to 64 letters, digits, blanks and .,:;@%/()+*^~#-")
+    return name
+
+
+MetricName = Annotated[str, AfterValidator(_checked_name)]
+#: Beyond this a metric tells of nothing but a training that diverged.
+MOST_METRIC = 1e30
+Metric = Annotated[FiniteFloat, Field(ge=-MOST_METRIC, le=MOST_METRIC)]
+Metrics = Annotated[dict[MetricName, Metric], Field(max_length=MOST_METRICS)]
 #: Names what a client kept after a training; empty before its first.
 StateName = Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")]
 Payload = Annotated[Tensors, SkipValidation]
@@ -164,13 +183,13 @@ class ClientUpdate(_FromClient):
     type: ClassVar[str] = "client-update"
 
     sends: Literal["delta", "weights", "initial"]
-    examples: Count
+    examples: Examples
     metrics: Metrics = Field(default_factory=dict)
     #: Time spent training, and the slot's time since its last turn ended (waiting included).
     train_s: Seconds = 0.0
     slot_s: Seconds = 0.0
     #: Bytes of global models that this worker has received since its last update.
-    received_bytes: Count = 0
+    received_bytes: Bytes = 0
     #: Where clients keep state: what this one went on from.
     after: StateName | None = None
     tensors: Payload
@@ -192,7 +211,7 @@ class Evaluation(Message):
     version: Count
     worker: Name
     metrics: Metrics
-    examples: Count
+    examples: Examples
     seconds: Seconds = 0.0
 
     @property
@@ -208,8 +227,13 @@ class Event(Message):
     kind: Literal["joined", "training", "left"]
     worker: Name
     client: Name | None = None
-    slots: Count | None = None
+    slots: Slots | None = None
     peak_rss_mb: FiniteFloat | None = None
+
+
+def metric_name(text: str) -> str:
+    """What a metric of this name is sent as."""
+    return re.sub(r"^\W|[^\w .,:;@%/()+*^~#-]", "_", text)[:64] or "_"
 
 
 def assignment_id(run_id: str, turn: int, client: str) -> str:

@@ -164,16 +164,11 @@ def finite(tensors: Tensors) -> bool:
 
 
 def is_model(tensors: Tensors) -> bool:
-    """Whether these can be a model's weights: two groups, something to train, nothing empty."""
-    return any(key.startswith("trainable/") for key in tensors) and all(
-        _MODEL_NAME.fullmatch(key) and array.size > 0 and not _is_whole_trainable(key, array)
+    """Whether these can be a model's weights: names of the two groups, and something to train."""
+    return all(_MODEL_NAME.fullmatch(key) for key in tensors) and any(
+        key.startswith("trainable/") and array.size > 0 and is_float(array)
         for key, array in tensors.items()
     )
-
-
-def _is_whole_trainable(key: str, array: Array) -> bool:
-    """A step of a fraction means nothing to a tensor of integers or truth values."""
-    return key.startswith("trainable/") and array.dtype.kind in "iub"
 
 
 def _bounded(array: Array) -> bool:

@@ -22,7 +22,7 @@ from fluffle.aggregator.coordinator.effects import Fold
 from fluffle.aggregator.strategies.fold import blocks
 from fluffle.schemas import Tensors
 from fluffle.schemas.experiment import AdmissionTable
-from fluffle.schemas.tensors import Array
+from fluffle.schemas.tensors import Array, is_float
 
 #: The median is over the updates of so many versions, once there are so many updates.
 VERSIONS, ENOUGH = 20, 10
@@ -36,7 +36,7 @@ def norms_of(tensors: Tensors, model: Tensors, sends: str) -> dict[str, float]:
     """The length of each group of an update; ``sends`` says what its trainable tensors are."""
     squares: dict[str, float] = {}
     for key, array in tensors.items():
-        if array.dtype.kind == "f":
+        if is_float(array):
             group = key.split("/")[0]
             is_delta = group == "trainable" and sends == "delta"
             base = None if is_delta else model.get(key)
@@ -90,7 +90,7 @@ class Recent:
 
     def _length(self, model: Tensors) -> float:
         if self._model_length is None:
-            floats = [array for array in model.values() if array.dtype.kind == "f"]
+            floats = [array for array in model.values() if is_float(array)]
             self._model_length = sqrt(sum(_squared_distance(a, None) for a in floats))
         return self._model_length
 

@@ -117,6 +117,11 @@ ODD: dict[str, Tensors] = {
     "a group beside": {"trainable/0": np.ones(3, np.float32), "control/0": np.ones(3, np.float32)},
     "deep names": {"trainable/0/1/2": np.zeros(3, np.float32)},
     "nothing in it": {"trainable/0": np.zeros((0, 4), np.float32)},
+    "an empty one beside": {
+        "trainable/0": np.ones(3, np.float32),
+        "trainable/1": np.zeros((0, 4), np.float32),
+    },
+    "integers beside": {"trainable/0": np.ones(3, np.float32), "trainable/1": np.ones(2, np.int64)},
     "integers": {"trainable/0": np.zeros(3, np.int64)},
     "truth values": {"trainable/0": np.zeros(3, np.bool_)},
     "a scalar": {"trainable/0": np.ones((), np.float32)},

@@ -35,9 +35,11 @@ from fluffle.schemas.tensors import DTYPES, Array
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,30}", fullmatch=True)
 counts = st.integers(0, 2**53)
-seconds = st.floats(0, 1e300)
+seconds = st.floats(0, 1e9)
+examples = st.integers(0, 2**40)
 finite = st.floats(allow_nan=False, allow_infinity=False)
-metrics = st.dictionaries(st.text(max_size=64), finite, max_size=5)
+metric_names = st.from_regex(r"\w[\w .,:;@%/()+*^~#-]{0,63}", fullmatch=True)
+metrics = st.dictionaries(metric_names, st.floats(-1e30, 1e30), max_size=5)
 keys = st.from_regex(r"[a-z][a-z0-9_]{0,8}(/[a-z0-9_]{1,5}){1,3}", fullmatch=True)
 texts = st.text(st.characters(codec="utf-8"), max_size=60)
 
@@ -122,7 +124,7 @@ messages: dict[str, st.SearchStrategy[Message]] = {
         ClientUpdate,
         **answers,
         sends=st.sampled_from(["delta", "weights", "initial"]),
-        examples=counts,
+        examples=examples,
         metrics=metrics,
         train_s=seconds,
         slot_s=seconds,
@@ -135,7 +137,7 @@ messages: dict[str, st.SearchStrategy[Message]] = {
         version=counts,
         worker=names,
         metrics=metrics,
-        examples=counts,
+        examples=examples,
         seconds=seconds,
     ),
     "event": st.builds(
@@ -144,7 +146,7 @@ messages: dict[str, st.SearchStrategy[Message]] = {
         kind=st.sampled_from(["joined", "training", "left"]),
         worker=names,
         client=st.none() | names,
-        slots=st.none() | counts,
+        slots=st.none() | st.integers(0, 100_000),
         peak_rss_mb=st.none() | finite,
     ),
 }

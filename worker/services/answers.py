@@ -19,7 +19,7 @@ from fluffle.schemas import (
     UserError,
 )
 from fluffle.schemas.errors import describe, printable
-from fluffle.schemas.messages import MOST_METRICS, state_name
+from fluffle.schemas.messages import MOST_METRIC, MOST_METRICS, metric_name, state_name
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.outgoing import outgoing
 from fluffle.worker.services.turn import Train
@@ -94,13 +94,15 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
         raise UserError(f"{len(metrics)} metrics are more than {MOST_METRICS}")
     found = {}
     for key, value in metrics.items():
-        name = printable(str(key), 64)
+        name = metric_name(str(key))
         try:
-            found[name] = float(value)
+            found[name] = number = float(value)
         except (TypeError, ValueError, OverflowError):
             raise UserError(
                 f"the metric {name} is {printable(type(value).__name__, 64)} and no number"
             ) from None
+        if abs(number) > MOST_METRIC:
+            found[name] = math.inf  # more than a message carries: it has diverged
     return found
 
 
