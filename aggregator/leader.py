@@ -11,6 +11,7 @@ redelivery and nothing else.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -38,12 +39,13 @@ from fluffle.aggregator.intake import Unusable, message_of
 from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.aggregator.prefetch import Prefetch
 from fluffle.aggregator.presence import Presence
-from fluffle.aggregator.rate_limited_log import Complaints
+from fluffle.aggregator.progress import Progress
 from fluffle.aggregator.unacked import Unacked
 from fluffle.broker import AggregatorPort, Delivery, Envelope
 from fluffle.schemas import (
     ClientUpdate,
     DecodeError,
+    Evaluation,
     Event,
     GlobalModel,
     Tensors,
@@ -52,6 +54,8 @@ from fluffle.schemas import (
 )
 from fluffle.schemas.codec import one_line
 from fluffle.schemas.messages import FromWorker
+
+_log = logging.getLogger(__name__)
 
 #: Reasons that tell of nothing wrong: somebody was slow.
 ORDINARY = ("late", "too_stale", "repeated")
@@ -67,8 +71,6 @@ class Leader:
         port: AggregatorPort,
         *,
         clock: Callable[[], float],
-        say: Callable[[str], None],
-        complaints: Complaints,
         on_timing: Callable[[str, float], None],
     ) -> None:
         self.coordinator = coordinator
@@ -76,13 +78,12 @@ class Leader:
         self.call_at = 0.0
         #: How the run ended; None while it goes on.
         self.outcome: str | None = None
-        self.presence = Presence(say, clock)
+        self.presence = Presence(clock)
         self._experiment = coordinator.experiment
         self._ledger = ledger
         self._port = port
         self._clock = clock
-        self._say = say
-        self._complaints = complaints
+        self._progress = Progress(clock)
         self._on_timing = on_timing
         self._unacked = Unacked()
         self._prefetch = Prefetch(port)
@@ -125,7 +126,7 @@ class Leader:
             expected = self.coordinator.buffer.expected
             update = transforms.sent_spec(self._experiment.update or (), expected)
             kept = self._ledger.kept()
-            self._say(room_for_updates(self._experiment, self._ledger.folder, update, *kept))
+            _log.info(room_for_updates(self._experiment, self._ledger.folder, update, *kept))
 
     # ---- messages
 
@@ -197,7 +198,7 @@ class Leader:
                 ledger.record_failure(failure)
                 self._port.ack([_of(delivery)])
                 said = f"client {failure.client} failed: {one_line(failure.reason)}"
-                self._complaints.add("failed", said)
+                _log.warning(said, extra={"kind": "failed"})
             case RecordEvaluation(evaluation):
                 ledger.record_evaluation(evaluation, elapsed_s)
                 self._port.ack([_of(delivery)])
@@ -210,6 +211,7 @@ class Leader:
                 with self._timed("commit"):
                     ledger.make_version(effect, self._unacked.sizes(), elapsed_s, keep)
                 self._settle()
+                self._progress.version(effect.version, effect.closed_by, *self._standing())
             case SaveBuffer():
                 ledger.save_buffer(effect, self._unacked.sizes(), elapsed_s)
                 self._settle()
@@ -224,6 +226,10 @@ class Leader:
                 ledger.finish(status, detail, unused, self._unacked.sizes(), elapsed_s)
                 self._settle()
                 self.outcome = status
+                self._progress.end(status, self.coordinator.version, *self._standing())
+
+    def _standing(self) -> tuple[int, Evaluation | None]:
+        return self.coordinator.updates, self.coordinator.evaluated
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -247,16 +253,17 @@ class Leader:
         if reason not in ORDINARY:
             sender = f" of {envelope.user_id}" if envelope.user_id else ""
             what = detail or REASONS[reason]
-            self._complaints.add(reason, f"rejected a message{sender} ({reason}: {what})")
+            said = f"rejected a message{sender} ({reason}: {what})"
+            _log.warning(said, extra={"kind": reason})
 
     def _publish(self, model: GlobalModel) -> None:
         envelope = Envelope.of(model)
         if model.asks_for_weights:
-            self._say("waiting for an evaluator to make the weights of version 0")
+            _log.info("waiting for an evaluator to make the weights of version 0")
         else:
             self._prefetch.fit(envelope)
         if model.final and self._experiment.evaluation.every_updates:
-            self._say(f"version {model.version} is the last; waiting for its evaluation")
+            _log.info(f"version {model.version} is the last; waiting for its evaluation")
         self._port.publish_model(envelope)
 
 

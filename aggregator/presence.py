@@ -6,9 +6,12 @@ nothing is decided from them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from fluffle.schemas import Event
+
+_log = logging.getLogger(__name__)
 
 #: Lines within so many seconds; what comes on top is said in one.
 LINES, EVERY_S = 10, 30.0
@@ -19,9 +22,8 @@ MOST = 10_000
 class Presence:
     """Hears events, says who joined or left, and knows who is here."""
 
-    def __init__(self, say: Callable[[str], None], clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         """clock: seconds, from any beginning."""
-        self._say = say
         self._clock = clock
         self._slots: dict[str, int] = {}
         self._since = clock()
@@ -53,13 +55,13 @@ class Presence:
         if force or self._clock() - self._since >= EVERY_S:
             if self._more:
                 here = f"{self.workers} are here with {self.slots} slots"
-                self._say(f"workers joined or left {self._more} more times; {here}")
+                _log.info(f"workers joined or left {self._more} more times; {here}")
             self._since, self._lines, self._more = self._clock(), 0, 0
 
     def _tell(self, text: str) -> None:
         self.flush()
         if self._lines < LINES:
             self._lines += 1
-            self._say(text)
+            _log.info(text)
         else:
             self._more += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from fluffle.aggregator.ledger.privacy import require_accounting
 from fluffle.aggregator.ledger.reader import standing
 from fluffle.aggregator.ledger.writer import Ledger, StaleLeader
 from fluffle.aggregator.presence import Presence
-from fluffle.aggregator.rate_limited_log import Complaints
 from fluffle.aggregator.strategies.base import asks_of
 from fluffle.aggregator.strategies.custom import keep_code
 from fluffle.aggregator.strategies.registry import make_strategy, protected
@@ -21,6 +21,8 @@ from fluffle.broker import AggregatorPort, Closed, LeadershipLost
 from fluffle.schemas import Experiment, Plan, Run, Tensors, UserError
 from fluffle.schemas.messages import order
 from fluffle.schemas.user_code import is_custom
+
+_log = logging.getLogger(__name__)
 
 #: How often the loop looks up from waiting for messages.
 _LOOK_UP_S = 0.5
@@ -42,7 +44,6 @@ class AggregatorService:
         code: Path | None = None,
         clock_name: str = "real",
         clock: Callable[[], float] = time.monotonic,
-        on_status: Callable[[str], None] = lambda text: None,
         on_timing: Callable[[str, float], None] = lambda stage, seconds: None,
     ) -> None:
         """
@@ -60,9 +61,7 @@ class AggregatorService:
         self._initial = initial
         self._clock_name = clock_name
         self._clock = clock
-        self._say = on_status
         self._on_timing = on_timing
-        self._complaints = Complaints(on_status, clock)
         self._stop = threading.Event()
         self._at_work = False
         #: How the run stood when this aggregator came: whoever stands by has seen no end.
@@ -107,7 +106,7 @@ class AggregatorService:
         except Closed:
             if not self._stop.is_set():
                 raise
-            self._say("stopped before the broker had taken what was sent; it is sent again")
+            _log.warning("stopped before the broker had taken what was sent; it is sent again")
         finally:
             self._at_work = False
         return self.outcome or "stopped"
@@ -148,7 +147,6 @@ class AggregatorService:
         """Do one thing: the timer if it is due, else a message; False if none came in time."""
         if self._leader is None or self.outcome is not None:
             return False
-        self._complaints.flush()
         return self._leader.pump(timeout_s)
 
     def pause(self) -> None:
@@ -158,7 +156,6 @@ class AggregatorService:
 
     def close(self) -> None:
         """Let go of the ledger."""
-        self._complaints.flush(force=True)
         self._ledger.close()
 
     # ---- start
@@ -169,7 +166,7 @@ class AggregatorService:
             if self._port.lead(timeout_s=1.0):
                 return True
             if not said:
-                self._say("another aggregator leads here; waiting to take over")
+                _log.info("another aggregator leads here; waiting to take over")
             said = True
         return False
 
@@ -177,7 +174,9 @@ class AggregatorService:
         line = f"another process has locked the ledger in {self.folder}"
         if self._stop.is_set():
             raise UserError(f"{line}: this aggregator has stopped waiting, and nothing is lost")
-        self._say(f"{line}, perhaps a leader that was stopped; waiting for it to go on or to end")
+        _log.warning(
+            "%s, perhaps a leader that was stopped; waiting for it to go on or to end", line
+        )
 
     def _start(self) -> None:
         ledger, experiment = self._ledger, self.experiment
@@ -210,14 +209,12 @@ class AggregatorService:
             keep_code(experiment.aggregation.strategy, self._code, self.folder)
         if checkpoint.state is not None:
             buffered = f" and {len(checkpoint.buffered)} updates" if checkpoint.buffered else ""
-            self._say(f"resuming at version {checkpoint.version}{buffered}")
+            _log.info(f"resuming at version {checkpoint.version}{buffered}")
         return Leader(
             Coordinator(experiment, strategy, run, checkpoint),
             ledger,
             self._port,
             clock=self._clock,
-            say=self._say,
-            complaints=self._complaints,
             on_timing=self._on_timing,
         )
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fluffle import logs
+from fluffle.aggregator import progress
 from fluffle.aggregator.disk_space import human_bytes
 from fluffle.aggregator.service import AggregatorService
 from fluffle.invocation import to_paste
@@ -81,6 +82,7 @@ class Display:
 
     def __enter__(self) -> Display:
         form = self._until_exit.enter_context(logs.written_by(self.line))
+        self._until_exit.enter_context(logs.silenced(progress.log))  # it is shown here
         if self.console.is_terminal and not self._quiet and form == "text":
             self._live.start()
         return self

@@ -148,5 +148,15 @@ def written_by(write: Callable[[str], None]) -> Iterator[Format]:
             handler.write = old
 
 
+@contextmanager
+def silenced(logger: logging.Logger) -> Iterator[None]:
+    """Within, this logger logs nothing."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _to_stdout(line: str) -> None:
     print(line, flush=True)

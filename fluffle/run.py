@@ -90,7 +90,6 @@ def run_experiment(
             folder,
             run_id=new_run_id(experiment),
             code=code,
-            on_status=_log.info,
         )
         # An update that a real broker has must not outlive its client's state.
         states = ClientStates(folder / STATES, memory_bytes=0 if amqp else MEMORY_BYTES)
@@ -137,7 +136,6 @@ def run_virtual(
             run_id=new_run_id(experiment),
             slots=slots,
             code=code,
-            on_status=_log.info,
         )
         started = time.perf_counter()
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -16,8 +15,6 @@ from fluffle.schemas import UserError
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.evaluator import EvaluatorService
 from fluffle.worker.services.worker import WorkerService
-
-_log = logging.getLogger(__name__)
 
 #: Safe path: a ``worker.py`` where somebody starts a run is not ours.
 _MODULE = ("-P", "-m", "fluffle")
@@ -69,12 +66,11 @@ class Threads:
                 *(port, "worker-0", self._slots),
                 states=self._states,
                 simulate_devices=True,
-                on_status=_log.info,
             )
         )
         if self._evaluates:
             port = self._broker.worker("evaluator", 0)
-            self._add(EvaluatorService(port, "evaluator", on_status=_log.info))
+            self._add(EvaluatorService(port, "evaluator"))
 
     def check(self) -> None:
         """Raises: UserError, or what a thread died of."""

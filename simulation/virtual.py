@@ -11,7 +11,6 @@ aggregator's timers. Which slot trains what never shows: same file and seed, sam
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +47,6 @@ class VirtualRun:
         slots: int,
         states: ClientStates | None = None,
         code: Path | None = None,
-        on_status: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.clock = Clock()
         broker = EmbeddedBroker(self.clock)
@@ -61,7 +59,6 @@ class VirtualRun:
             code=code,
             clock_name="virtual",
             clock=self.clock,
-            on_status=on_status,
         )
         self._experiment = experiment
         self._say = on_status
@@ -164,7 +161,7 @@ class VirtualRun:
         def evaluated() -> None:
             evaluation, left_out = evaluation_of(model, WORKER, *pool.wait(job))
             if left_out:
-                self._say(f"version {model.version}: {', '.join(left_out)} are not finite")
+                _log.info(f"version {model.version}: {', '.join(left_out)} are not finite")
             version = {"version": model.version}
             log.note("evaluated", **(version | evaluation.metrics | version))
             self._submit(evaluation)

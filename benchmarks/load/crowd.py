@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 
 from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+from fluffle.logs import installed
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.journal import Journal
 from fluffle.worker.services.worker import WorkerService
@@ -22,11 +22,6 @@ from fluffle.worker.training.runtime import configure
 
 #: Until all have connected, on a busy machine.
 _CONNECT_S = 300.0
-
-
-def say(text: str) -> None:
-    """One line with the time."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def main() -> None:
@@ -39,7 +34,7 @@ def main() -> None:
     def work(worker: str) -> None:
         port = broker.worker(worker, 1)
         try:
-            WorkerService(port, worker, 1, journal=kept, states=states, on_status=say).run()
+            WorkerService(port, worker, 1, journal=kept, states=states).run()
         except BaseException as error:
             errors.append(error)
         finally:
@@ -54,8 +49,9 @@ def main() -> None:
         thread.join()
     if errors:
         sys.exit(f"{len(errors)} workers failed: {errors[0]!r}")
-    say("done")
+    print("done", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    with installed("info", "text"):
+        main()

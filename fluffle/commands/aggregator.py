@@ -82,7 +82,6 @@ def aggregator(
             run_id=new_run_id(experiment),
             initial=_read_weights(initial) if initial else None,
             code=file.parent,
-            on_status=_log.info,
             on_timing=metrics.on_timing,
         )
         metrics.service = service

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from fluffle.commands.options import (
     BrokerUrl,
     Data,
@@ -18,8 +16,6 @@ from fluffle.commands.options import (
     secure,
     use_task,
 )
-
-_log = logging.getLogger(__name__)
 
 
 @secure
@@ -50,7 +46,5 @@ def evaluator(
         configure(1)
         measured = EvaluatorMetrics(registry)
         port = broker.worker(name, 0)
-        service = EvaluatorService(
-            port, name, stay=stay, on_status=_log.info, on_evaluation=measured.on_evaluation
-        )
+        service = EvaluatorService(port, name, stay=stay, on_evaluation=measured.on_evaluation)
         serve(service, port.close, parent)

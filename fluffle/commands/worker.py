@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from fluffle.broker import Broker
-
-_log = logging.getLogger(__name__)
 
 
 @secure
@@ -145,7 +142,6 @@ def _work(
         name,
         slots,
         stay=stay,
-        on_status=_log.info,
         journal=kept,
         states=ClientStates(state or state_folder(), memory_bytes=0),
         simulate_devices=simulate_devices,
@@ -177,7 +173,6 @@ def _reside(
         port,
         client,
         stay=stay,
-        on_status=_log.info,
         journal=kept,
         on_model=metrics.on_model,
         on_turn=metrics.on_turn,

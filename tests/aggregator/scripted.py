@@ -59,7 +59,6 @@ class Federation:
         bare = self.experiment.privacy is not None
         model = {k: a for k, a in MODEL.items() if not bare or k.startswith("trainable/")}
         self.shapes = {False: update_spec(strategy, model), True: spec(model)}
-        self.said: list[str] = []
         self.now = 0.0
         self.broker = EmbeddedBroker(lambda: self.now)
         self.worker = self.broker.worker("worker", 64)
@@ -75,7 +74,6 @@ class Federation:
             self.folder,
             run_id="run",
             clock=lambda: self.now,
-            on_status=self.said.append,
         )
         self.service.begin()
 
@@ -135,4 +133,4 @@ class Federation:
             if self.service.outcome is not None:
                 self.service.close()
                 return self.folder
-        pytest.fail(f"the run does not end: {self.said}")
+        pytest.fail(f"the run does not end: {self.service.outcome}")

@@ -21,10 +21,9 @@ def left(worker: str) -> Event:
     return Event(run=RUN, kind="left", worker=worker)
 
 
-def test_who_joins_and_leaves_is_said_once() -> None:
+def test_who_joins_and_leaves_is_said_once(said: list[str]) -> None:
     # Given
-    said: list[str] = []
-    presence = Presence(said.append, lambda: 0.0)
+    presence = Presence(lambda: 0.0)
     # When: it joins, joins again (another leader), leaves, leaves again, and a stranger leaves
     for event in (joined("a"), joined("a"), joined("b", None), left("a"), left("a"), left("c")):
         presence.hear(event)
@@ -33,11 +32,10 @@ def test_who_joins_and_leaves_is_said_once() -> None:
     assert (presence.workers, presence.slots) == (1, 1)
 
 
-def test_a_flood_of_names_is_neither_printed_nor_remembered() -> None:
+def test_a_flood_of_names_is_neither_printed_nor_remembered(said: list[str]) -> None:
     # Given
-    said: list[str] = []
     now = 0.0
-    presence = Presence(said.append, lambda: now)
+    presence = Presence(lambda: now)
     # When
     for number in range(2 * MOST):
         presence.hear(joined(f"w{number}"))
@@ -49,13 +47,13 @@ def test_a_flood_of_names_is_neither_printed_nor_remembered() -> None:
     assert said[-1] == f"workers joined or left {MOST - LINES} more times; {here}"
 
 
-def test_the_service_says_who_joined_this_run(tmp_path: Path) -> None:
+def test_the_service_says_who_joined_this_run(tmp_path: Path, said: list[str]) -> None:
     # Given: an aggregator that leads, and a worker that heard of its run
-    broker, said = EmbeddedBroker(), list[str]()
+    broker = EmbeddedBroker()
     port = broker.aggregator()
     port.lead(0.0)
     tables = Experiment.model_validate({"task": {"clients": 2}})
-    service = AggregatorService(tables, port, tmp_path, run_id="run", on_status=said.append)
+    service = AggregatorService(tables, port, tmp_path, run_id="run")
     service.begin()
     worker = broker.worker("w", 4)
     # When

@@ -213,11 +213,11 @@ def test_a_run_without_kept_updates_says_how_to_keep_them(tmp_path: Path) -> Non
         replay(LedgerReader(tmp_path))
 
 
-def test_the_disk_it_takes_is_said_beforehand(tmp_path: Path) -> None:
+def test_the_disk_it_takes_is_said_beforehand(tmp_path: Path, said: list[str]) -> None:
     federation = Federation(tmp_path)
     federation.answer(1)
-    assert "keeping updates takes up to 2" in federation.said[-1]
-    assert "18 of 1.2" in federation.said[-1]
+    (line,) = [line for line in said if "keeping updates takes up to 2" in line]
+    assert "18 of 1.2" in line
 
 
 DISK_FULL = """

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.tensorflow
 
 
 def run(
-    folder: Path, simulate_devices: bool = True, said: list[str] | None = None, **tables: Any
+    folder: Path, simulate_devices: bool = True, **tables: Any
 ) -> tuple[Ledger, list[Message | None], Plan]:
     """A whole run with one slot in this process; its ledger, and what its turns brought."""
     tables = {
@@ -30,11 +30,10 @@ def run(
         **tables,
     }
     experiment = Experiment.model_validate(tables)
-    broker, turns, said = EmbeddedBroker(), [], [] if said is None else said
+    broker, turns = EmbeddedBroker(), []
     worker = WorkerService(
         *(broker.worker("w", 1), "w", 1),
         simulate_devices=simulate_devices,
-        on_status=said.append,
         on_turn=turns.append,
     )
     thread = threading.Thread(target=worker.run)
@@ -80,18 +79,19 @@ def test_exactly_the_turns_that_the_devices_lose_bring_nothing(tmp_path: Path) -
     assert any(outcome.lost_at for outcome in outcomes)
 
 
-def test_a_plan_cannot_make_a_worker_simulate_that_was_not_told_to(tmp_path: Path) -> None:
+def test_a_plan_cannot_make_a_worker_simulate_that_was_not_told_to(
+    tmp_path: Path, said: list[str]
+) -> None:
     # Given a run of whose turns most would be lost, and whose clients lie and wait for an hour
     devices = {"dropout": 0.9, "byzantine": 1.0, "delay": "constant", "delay_s": 3600.0}
     tables = {"experiment": {"versions": 2}, "aggregation": {"quorum": 2, "deadline_s": 60.0}}
-    said: list[str] = []
     # When a worker of its own trains it
-    ledger, turns, _ = run(tmp_path / "with", False, said, **tables, devices=devices)
+    ledger, turns, _ = run(tmp_path / "with", False, **tables, devices=devices)
     # Then it says so once, and everything is as in a run without devices
     (line,) = [line for line in said if "--simulate-devices" in line]
     assert "run run describes devices" in line
     assert None not in turns[:4]
-    plain, _, _ = run(tmp_path / "without", False, said, **tables)
+    plain, _, _ = run(tmp_path / "without", False, **tables)
     of_updates = "SELECT client, turn, examples FROM updates WHERE turn > 0 ORDER BY turn"
     assert ledger.query(of_updates) == plain.query(of_updates)
     assert len([line for line in said if "--simulate-devices" in line]) == 1

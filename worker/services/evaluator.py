@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from fluffle.worker.training.per_plan import PerPlan, make_trainer
 
 if TYPE_CHECKING:
     from fluffle.worker.training.trainer import Trainer
+
+_log = logging.getLogger(__name__)
 
 _LOOK_UP_S = 0.5
 
@@ -66,7 +69,6 @@ class EvaluatorService:
         evaluator_id: str,
         *,
         stay: bool = False,
-        on_status: Callable[[str], None] = lambda text: None,
         on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
         make_trainer: Callable[[Plan], Trainer] = make_trainer,
     ) -> None:
@@ -74,9 +76,8 @@ class EvaluatorService:
         self._port = port
         self._id = evaluator_id
         self._stay = stay
-        self._say = on_status
         self._on_evaluation = on_evaluation
-        self._shutdown = Shutdown(port, on_status, "evaluation")
+        self._shutdown = Shutdown(port, "evaluation")
         self._trainers = PerPlan(make_trainer)
         self._has_evaluated = False
 
@@ -108,12 +109,14 @@ class EvaluatorService:
                 continue
             if model.final and not cadence.waited_for(model):
                 continue
+            if not cadence.knows(model):
+                _log.info("%s joined run %s", self._id, model.run.run_id)
             if cadence.due(model):
                 self._evaluate(model)
             if model.final:
+                _log.info(f"run {model.run.run_id} is over{'; waiting for the next' * self._stay}")
                 if not self._stay:
                     return
-                self._say(f"run {model.run.run_id} is over; waiting for the next")
 
     def _initialise(self, model: GlobalModel) -> None:
         """A run of resident clients alone has no worker that would take this turn."""
@@ -123,7 +126,7 @@ class EvaluatorService:
             answer = initial_update(turn, self._id, self._trainers.of(model.plan).initial())
         except BaseException as error:  # it is the aggregator's to give up, after a few of these
             answer = failed_update(turn, self._id, 0, contained(error))
-            self._say(f"no weights for version 0: {describe(error)}")
+            _log.warning(f"no weights for version 0: {describe(error)}")
         self._shutdown.submit(Envelope.of(answer))
 
     def _evaluate(self, model: GlobalModel) -> None:
@@ -140,10 +143,10 @@ class EvaluatorService:
             contained(error)
             if not self._stay and not self._has_evaluated:
                 raise
-            self._say(f"version {model.version} is not evaluated: {describe(error)}")
+            _log.info(f"version {model.version} is not evaluated: {describe(error)}")
             return
         self._has_evaluated = True
         if left_out:
-            self._say(f"version {model.version}: {', '.join(left_out)} are not finite")
+            _log.info(f"version {model.version}: {', '.join(left_out)} are not finite")
         self._shutdown.submit(Envelope.of(evaluation))
         self._on_evaluation(evaluation)

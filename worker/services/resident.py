@@ -17,6 +17,7 @@ what it sent for that before is the same update, which counts once.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,8 @@ from fluffle.worker.training.per_plan import PerPlan, make_trainer
 if TYPE_CHECKING:
     from fluffle.worker.training.trainer import Trainer
 
+_log = logging.getLogger(__name__)
+
 _LOOK_UP_S = 0.5
 
 
@@ -63,7 +66,6 @@ class ResidentService:
         *,
         stay: bool = False,
         journal: Journal | None = None,
-        on_status: Callable[[str], None] = lambda text: None,
         on_model: Callable[[GlobalModel, int], None] = lambda model, size: None,
         on_turn: Callable[[Message | None], None] = lambda answer: None,
         open_task: Callable[[Plan], Task] = open_data,
@@ -80,10 +82,9 @@ class ResidentService:
         self._client = client
         self._stay = stay
         self._journal = journal or Journal()
-        self._say = on_status
         self._on_model = on_model
         self._on_turn = on_turn
-        self._shutdown = Shutdown(port, on_status)
+        self._shutdown = Shutdown(port)
         self._tasks = PerPlan(open_task)
         self._trainers = PerPlan(make_trainer)
         self._contribution: Contribution | None = None
@@ -99,7 +100,7 @@ class ResidentService:
     def run(self) -> None:
         """Contribute until the run is over, or stopped. Raises: UserError, Closed."""
         newest = None
-        self._say(f"{self._client} waits for a model")
+        _log.info(f"{self._client} waits for a model")
         try:
             while not self._shutdown.told.is_set():
                 envelope = self._port.wait_model(newest, _LOOK_UP_S)
@@ -122,7 +123,7 @@ class ResidentService:
         try:
             model = envelope.message()
         except DecodeError as error:
-            self._say(
+            _log.info(
                 f"cannot read a model ({error}): is this Fluffle older than the aggregator's?"
             )
             return False
@@ -170,7 +171,7 @@ class ResidentService:
             raise UserError(why)
         if why != self._refused:
             self._refused = why
-            self._say(f"{why}; waiting")
+            _log.warning(f"{why}; waiting")
 
     # ---- one run
 
@@ -178,9 +179,9 @@ class ResidentService:
         self._sum_up()
         self._contribution = Contribution(model.run.run_id)
         self._behind = (-1, 0)
-        self._say(f"admitted to run {model.run.run_id}")
+        _log.info(f"admitted to run {model.run.run_id}")
         if describes_devices(model.plan):
-            self._say(
+            _log.info(
                 f"run {model.run.run_id} describes devices ([devices]), and a site never simulates "
                 "any: it trains without them"
             )
@@ -193,12 +194,12 @@ class ResidentService:
         self._contribution.bytes_down += envelope.size
         self._port.emit(Envelope.of(Event(run=model.run, kind="left", worker=self._client)))
         self._sum_up()
-        self._say(f"run {model.run.run_id} is over{'; waiting for the next' * self._stay}")
+        _log.info(f"run {model.run.run_id} is over{'; waiting for the next' * self._stay}")
         return not self._stay
 
     def _sum_up(self) -> None:
         if self._contribution is not None:
-            self._say(self._contribution.summary())
+            _log.info(self._contribution.summary())
         self._contribution = None
 
     # ---- one version
@@ -233,7 +234,7 @@ class ResidentService:
                     size = self._submit(update, model)
                     to.add(update, size)
                     passed = time.perf_counter() - started
-                    self._say(f"{line}; {size_of(size)} sent, {passed:.1f} s in all")
+                    _log.info(f"{line}; {size_of(size)} sent, {passed:.1f} s in all")
                 case Report(error):
                     self._failed(model, turn, to, error, task)
 
@@ -255,7 +256,7 @@ class ResidentService:
         why = describe(error) if known else custom.explain(error, type(task))
         if not to.updates and not self._stay:
             raise UserError(f"cannot train here: {why}") from error
-        self._say(f"version {model.version}: the training failed: {why}")
+        _log.warning(f"version {model.version}: the training failed: {why}")
 
     def _train(self, step: Train, to: Contribution) -> tuple[ClientUpdate | BaseException, str]:
         """The update and what to say of it, or the error."""

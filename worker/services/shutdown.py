@@ -10,10 +10,12 @@ it next sends an update with the same id, which counts once.
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable
 
 from fluffle.broker import Envelope, WorkerPort
+
+_log = logging.getLogger(__name__)
 
 #: Who is told to stop waits so long for the confirm of what was done.
 LEAVE_S = 10.0
@@ -25,11 +27,10 @@ class Shutdown:
     There is no lock: ``stop`` may run in a signal handler, in the middle of anything here.
     """
 
-    def __init__(self, port: WorkerPort, say: Callable[[str], None], what: str = "update") -> None:
+    def __init__(self, port: WorkerPort, what: str = "update") -> None:
         """``what`` is sent here, as a person calls it."""
         self.told = threading.Event()
         self._port = port
-        self._say = say
         self._what = what
         self._unconfirmed: set[object] = set()
         self._gave_up = False
@@ -59,5 +60,5 @@ class Shutdown:
     def _give_up(self, these: frozenset[object]) -> None:
         if these & self._unconfirmed and not self._gave_up:
             self._gave_up = True
-            self._say(f"stopped before the broker had confirmed the last {self._what}")
+            _log.warning(f"stopped before the broker had confirmed the last {self._what}")
             self._port.close()

@@ -7,6 +7,7 @@ and the turn goes back to the broker.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -65,6 +66,8 @@ from fluffle.worker.training.per_plan import PerPlan, make_trainer
 if TYPE_CHECKING:
     from fluffle.worker.training.trainer import Trainer
 
+_log = logging.getLogger(__name__)
+
 _LOOK_UP_S = 0.5
 #: After failures in a row a slot rests, so that a broken worker does not eat all turns.
 _REST_S = 0.1
@@ -80,7 +83,6 @@ class SlotContext:
     shutdown: Shutdown
     states: ClientStates
     journal: Journal = field(default_factory=Journal)
-    say: Callable[[str], None] = lambda text: None
     #: Is told what a turn brought; None where it was for nobody any more, or was lost.
     on_turn: Callable[[Message | None], None] = lambda answer: None
     #: Bytes of models received since somebody asked last.
@@ -119,7 +121,7 @@ class Slot:
         try:
             assignment = delivery.envelope.message()
         except DecodeError as error:
-            self._worker.say(f"dropped a turn: {error}")
+            _log.warning(f"dropped a turn: {error}")
             self._port.ack(delivery)
             return
         if not isinstance(assignment, Assignment):
@@ -195,7 +197,7 @@ class Slot:
             trainer = self._trainers.of(step.model.plan)
             state = load_state(self._worker.states, step)
             if state is None and step.model.plan.keeps_state:
-                self._worker.say(
+                _log.warning(
                     f"client {step.assignment.client} has trained before, but what it kept is not "
                     "here: it starts anew (workers that share a --state folder find each other's)"
                 )
@@ -222,7 +224,7 @@ class Slot:
     ) -> ClientFailed:
         self._failures += 1
         failed = failed_update(assignment, self._worker.worker_id, base_version, error)
-        self._worker.say(f"client {assignment.client}: {failed.reason}")
+        _log.warning(f"client {assignment.client}: {failed.reason}")
         self._send(Envelope.of(failed))
         return failed
 

@@ -8,6 +8,7 @@ then gives up (``fluffle.worker.services.shutdown``).
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
@@ -19,6 +20,8 @@ from fluffle.worker.services.journal import Journal
 from fluffle.worker.services.shutdown import Shutdown
 from fluffle.worker.services.simulated import describes_devices
 from fluffle.worker.services.slot import Slot, SlotContext
+
+_log = logging.getLogger(__name__)
 
 _LOOK_UP_S = 0.5
 
@@ -36,7 +39,6 @@ class WorkerService:
         journal: Journal | None = None,
         states: ClientStates | None = None,
         simulate_devices: bool = False,
-        on_status: Callable[[str], None] = lambda text: None,
         on_model: Callable[[GlobalModel, int], None] = lambda model, size: None,
         on_turn: Callable[[Message | None], None] = lambda answer: None,
     ) -> None:
@@ -56,10 +58,9 @@ class WorkerService:
         self._journal = journal or Journal()
         self._states = states or ClientStates()
         self._simulate_devices = simulate_devices
-        self._say = on_status
         self._on_model = on_model
         self._on_turn = on_turn
-        self._shutdown = Shutdown(port, on_status)
+        self._shutdown = Shutdown(port)
         self._received = 0
         self._lock = threading.Lock()
         self._error: BaseException | None = None
@@ -100,7 +101,7 @@ class WorkerService:
             model = envelope.model()
             if model is None:
                 self._port.forget_model(envelope)
-                self._say("passed over a message that is no model, or of another release")
+                _log.warning("passed over a message that is no model, or of another release")
                 continue
             newest = order(envelope.headers)
             self._on_model(model, envelope.size)
@@ -110,16 +111,17 @@ class WorkerService:
             elif model.final and joined is not None:
                 self._emit(Event(run=model.run, kind="left", worker=self.worker_id))
                 joined = None
+                _log.info(f"run {model.run.run_id} is over{'; waiting for the next' * self._stay}")
                 if not self._stay:
                     return
-                self._say(f"run {model.run.run_id} is over; waiting for the next")
 
     def _join(self, model: GlobalModel, before: Run | None) -> None:
         event = Event(run=model.run, kind="joined", worker=self.worker_id, slots=self._slots)
         self._emit(event)
+        _log.info("%s joined run %s with %d slots", self.worker_id, model.run.run_id, self._slots)
         known = before is not None and before.run_id == model.run.run_id
         if not known and not self._simulate_devices and describes_devices(model.plan):
-            self._say(
+            _log.info(
                 f"run {model.run.run_id} describes devices ([devices]), and this worker does not "
                 "simulate them: it trains without their delays, losses and lies "
                 "(--simulate-devices)"
@@ -139,7 +141,6 @@ class WorkerService:
                     shutdown=self._shutdown,
                     states=self._states,
                     journal=self._journal,
-                    say=self._say,
                     on_turn=self._on_turn,
                     take_received=self._take_received,
                     simulate_devices=self._simulate_devices,

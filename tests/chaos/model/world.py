@@ -11,6 +11,7 @@ or a supervisor would. When the faults are used up the world goes on until the r
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 import tempfile
 import threading
@@ -76,6 +77,29 @@ class Flag(threading.Event):
         return self.is_set()
 
 
+class _Notes(logging.Handler):
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._note(record.getMessage())
+
+
+@contextmanager
+def noted(note: Callable[[str], None]) -> Iterator[None]:
+    """Within, what is logged goes into the history."""
+    handler, logger = _Notes(note), logging.getLogger("fluffle")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 class World:
     """One run under one list of faults."""
 
@@ -121,7 +145,7 @@ class World:
     def run(self) -> list[str]:
         """What was wrong, a line each; nothing if all is well."""
         try:
-            with faulty_disk(self):
+            with faulty_disk(self), noted(self.note):
                 self._play()
             self.watch.over()
             return self.watch.violations
@@ -207,7 +231,6 @@ class World:
             initial=initial_weights() if self.setting.initial else None,
             clock_name="virtual",
             clock=lambda: self._clock(process),
-            on_status=self.note,
         )
         self._start(process, [lambda: self._aggregate(process, port)])
 
@@ -248,7 +271,7 @@ class World:
         process.restart = lambda: self._start_worker(name, slots)
         port = FaultyWorkerPort(self, name, slots)
         process.port = port
-        shutdown = Shutdown(port, self.note)
+        shutdown = Shutdown(port)
         shutdown.told = Flag(self.scheduler)
         folder = self.states if self.setting.states == "shared" else None
         shared = SlotContext(
@@ -256,7 +279,6 @@ class World:
             port=port,
             shutdown=shutdown,
             states=FaultyStates(self, folder),
-            say=self.note,
         )
         self._start(process, [lambda: self._work(shared)] * slots)
 
@@ -277,7 +299,6 @@ class World:
             port,
             name,
             stay=self.setting.sites_stay,
-            on_status=self.note,
             open_task=load_task,
             make_trainer=self._make_trainer,
         )
