@@ -10,6 +10,7 @@ aggregator's timers. Which slot trains what never shows: same file and seed, sam
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ from fluffle.worker.training.per_plan import PerPlan, make_trainer
 
 if TYPE_CHECKING:
     from fluffle.worker.training.trainer import Trainer
+
+_log = logging.getLogger(__name__)
 
 #: Every device is a client of its own: as many turns are taken as there are.
 _NO_LIMIT = 2**31
@@ -61,7 +64,6 @@ class VirtualRun:
             clock=self.clock,
         )
         self._experiment = experiment
-        self._say = on_status
         self._port = broker.worker(WORKER, _NO_LIMIT)
         self._slots = slots
         self._events = Events(self.clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -142,17 +143,16 @@ class UsersTrainer:
 
 def federation(
     folder: Path, trainer: UsersTrainer, initial: Tensors | None
-) -> tuple[str, list[Any], list[str]]:
-    """A run with one slot of this trainer: how it ended, what turns brought, what was said."""
-    broker, answers, said = EmbeddedBroker(), [], []
+) -> tuple[str, list[Any]]:
+    """A run with one slot of this trainer: how it ended, and what turns brought."""
+    broker, answers = EmbeddedBroker(), []
     port = broker.worker("w", 1)
-    shutdown = Shutdown(port, said.append)
+    shutdown = Shutdown(port)
     context = SlotContext(
         worker_id="w",
         port=port,
         shutdown=shutdown,
         states=ClientStates(),
-        say=said.append,
         on_turn=answers.append,
     )
     service = AggregatorService(
@@ -173,17 +173,20 @@ def federation(
     shutdown.stop()
     thread.join()
     assert not ends
-    return outcome, answers, said
+    return outcome, answers
 
 
 @pytest.mark.parametrize("code", RAISED.values(), ids=RAISED)
 @pytest.mark.parametrize("initial", [WEIGHTS, None], ids=["training", "first weights"])
 def test_what_a_training_raises_costs_one_turn(
-    tmp_path: Path, code: Callable[[], None], initial: Tensors | None
+    tmp_path: Path,
+    code: Callable[[], None],
+    initial: Tensors | None,
+    said: list[str],
 ) -> None:
     # Given a worker whose user's code raises this once
     # When a run goes to its end
-    outcome, answers, said = federation(tmp_path, UsersTrainer(code), initial)
+    outcome, answers = federation(tmp_path, UsersTrainer(code), initial)
     # Then it has one failure, said in one line that anything can print
     assert outcome == "finished"
     (failed,) = [answer for answer in answers if isinstance(answer, ClientFailed)]
@@ -196,14 +199,14 @@ def test_what_a_training_raises_costs_one_turn(
 
 @pytest.mark.parametrize("metrics", MEASURED.values(), ids=MEASURED)
 def test_metrics_that_are_no_numbers_fail_their_turn(tmp_path: Path, metrics: Any) -> None:
-    outcome, answers, _ = federation(tmp_path, UsersTrainer(None, metrics), WEIGHTS)
+    outcome, answers = federation(tmp_path, UsersTrainer(None, metrics), WEIGHTS)
     assert outcome == "finished"
     assert len([answer for answer in answers if isinstance(answer, ClientFailed)]) == 1
 
 
 @pytest.mark.parametrize("metrics", TAKEN.values(), ids=TAKEN)
 def test_metrics_of_odd_names_and_types_travel(tmp_path: Path, metrics: Any) -> None:
-    outcome, answers, _ = federation(tmp_path, UsersTrainer(None, metrics), WEIGHTS)
+    outcome, answers = federation(tmp_path, UsersTrainer(None, metrics), WEIGHTS)
     assert outcome == "finished"
     assert not [answer for answer in answers if isinstance(answer, ClientFailed)]
     assert len(answers[0].metrics) == len(metrics)
@@ -234,20 +237,27 @@ def evaluate(trainer: UsersTrainer, stay: bool) -> tuple[list[Evaluation], list[
         else:
             service.stop()
 
-    def say(line: str) -> None:
-        said.append(line)
-        if "is not evaluated" in line:
-            step(int(line.split()[1]))
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(line := record.getMessage())
+            if "is not evaluated" in line:
+                step(int(line.split()[1]))
 
     service = EvaluatorService(
         *(port, "e"),
         stay=stay,
-        on_status=say,
         on_evaluation=on_evaluation,
         make_trainer=lambda plan: trainer,  # type: ignore[arg-type,return-value]
     )
     publish(1)
-    service.run()
+    heard, logger = Heard(), logging.getLogger("fluffle.worker.services.evaluator")
+    logger.addHandler(heard)
+    logger.setLevel(logging.INFO)
+    try:
+        service.run()
+    finally:
+        logger.removeHandler(heard)
+        logger.setLevel(logging.NOTSET)
     return sent, said
 
 
@@ -280,9 +290,10 @@ def test_an_evaluator_that_never_could_says_so_and_ends_and_a_person_stops_any()
 @pytest.mark.parametrize("code", RAISED.values(), ids=RAISED)
 def test_what_a_training_raises_costs_a_site_that_stays_one_version(
     code: Callable[[], None],
+    said: list[str],
 ) -> None:
     # Given a site whose user's code raises this once
-    broker, said, sent = EmbeddedBroker(), [], []
+    broker, sent = EmbeddedBroker(), []
     leader = broker.aggregator()
     leader.lead(1)
     tables = {
@@ -306,7 +317,6 @@ def test_what_a_training_raises_costs_a_site_that_stays_one_version(
     service = ResidentService(
         *(broker.worker("lab-3", 0), "lab-3"),
         stay=True,
-        on_status=said.append,
         on_turn=on_turn,
         open_task=load_task,
         make_trainer=lambda plan: trainer,  # type: ignore[arg-type,return-value]
