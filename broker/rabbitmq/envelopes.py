@@ -69,9 +69,12 @@ def envelope(properties: BasicProperties, body: bytes, too_large: str = "") -> E
 
 
 def delivery_count(properties: BasicProperties) -> int:
-    """How often a quorum queue delivered this before."""
-    count = _headers(properties).get("x-delivery-count", 0)
-    return count if isinstance(count, int) else 0
+    """How often a quorum queue delivered this before, of a message that it delivers again.
+
+    From 4.3 on what came back after a timeout or a node's death counts as acquired only.
+    """
+    told = [_headers(properties).get(name) for name in ("x-delivery-count", "x-acquired-count")]
+    return max([1, *(count for count in told if isinstance(count, int))])
 
 
 def _headers(properties: BasicProperties) -> dict[Any, Any]:

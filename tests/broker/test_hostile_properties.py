@@ -13,6 +13,7 @@ import pytest
 from pika import BasicProperties
 from pika.data import encode_short_string
 
+from fluffle.broker.rabbitmq.envelopes import delivery_count
 from fluffle.broker.topology import EVENTS, UPDATES
 from fluffle.broker.transport import Delivery, Envelope
 from tests.broker.conftest import PATIENCE_S, Ports, RabbitMQPlace
@@ -182,3 +183,19 @@ def test_an_event_is_what_comes_from_the_events_whatever_it_says_it_is(
 def test_an_event_of_any_size_fills_no_memory(rabbit: RabbitMQPlace, leader: Any) -> None:
     send(rabbit, BasicProperties(type="event"), bytes(1024**2), EVENTS)
     assert received(leader).envelope.body == b""
+
+
+@pytest.mark.parametrize(
+    ("headers", "count"),
+    [
+        ({"x-delivery-count": 3}, 3),
+        ({"x-delivery-count": 1, "x-acquired-count": 4}, 4),
+        ({"x-acquired-count": 2}, 2),
+        ({}, 1),
+        ({"x-delivery-count": "many", "x-acquired-count": -1}, 1),
+    ],
+)
+def test_a_message_that_is_delivered_again_was_delivered_before(
+    headers: dict[str, Any], count: int
+) -> None:
+    assert delivery_count(BasicProperties(headers=headers)) == count
