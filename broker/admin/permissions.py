@@ -54,6 +54,11 @@ def of_resident(names: Topology, client: str) -> Rights:
     return _worker(names, rf"{_literal(client)}\..*")
 
 
+def of_admin() -> Rights:
+    """Sees everything in RabbitMQ's UI; publishes, makes and deletes nothing."""
+    return Rights("^$", "^$", ".*")
+
+
 def _worker(names: Topology, mailboxes: str, *more: str) -> Rights:
     federation = _literal(names.federation)
     mine = rf"worker\.{mailboxes}"

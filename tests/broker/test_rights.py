@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,8 +16,8 @@ import pytest
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 from typer.testing import CliRunner
 
+from fluffle.broker.admin.definitions import SITE_LIMITS
 from fluffle.broker.admin.node import Node
-from fluffle.broker.admin.permissions import of_aggregator, of_evaluator, of_pool_worker
 from fluffle.broker.rabbitmq.broker import RabbitMQBroker
 from fluffle.broker.topology import EVENTS, UPDATES, Topology
 from fluffle.broker.transport import Envelope
@@ -70,20 +69,34 @@ class Federation:
 
 def lines(passwords: Path, *arguments: str) -> str:
     """What the command prints."""
-    done = CliRunner().invoke(app, ["broker", "users", str(passwords), *arguments])
+    return printed("users", str(passwords), *arguments)
+
+
+def printed(*words: str) -> str:
+    done = CliRunner().invoke(app, ["broker", *words])
     assert done.exit_code == 0, done.output
     return done.output
 
 
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    passwords = tmp_path_factory.mktemp("users") / "passwords"
+@pytest.fixture(scope="module", params=["users", "definitions"])
+def federation(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("users")
+    passwords, file = folder / "passwords", folder / "definitions.json"
+    sites = [part for site in SITES for part in ("--site", site)]
     with Node() as node:
-        script = lines(passwords, *(part for site in SITES for part in ("--site", site)))
-        # As on the broker's machine: piped into sh, where rabbitmqctl is on the PATH
-        here = node._environment()
-        here["PATH"] = f"{node._scripts}:{here['PATH']}"
-        subprocess.run(["sh", "-e"], input=script, env=here, check=True, text=True)
+        if request.param == "users":
+            # As on the broker's machine: piped into sh, where rabbitmqctl is on the PATH
+            here = node._environment()
+            here["PATH"] = f"{node._scripts}:{here['PATH']}"
+            script = lines(passwords, *sites)
+            subprocess.run(["sh", "-e"], input=script, env=here, check=True, text=True)
+        else:
+            printed("definitions", str(file), str(passwords), *sites)
+            node.ctl("import_definitions", str(file))
+            for site in SITES:
+                node.ctl("set_user_limits", site, json.dumps(SITE_LIMITS))
         made = Federation(node, passwords)
         made.leader.publish_model(model(1))
         yield made
@@ -293,25 +306,21 @@ def test_a_site_needs_a_name_that_rights_can_be_written_for(tmp_path: Path, name
     assert "is no name for a site" in str(done.exception)
 
 
-def test_compose_gives_the_same_rights() -> None:
-    # Given the users in compose.yaml
-    text = (Path(__file__).parents[2] / "compose.yaml").read_text()
-    definitions = text[text.index('      {\n        "vhosts"') :].replace("$$", "$")
-    found = {one["user"]: one for one in json.loads(definitions)["permissions"]}
-    # Then each role may do what the command would let it do, and no more
-    for role, rights in (
-        ("aggregator", of_aggregator(NAMES)),
-        ("evaluator", of_evaluator(NAMES)),
-        ("worker", of_pool_worker(NAMES)),
-    ):
-        for what in ("configure", "write", "read"):
-            theirs, ours = re.compile(found[role][what]), re.compile(getattr(rights, what))
-            for name in all_names():
-                assert bool(theirs.match(name)) == bool(ours.match(name)), (role, what, name)
-
-
-def all_names() -> list[str]:
-    """Names that are ours, and some that are nearly."""
-    ours = [*NAMES.exchanges, *(queue.name for queue in NAMES.shared), NAMES.aggregator.name]
-    ours += [f"fluffle.worker.{name}" for name in ("worker-1.ab", "evaluator-1.ab", "worker1.ab")]
-    return [*ours, *(f"x{name}" for name in ours), *(f"{name}x" for name in ours), "", "amq.topic"]
+def test_definitions_have_no_password_and_take_what_the_environment_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a folder for the worker's password, as a volume is, and another one in the environment
+    (tmp_path / "worker").mkdir()
+    monkeypatch.setenv("EVALUATOR_PASSWORD", "lettuce")
+    # When
+    file = tmp_path / "definitions.json"
+    said = printed("definitions", str(file), str(tmp_path), "--admin")
+    # Then what was drawn is in its file alone, and what was given is kept
+    words = [(tmp_path / name).read_text().strip() for name in ("worker/password", "evaluator")]
+    assert words[1] == "lettuce"
+    for word in words:
+        assert word not in said + file.read_text()
+    users = {user["name"]: user["tags"] for user in json.loads(file.read_text())["users"]}
+    assert users == dict.fromkeys(("aggregator", "evaluator", "worker"), "") | {
+        "admin": "administrator"
+    }

@@ -12,6 +12,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class Stack:
             "AMQP_PORT": self._amqp_port,
             "SETTINGS": self._settings,
             "WORKER_PASSWORD": "carrot",
+            "EVALUATOR_PASSWORD": "lettuce",
+            "AGGREGATOR_PASSWORD": "clover",
             **settings,
         }
         self._settings.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
@@ -76,9 +79,15 @@ class Stack:
         kinds = (["ps", "--all"], ["volume", "ls"], ["network", "ls"])
         return "".join(_run(["docker", *kind, *label], self._environment) for kind in kinds)
 
-    def api(self, path: str, user: str = "admin", password: str = "admin") -> Any:
+    @cached_property
+    def admin_password(self) -> str:
+        """What was drawn for the UI, as the documentation says where it is."""
+        return self.compose("exec", "-T", "rabbitmq", "cat", "/passwords/admin/password").strip()
+
+    def api(self, path: str, user: str = "admin", password: str | None = None) -> Any:
         """What RabbitMQ's management API answers; %2F in ``path`` is the virtual host."""
-        login = base64.b64encode(f"{user}:{password}".encode()).decode()
+        word = self.admin_password if password is None else password
+        login = base64.b64encode(f"{user}:{word}".encode()).decode()
         url = f"http://127.0.0.1:{self._ui_port}/api/{path}"
         request = urllib.request.Request(url, headers={"Authorization": f"Basic {login}"})
         with urllib.request.urlopen(request, timeout=30) as answer:

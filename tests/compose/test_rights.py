@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]
 REFUSED, LOCKED, FORGED = 403, 405, 406
 MINE = "fluffle.worker.worker-mine.1"
 
-PASSWORDS = {"worker": "carrot", "evaluator": "evaluator", "aggregator": "aggregator"}
+PASSWORDS = {"worker": "carrot", "evaluator": "lettuce", "aggregator": "clover"}
 
 Action = Callable[[pika.adapters.blocking_connection.BlockingChannel], object]
 
@@ -41,7 +41,7 @@ def bind_mine(exchange: str) -> Action:
 
 def attempt(stack, user: str, action: Action) -> int | None:
     """The code that the broker refuses this with; None where it lets it happen."""
-    with closing(stack.connect(user, PASSWORDS.get(user, user))) as connection:
+    with closing(stack.connect(user, PASSWORDS.get(user) or stack.admin_password)) as connection:
         try:
             action(connection.channel())
         except ChannelClosedByBroker as error:

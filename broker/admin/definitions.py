@@ -1,0 +1,119 @@
+"""Definitions: users, rights and limits of a federation, as RabbitMQ loads them from a file.
+
+https://www.rabbitmq.com/docs/definitions; passwords are salted hashes, as in
+https://www.rabbitmq.com/docs/passwords.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fluffle.broker.admin.permissions import Rights
+
+#: A site has two connections; two more while it reconnects.
+SITE_LIMITS = {"max-connections": 4, "max-channels": 16}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What queues of some names are held to, whoever declares them."""
+
+    #: An operator's policy, which no other can loosen, or an ordinary one.
+    kind: Literal["operator_policy", "policy"]
+    name: str
+    pattern: str
+    priority: int
+    limits: Mapping[str, int | str]
+
+
+def policies_of(federation: str) -> list[Policy]:
+    """The limits of what workers and sites may declare themselves."""
+    mailboxes = rf"^{re.escape(federation)}\.worker\..*$"
+    events = rf"^{re.escape(federation)}\.events$"
+    return [
+        # A mailbox holds one model. This holds for queues that somebody declares otherwise as well,
+        # and what nobody consumes from goes.
+        Policy(
+            *("operator_policy", f"{federation}-mailboxes", mailboxes, 1),
+            {"max-length": 1, "expires": 600_000},
+        ),
+        # RabbitMQ takes no policy for a stream that has a key that streams lack, so they have their
+        # own, below the other in priority. A stream keeps its last segment, which its owner could
+        # make huge: for that there is an ordinary policy only, and a site may make none.
+        Policy(
+            *("operator_policy", f"{federation}-streams", mailboxes, 0),
+            {"max-length-bytes": 16 * 1024**2},
+        ),
+        Policy(
+            *("policy", f"{federation}-streams", mailboxes, 0),
+            {"stream-max-segment-size-bytes": 4 * 1024**2, "max-age": "1m"},
+        ),
+        # An event is a hundred bytes; what is longer must not fill a disk.
+        Policy(
+            *("operator_policy", f"{federation}-events", events, 0),
+            {"max-length-bytes": 16 * 1024**2},
+        ),
+    ]
+
+
+def definitions_of(
+    federation: str, vhost: str, rights: Mapping[str, Rights], passwords: Mapping[str, str]
+) -> dict[str, Any]:
+    """A definitions file: these users with these passwords. ``admin`` may see RabbitMQ's UI."""
+    return {
+        "vhosts": [{"name": vhost}],
+        "users": [
+            {
+                "name": name,
+                "password_hash": _hash(passwords[name]),
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": "administrator" if name == "admin" else "",
+            }
+            for name in rights
+        ],
+        "permissions": [
+            {
+                "user": name,
+                "vhost": vhost,
+                "configure": their.configure,
+                "write": their.write,
+                "read": their.read,
+            }
+            for name, their in rights.items()
+        ],
+        "policies": [
+            {"vhost": vhost, "name": policy.name, **_value(policy)}
+            for policy in policies_of(federation)
+            if policy.kind == "policy"
+        ],
+        "parameters": [
+            {
+                "vhost": vhost,
+                "component": policy.kind,
+                "name": policy.name,
+                "value": _value(policy),
+            }
+            for policy in policies_of(federation)
+            if policy.kind == "operator_policy"
+        ],
+    }
+
+
+def _value(policy: Policy) -> dict[str, Any]:
+    return {
+        "pattern": policy.pattern,
+        "apply-to": "queues",
+        "priority": policy.priority,
+        "definition": dict(policy.limits),
+    }
+
+
+def _hash(password: str) -> str:
+    salt = secrets.token_bytes(4)
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
