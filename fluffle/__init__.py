@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fluffle.worker.files.arrays import read_npz
     from fluffle.worker.files.images import read_images
     from fluffle.worker.files.tables import read_csv, read_parquet
+    from fluffle.worker.tasks.arrays import ArrayTask
     from fluffle.worker.tasks.client_data import ClientData
     from fluffle.worker.tasks.task import Examples, StreamedTask, Task
     from fluffle.worker.training.algorithms.base import After, Algorithm, Turn
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "After",
     "Algorithm",
+    "ArrayTask",
     "ClientData",
     "ClientUpdate",
     "Examples",
@@ -53,6 +55,7 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
+    "ArrayTask": "fluffle.worker.tasks.arrays",
     "ClientData": "fluffle.worker.tasks.client_data",
     "read_npz": "fluffle.worker.files.arrays",
     "read_images": "fluffle.worker.files.images",

@@ -215,8 +215,8 @@ def readable(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def _model(folder: Path) -> str:
-    model = folder / "model.keras"
-    return str(model) if model.exists() else to_paste("export", folder)
+    made = [folder / name for name in ("model.keras", "model.npz")]  # of an ArrayTask
+    return next((str(path) for path in made if path.exists()), to_paste("export", folder))
 
 
 def _kept(summary: dict[str, Any]) -> str:

@@ -91,19 +91,25 @@ def read_weights(ledger: LedgerReader, version: str) -> Weights:
 
 
 def save_models(folder: Path) -> None:
-    """``model.keras`` of the last version and ``best.keras`` of the best, at the end of a run.
+    """``model.keras`` of the last version and ``best.keras`` of the best, at the end of a run;
+    arrays as ``.npz``.
 
     What cannot be saved is said, and no reason for a run to fail.
     """
+    from fluffle.worker.tasks.arrays import ArrayTask
+    from fluffle.worker.tasks.registry import load_task
+
     ledger = LedgerReader(folder)
     last, best = ledger.latest_version(), ledger.best()
+    experiment = Experiment.model_validate_json(ledger.meta["experiment"])
     ledger.close()
     try:
-        model = export(folder, "keras", "last", None)
+        arrays = isinstance(load_task(Plan.of(experiment, "delta")), ArrayTask)
+        model = export(folder, "npz" if arrays else "keras", "last", None)
         if best is not None and best[0] == last:
-            shutil.copyfile(model, folder / "best.keras")
+            shutil.copyfile(model, folder / f"best{model.suffix}")
         elif best is not None:
-            export(folder, "keras", "best", None)
+            export(folder, "npz" if arrays else "keras", "best", None)
     except (UserError, OSError) as error:
         _log.warning("the model was not saved as a Keras file: %s", error)
 
@@ -139,11 +145,14 @@ def _model(weights: Weights, kind: str) -> Callable[[Path], None]:
         from fluffle.worker.training.runtime import configure
 
         configure(1)
+        from fluffle.worker.tasks.arrays import ArrayTask
         from fluffle.worker.tasks.registry import load_task, trying
-        from fluffle.worker.training.confusion import confusion
-        from fluffle.worker.training.saving import keras_model, save
 
         plan = Plan.of(weights.experiment, "delta")
+        if isinstance(task := load_task(plan), ArrayTask):
+            task.model()  # says that there is none
+        from fluffle.worker.training.confusion import confusion
+        from fluffle.worker.training.saving import keras_model, save
 
         def make() -> None:
             model = keras_model(plan, weights.tensors)
@@ -153,7 +162,7 @@ def _model(weights: Weights, kind: str) -> Callable[[Path], None]:
                 said = {"version": weights.version, "counts": counts.tolist()}
                 (weights.folder / CONFUSION).write_text(json.dumps(said) + "\n")
 
-        trying(load_task(plan), make)
+        trying(task, make)
 
     return write
 

@@ -46,11 +46,17 @@ def state_of(asks: Asks | None, algorithm: str | None, keep_state: bool | None) 
 
 
 def check_algorithm(
-    name: str | None, parameters: Mapping[str, Any] | None, keep_state: bool | None, strategy: str
+    name: str | None,
+    parameters: Mapping[str, Any] | None,
+    keep_state: bool | None,
+    strategy: str,
+    task: str,
 ) -> None:
     """Raises: ValueError where a client's algorithm is not known, or does not go with the rest."""
-    if keep_state and not (name and is_custom(name)):
-        raise ValueError("training.keep_state goes with training.algorithm = 'FILE.py:Class'")
+    if keep_state and not (name and is_custom(name)) and not is_custom(task):
+        raise ValueError(
+            "training.keep_state goes with training.algorithm = 'FILE.py:Class', or an ArrayTask"
+        )
     if name is None:
         if parameters is not None:
             raise ValueError("[training.algorithm_parameters] say nothing without an algorithm")

@@ -145,7 +145,7 @@ class TrainingTable(Table):
     algorithm: str | None = None
     #: What an algorithm is made with.
     algorithm_parameters: dict[str, Scalar] | None = None
-    #: An algorithm from a file: clients keep what it returns for their next turn.
+    #: An algorithm from a file, or an ArrayTask: clients keep what it returns for their next turn.
     keep_state: bool | None = None
 
 
@@ -430,7 +430,11 @@ class Experiment(Table):
         self.aggregation.check(self)
         training = self.training
         check_algorithm(
-            training.algorithm, training.algorithm_parameters, training.keep_state, strategy
+            training.algorithm,
+            training.algorithm_parameters,
+            training.keep_state,
+            strategy,
+            self.task.name,
         )
         if training.algorithm == "fedprox" and not training.proximal_mu:
             raise ValueError("training.algorithm = 'fedprox' needs training.proximal_mu")

@@ -32,7 +32,8 @@ DTYPES: Mapping[str, np.dtype[np.generic]] = {
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-NAME = re.compile(r"[a-z][a-z0-9_]{0,31}(/[a-z0-9_]{1,32}){1,3}")
+#: A group, and what its tensors are called: numbers, or a user's own names, or those of layers.
+NAME = re.compile(r"[a-z][a-z0-9_]{0,31}(/[A-Za-z0-9_.-]{1,100}){1,10}")
 
 
 def group(name: str, tensors: Mapping[str, Array]) -> list[Array]:

@@ -64,7 +64,7 @@ from fluffle.worker.training.per_plan import PerPlan
 
 if TYPE_CHECKING:
     from fluffle.worker.tasks.task import Task
-    from fluffle.worker.training.trainer import Trainer
+    from fluffle.worker.training.trained import LocalTrainer
 
 WORKER = "virtual"
 
@@ -203,7 +203,7 @@ class Clients:
         return len(trying(task, lambda: task.client_indices(client)))
 
     def _initialise(self, turn: InFlight, step: Initialise) -> None:
-        def work(trainers: PerPlan[Trainer]) -> ClientUpdate:
+        def work(trainers: PerPlan[LocalTrainer]) -> ClientUpdate:
             return initial_update(step.assignment, WORKER, trainers.of(step.plan).initial())
 
         job = self._pool.submit(turn.at, work)
@@ -226,7 +226,7 @@ class Clients:
             step.takes_s(self._examples(step.model.plan, step.assignment.client)),
         )
 
-        def work(trainers: PerPlan[Trainer]) -> tuple[ClientUpdate, Tensors]:
+        def work(trainers: PerPlan[LocalTrainer]) -> tuple[ClientUpdate, Tensors]:
             plan = step.model.plan
             state = load_state(self._states, step)
             trained = train(step, trainers.of(plan), state)

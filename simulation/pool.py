@@ -1,4 +1,4 @@
-"""Trainer threads that work ahead of the virtual clock, the most urgent job first.
+"""LocalTrainer threads that work ahead of the virtual clock, the most urgent job first.
 
 Jobs have the virtual time at which their result is due. At most ``backlog`` finished results lie
 about uncollected (each holds a model's size); beyond that only a job that somebody waits for may

@@ -30,7 +30,7 @@ from fluffle.worker.tasks.registry import load_task, trying
 from fluffle.worker.training.per_plan import PerPlan, make_trainer
 
 if TYPE_CHECKING:
-    from fluffle.worker.training.trainer import Trainer
+    from fluffle.worker.training.trained import LocalTrainer
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class VirtualRun:
         return envelope.model() if envelope else None
 
     def _evaluate(self, model: GlobalModel, pool: Pool, log: EventLog) -> None:
-        def work(trainers: PerPlan[Trainer]) -> tuple[dict[str, float], int]:
+        def work(trainers: PerPlan[LocalTrainer]) -> tuple[dict[str, float], int]:
             trainer = trainers.of(model.plan)
             return trying(load_task(model.plan), lambda: trainer.evaluate(model.tensors))
 

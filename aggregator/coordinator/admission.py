@@ -48,7 +48,7 @@ OF_THEIR_TIME = ("late", "too_stale", "superseded", "repeated")
 LIMIT = 1e30
 
 #: One part after the group: a strategy adds parts of its own, and a name has four at most.
-_MODEL_NAME = re.compile(r"(trainable|non_trainable)/[a-z0-9_]{1,32}")
+_MODEL_NAME = re.compile(r"(trainable|non_trainable)(/[A-Za-z0-9_.-]{1,100}){1,8}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ def steps_of(
     """The examples of each local step: the trainer's order, which is TensorFlow's shuffle."""
     import tensorflow as tf
 
-    from fluffle.worker.training.trainer import seeds_of
+    from fluffle.worker.training.seeds import seeds_of
 
     seed, steps = seeds_of(f"{plan.seed}:{client}:{turn}", 1)[0], []
     for epoch in range(epochs):

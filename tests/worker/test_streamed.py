@@ -20,7 +20,7 @@ import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from keras import layers  # noqa: E402
 
-from fluffle.worker.training.trainer import seeds_of  # noqa: E402
+from fluffle.worker.training.seeds import seeds_of  # noqa: E402
 from fluffle.worker.training.trial import try_out  # noqa: E402
 
 pytestmark = pytest.mark.tensorflow

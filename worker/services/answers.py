@@ -25,7 +25,7 @@ from fluffle.worker.services.outgoing import outgoing
 from fluffle.worker.services.turn import Train
 
 if TYPE_CHECKING:
-    from fluffle.worker.training.trainer import Trained, Trainer
+    from fluffle.worker.training.trained import LocalTrainer, Trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Account:
     received_bytes: int
 
 
-def train(step: Train, trainer: Trainer, state: Tensors | None) -> Trained:
+def train(step: Train, trainer: LocalTrainer, state: Tensors | None) -> Trained:
     """The training that a step asks for. Raises: whatever the task does."""
     client, base = step.assignment.client, step.model.tensors
     return trainer.train(base, client, step.label, step.epochs, state)

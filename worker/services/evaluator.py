@@ -17,7 +17,7 @@ from fluffle.worker.tasks.registry import load_task, trying
 from fluffle.worker.training.per_plan import PerPlan, make_trainer
 
 if TYPE_CHECKING:
-    from fluffle.worker.training.trainer import Trainer
+    from fluffle.worker.training.trained import LocalTrainer
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class EvaluatorService:
         *,
         stay: bool = False,
         on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
-        make_trainer: Callable[[Plan], Trainer] = make_trainer,
+        make_trainer: Callable[[Plan], LocalTrainer] = make_trainer,
     ) -> None:
         """``stay`` waits for the next run; ``on_evaluation`` hears what was sent."""
         self._port = port

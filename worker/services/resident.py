@@ -49,7 +49,7 @@ from fluffle.worker.tasks.task import Task
 from fluffle.worker.training.per_plan import PerPlan, make_trainer
 
 if TYPE_CHECKING:
-    from fluffle.worker.training.trainer import Trainer
+    from fluffle.worker.training.trained import LocalTrainer
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class ResidentService:
         on_model: Callable[[GlobalModel, int], None] = lambda model, size: None,
         on_turn: Callable[[Message | None], None] = lambda answer: None,
         open_task: Callable[[Plan], Task] = open_data,
-        make_trainer: Callable[[Plan], Trainer] = make_trainer,
+        make_trainer: Callable[[Plan], LocalTrainer] = make_trainer,
     ) -> None:
         """
         stay: wait for the next run when one is over, or does not admit us.

@@ -64,7 +64,7 @@ from fluffle.worker.services.turn import (
 from fluffle.worker.training.per_plan import PerPlan, make_trainer
 
 if TYPE_CHECKING:
-    from fluffle.worker.training.trainer import Trainer
+    from fluffle.worker.training.trained import LocalTrainer
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Slot:
     """Takes turns until told to stop. Raises: Closed when the port is."""
 
     def __init__(
-        self, worker: SlotContext, make_trainer: Callable[[Plan], Trainer] = make_trainer
+        self, worker: SlotContext, make_trainer: Callable[[Plan], LocalTrainer] = make_trainer
     ) -> None:
         self._worker = worker
         self._port = worker.port

@@ -15,6 +15,7 @@ from fluffle.schemas.experiment import PartitionTable, TaskTable
 from fluffle.schemas.extensions import TASK
 from fluffle.worker.datasets import Progress
 from fluffle.worker.tasks import custom
+from fluffle.worker.tasks.arrays import ArrayTask
 from fluffle.worker.tasks.images import (
     CifarCnn,
     DigitsLr,
@@ -80,6 +81,8 @@ def open_data(plan: Plan) -> Task:
             "own, with a task file (--task FILE.py:Class)"
         )
     task = load_task(plan)
+    if isinstance(task, ArrayTask):  # what it reads, and when, is its own
+        return task
     trying(task, lambda: examples_of(task, "dataset"))
     trying(task, lambda: examples_of(task, "test"))
     return task

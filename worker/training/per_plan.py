@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from fluffle.schemas import Plan, UserError
+from fluffle.worker.tasks.arrays import ArrayTask
 from fluffle.worker.tasks.registry import load_task
 from fluffle.worker.tasks.task import StreamedTask
-
-if TYPE_CHECKING:
-    from fluffle.worker.training.trainer import Trainer
+from fluffle.worker.training.arrays import ArrayTrainer
+from fluffle.worker.training.trained import LocalTrainer
 
 T = TypeVar("T")
+
+#: TensorFlow is imported by the first thread that needs it, while the others wait.
+_IMPORTING = threading.Lock()
 
 
 class PerPlan(Generic[T]):
@@ -33,15 +37,17 @@ class PerPlan(Generic[T]):
         return thing
 
 
-def make_trainer(plan: Plan) -> Trainer:
-    """A trainer; TensorFlow is imported only once there is something to train."""
-    if isinstance(load_task(plan), StreamedTask):
+def make_trainer(plan: Plan) -> LocalTrainer:
+    """A trainer; TensorFlow is imported only once there is something to train with it."""
+    task = load_task(plan)
+    if isinstance(task, ArrayTask):
+        return ArrayTrainer(plan)
+    with _IMPORTING:
+        from fluffle.worker.training.streamed import StreamingTrainer
+        from fluffle.worker.training.trainer import Trainer
+    if isinstance(task, StreamedTask):
         if plan.asks is not None or plan.training.algorithm not in (None, "fedprox"):
             what = plan.training.algorithm or "scaffold and fednova"
             raise UserError(f"{what} train in memory: they take no StreamedTask")
-        from fluffle.worker.training.streamed import StreamingTrainer
-
         return StreamingTrainer(plan)
-    from fluffle.worker.training.trainer import Trainer
-
     return Trainer(plan)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 #: ``mallopt``'s names for: the least block that is mapped on its own, the free memory that is kept.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -18,10 +23,12 @@ _configured = False
 
 
 def configure(slots: int) -> None:
-    """Set TensorFlow up for ``slots`` trainer threads, before anything else touches it.
+    """Have TensorFlow set up for ``slots`` trainer threads, before anything else touches it.
 
-    Intra-op threads stay 1: every training has one core, and a model's bytes do not depend on the
-    machine's number of them (with 2 a CNN's change). The first call counts, later ones do nothing.
+    It is imported by whoever needs it first, and set up within that import: a process that trains
+    with something else does without. Intra-op threads stay 1: every training has one core, and a
+    model's bytes do not depend on the machine's number of them (with 2 a CNN's change). The first
+    call counts, later ones do nothing.
     Raises: RuntimeError if TensorFlow was in use before with other settings.
     """
     global _configured
@@ -30,16 +37,48 @@ def configure(slots: int) -> None:
             return
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         _keep_freed_memory()
-        with _quiet_stderr():
-            import tensorflow as tf
-
-            tf.config.threading.set_intra_op_parallelism_threads(1)
-            tf.config.threading.set_inter_op_parallelism_threads(max(slots, os.cpu_count() or 1))
-            for gpu in tf.config.list_physical_devices("GPU"):
-                # Otherwise the first process on a GPU takes all of its memory.
-                tf.config.experimental.set_memory_growth(gpu, True)
-            tf.zeros([])
+        if "tensorflow" in sys.modules:
+            _set_up(slots)
+        else:
+            sys.meta_path.insert(0, _OnImport(slots))
         _configured = True
+
+
+def _set_up(slots: int) -> None:
+    import tensorflow as tf
+
+    with _quiet_stderr():
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(max(slots, os.cpu_count() or 1))
+        for gpu in tf.config.list_physical_devices("GPU"):
+            # Otherwise the first process on a GPU takes all of its memory.
+            tf.config.experimental.set_memory_growth(gpu, True)
+        tf.zeros([])
+
+
+class _OnImport(MetaPathFinder):
+    """Sets TensorFlow up within its import, whoever imports it."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            loader, execute = spec.loader, spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                with _quiet_stderr():
+                    execute(module)
+                _set_up(self._slots)
+
+            loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 def _keep_freed_memory() -> None:

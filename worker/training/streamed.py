@@ -16,7 +16,9 @@ from fluffle.schemas import Tensors
 from fluffle.worker.tasks.task import StreamedTask, batched
 from fluffle.worker.training.algorithms.base import Batch
 from fluffle.worker.training.local_state import forget
-from fluffle.worker.training.trainer import BUILDING, Trained, Trainer, floats, seeds_of
+from fluffle.worker.training.seeds import seeds_of
+from fluffle.worker.training.trained import Trained
+from fluffle.worker.training.trainer import BUILDING, Trainer, floats
 
 
 class StreamingTrainer(Trainer):

@@ -7,14 +7,13 @@ API; it is called while the graph is traced, which happens once for each trainer
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -39,7 +38,9 @@ from fluffle.worker.training.context import Context, Steered
 from fluffle.worker.training.execution import Execution
 from fluffle.worker.training.gradients import gradients_of, objective, scaled_for
 from fluffle.worker.training.local_state import batch_of, forget, read_statistics
+from fluffle.worker.training.seeds import seeds_of
 from fluffle.worker.training.tensor_cache import TensorCache
+from fluffle.worker.training.trained import Trained
 from fluffle.worker.training.trial import check_model
 from fluffle.worker.training.variables import (
     generators_of,
@@ -61,23 +62,6 @@ BUILDING = threading.RLock()
 
 _bases = TensorCache()
 _tensors: WeakKeyDictionary[Task, dict[str, Batches]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What one client's local training gave."""
-
-    #: The local values, named as the model that it started from.
-    tensors: Tensors
-    #: How many examples the client has.
-    examples: int
-    #: The loss and the task's metrics over the last epoch, as ``fit`` reports them.
-    metrics: dict[str, float]
-    seconds: float = 0.0
-    #: What the strategy wants with the update besides.
-    extra: Tensors = field(default_factory=dict)
-    #: What the client keeps for its next turn.
-    state: Tensors = field(default_factory=dict)
 
 
 class Trainer:
@@ -457,12 +441,6 @@ def _seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-def seeds_of(text: str, count: int) -> NDArray[np.int64]:
-    """``count`` independent pairs of 32-bit numbers, shape (count, 2)."""
-    digest = hashlib.shake_128(text.encode()).digest(8 * count)
-    return np.frombuffer(digest, "<i4").astype(np.int64).reshape(count, 2)
 
 
 def floats(metrics: dict[str, Any]) -> dict[str, float]:

@@ -15,11 +15,13 @@ import numpy as np
 from fluffle.schemas import Experiment, UserError
 from fluffle.schemas.messages import MOST_METRICS
 from fluffle.worker.tasks import custom
+from fluffle.worker.tasks.arrays import ArrayTask
 from fluffle.worker.tasks.by_client import ByClient
 from fluffle.worker.tasks.losses import compile_model, named_accuracy
 from fluffle.worker.tasks.registry import task_of, trying
 from fluffle.worker.tasks.structure import count_of, is_structured, mapped, named_leaves
 from fluffle.worker.tasks.task import Examples, Task, examples_of
+from fluffle.worker.training.arrays import numbers, travelling
 
 if TYPE_CHECKING:
     import keras
@@ -33,6 +35,9 @@ def check(experiment: Experiment) -> None:
     """Raises: UserError if the experiment's task cannot be trained, or split, as it says."""
     table = experiment.task
     task = task_of(table, experiment.partition, experiment.experiment.seed)
+    if isinstance(task, ArrayTask):
+        _try_out_arrays(task, experiment)
+        return
     if custom.is_custom(table.name):
         wants_accuracy = experiment.experiment.target_accuracy is not None
         trying(task, lambda: try_out(task, wants_accuracy))
@@ -76,6 +81,17 @@ def try_out(task: Task, wants_accuracy: bool = False) -> None:
         _check_labels(task, part, examples, model)
     _check_metrics(model.get_metrics_result(), wants_accuracy)
     _check_state(model, task.preprocess(x))
+
+
+def _try_out_arrays(task: ArrayTask, experiment: Experiment) -> None:
+    if experiment.evaluation.by_client:
+        raise UserError("evaluation.by_client: an ArrayTask evaluates on all test examples")
+    weights = travelling(trying(task, task.weights))
+    own = {name.partition("/")[2]: array.copy() for name, array in weights.items()}
+    metrics = numbers(trying(task, lambda: task.evaluate(own)), "evaluate()")
+    _check_metrics(dict(metrics), experiment.experiment.target_accuracy is not None)
+    if type(task).dataset is not ArrayTask.dataset and experiment.task.clients:
+        trying(task, lambda: task.client_indices("0"))
 
 
 def check_model(model: keras.Model) -> None:

@@ -1,0 +1,48 @@
+"""A trainer, whatever it trains with, and the outcome of one client's local training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fluffle.schemas import Tensors
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one client's local training gave."""
+
+    #: The local values, named as the model that it started from.
+    tensors: Tensors
+    #: How many examples the client has.
+    examples: int
+    #: The loss and the task's metrics over the last epoch, as ``fit`` reports them.
+    metrics: dict[str, float]
+    seconds: float = 0.0
+    #: What the strategy wants with the update besides.
+    extra: Tensors = field(default_factory=dict)
+    #: What the client keeps for its next turn.
+    state: Tensors = field(default_factory=dict)
+
+
+class LocalTrainer(Protocol):
+    """Trains and evaluates one plan's model. One for each thread; any number in a process."""
+
+    def initial(self) -> Tensors:
+        """The weights of version 0: a function of the plan's seed alone."""
+        ...
+
+    def train(
+        self,
+        base: Tensors,
+        client: str,
+        turn: int | str,
+        epochs: int | None = None,
+        state: Tensors | None = None,
+    ) -> Trained:
+        """A client's local training: a function of (base, seed, client, turn, epochs, state)."""
+        ...
+
+    def evaluate(self, weights: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:
+        """The loss and metrics on test examples, and how many those are."""
+        ...
