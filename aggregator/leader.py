@@ -194,8 +194,8 @@ class Leader:
                 self._port.ack([_of(delivery)])
             case Reject(_, reason):
                 self._reject(_of(delivery), reason)
-            case RecordFailure(failure):
-                ledger.record_failure(failure)
+            case RecordFailure(failure, asked):
+                ledger.record_failure(failure, asked, _of(delivery).delivery_count > 0)
                 self._port.ack([_of(delivery)])
                 said = f"client {failure.client} failed: {one_line(failure.reason)}"
                 _log.warning(said, extra={"kind": "failed"})

@@ -282,10 +282,16 @@ class Coordinator:
         if reason is not None:
             yield Reject(failure.update_id, reason)
             return
-        yield RecordFailure(failure)
+        yield RecordFailure(failure, self._is_asked(failure))
         if not failure.client.isdecimal() and failure.base_version == self.version:
             self._resident_failed = True
         yield from self._turn_failed(failure, failure.reason, now)
+
+    def _is_asked(self, failure: ClientFailed) -> bool:
+        if failure.client.isdecimal():
+            return failure.update_id in self.turns.open
+        newest = (failure.base_version, failure.turn - 1)
+        return newest == (self.version, self._attempt)
 
     def _turn_failed(
         self, answer: ClientFailed | ClientUpdate, why: str, now: float

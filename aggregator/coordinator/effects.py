@@ -104,6 +104,8 @@ class RecordFailure:
     """A training that failed; ack it once recorded."""
 
     failure: ClientFailed
+    #: Whether its turn or attempt is open; anybody may send any number of others.
+    asked: bool
 
 
 @dataclass(frozen=True, slots=True)

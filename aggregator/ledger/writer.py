@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from fluffle.schemas import Assignment, ClientFailed, Evaluation, Experiment, en
 
 __all__ = ["Ledger", "StaleLeader"]
 
+#: Messages that are remembered one by one for each reason; what comes on top is only counted.
+MOST_REJECTIONS = 10_000
+
 
 class Ledger(RunEntry):
     """One run's ledger. Not thread-safe: the aggregator's own thread uses it."""
@@ -38,6 +42,8 @@ class Ledger(RunEntry):
         self._durable = durable
         self._archive: Archive | None = None
         self._every_updates = 0
+        #: Rows of rejections by reason; None until they have been counted.
+        self._rejections: Counter[str] | None = None
         self._cache = CacheFiles(self.store)
 
     def lead(self, newer_than: int | None = None, epoch_above: int = 0) -> None:
@@ -115,7 +121,16 @@ class Ledger(RunEntry):
         self, message_sha256: str, message_id: str, reason: str, again: bool = False
     ) -> None:
         """A message of no use; ``again`` where the broker says that it has been here before."""
+        known = "SELECT 1 FROM rejections WHERE message_sha256 = ?"
         with self._transaction():
+            if not self.query(known, message_sha256):
+                if self._rejections is None:
+                    grouped = "SELECT reason, COUNT(*) FROM rejections GROUP BY reason"
+                    self._rejections = Counter(dict(self.query(grouped)))
+                if self._rejections[reason] >= MOST_REJECTIONS:
+                    message_sha256, message_id = f"more:{reason}", ""
+                else:
+                    self._rejections[reason] += 1
             self._db.execute(
                 "INSERT INTO rejections VALUES (?, ?, ?, 1, ?)"
                 " ON CONFLICT DO UPDATE SET times = times + ?",
@@ -130,15 +145,29 @@ class Ledger(RunEntry):
         same = "SELECT reason FROM rejections WHERE message_sha256 = ?"
         return next((reason for (reason,) in self.query(same, message_sha256())), None)
 
-    def record_failure(self, failure: ClientFailed) -> None:
-        """A training that failed."""
+    def record_failure(
+        self, failure: ClientFailed, asked: bool = True, again: bool = False
+    ) -> None:
+        """A training that failed. Of one client's that nobody ``asked`` for there is one row.
+
+        ``again`` where the broker says that the message has been here before.
+        """
         row = (failure.update_id, failure.client, failure.worker, failure.reason, time.time())
+        known = "SELECT 1 FROM failures WHERE assignment_id = ?"
+        last = "SELECT MAX(rowid) FROM failures WHERE client = ?"
         with self._transaction():
-            self._db.execute(
-                "INSERT OR IGNORE INTO failures (assignment_id, client, worker, reason, at)"
-                " VALUES (?, ?, ?, ?, ?)",
-                row,
-            )
+            if self.query(known, failure.update_id):
+                return
+            ((before,),) = self.query(last, failure.client)
+            if asked or before is None:
+                self._db.execute(
+                    "INSERT INTO failures (assignment_id, client, worker, reason, at)"
+                    " VALUES (?, ?, ?, ?, ?)",
+                    row,
+                )
+            else:
+                more = "UPDATE failures SET times = times + ? WHERE rowid = ?"
+                self._db.execute(more, (int(not again), before))
 
     def record_dropouts(self, assignments: Sequence[Assignment]) -> None:
         """Assignments that brought nothing in time."""
