@@ -28,6 +28,8 @@ __all__ = ["Ledger", "StaleLeader"]
 
 #: Messages that are remembered one by one for each reason; what comes on top is only counted.
 MOST_REJECTIONS = 10_000
+#: Late failures that one leader remembers one by one; then a client's are added to its last row.
+MOST_UNASKED = 1000
 
 
 class Ledger(RunEntry):
@@ -44,6 +46,8 @@ class Ledger(RunEntry):
         self._every_updates = 0
         #: Rows of rejections by reason; None until they have been counted.
         self._rejections: Counter[str] | None = None
+        #: Rows of failures that this leader has recorded and nobody had asked for.
+        self._unasked = 0
         self._cache = CacheFiles(self.store)
 
     def lead(self, newer_than: int | None = None, epoch_above: int = 0) -> None:
@@ -148,7 +152,7 @@ class Ledger(RunEntry):
     def record_failure(
         self, failure: ClientFailed, asked: bool = True, again: bool = False
     ) -> None:
-        """A training that failed. Of one client's that nobody ``asked`` for there is one row.
+        """A training that failed; beyond ``MOST_UNASKED`` only counted where nobody ``asked``.
 
         ``again`` where the broker says that the message has been here before.
         """
@@ -159,7 +163,8 @@ class Ledger(RunEntry):
             if self.query(known, failure.update_id):
                 return
             ((before,),) = self.query(last, failure.client)
-            if asked or before is None:
+            if asked or before is None or self._unasked < MOST_UNASKED:
+                self._unasked += not asked
                 self._db.execute(
                     "INSERT INTO failures (assignment_id, client, worker, reason, at)"
                     " VALUES (?, ?, ?, ?, ?)",

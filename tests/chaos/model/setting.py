@@ -99,9 +99,13 @@ def draw(seed: int) -> Setting:
         quorum = random.randint(max(1, sites), in_flight)
         aggregation |= {"quorum": quorum, "min_updates": random.randint(1, quorum)}
     if aggregation["strategy"] == "fedbuff":
-        aggregation["server_optimizer"] = pick((None, None, "momentum", "adam"))
+        aggregation["server_optimizer"] = pick(("sgd", "sgd", "momentum", "adam"))
     if mode != "deterministic":
         aggregation["on_deadline"] = pick(("step", "step", "step", "extend", "abort"))
+    if aggregation["staleness"] != "hinge":
+        del aggregation["staleness_b"]
+    if aggregation["strategy"] == "scaffold":  # every delta counts the same there
+        aggregation = {k: v for k, v in aggregation.items() if not k.startswith("staleness")}
     tables: dict[str, Any] = {
         "experiment": {"versions": random.randint(3, 5), "seed": random.randrange(1000)},
         "task": {"clients": clients},
