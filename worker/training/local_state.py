@@ -47,7 +47,7 @@ def batch_of(model: keras.Model) -> int | None:
 
     Raises: UserError where its inputs do not agree.
     """
-    sizes = {tensor.shape[0] for tensor in model.inputs or ()} - {None}
+    sizes = {tensor.shape[0] for tensor in getattr(model, "inputs", None) or ()} - {None}
     if len(sizes) > 1:
         raise UserError(f"the model's inputs have different batch sizes: {sorted(sizes)}")
     return sizes.pop() if sizes else None

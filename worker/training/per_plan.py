@@ -43,6 +43,7 @@ def make_trainer(plan: Plan) -> LocalTrainer:
     if isinstance(task, ArrayTask):
         return ArrayTrainer(plan)
     with _IMPORTING:
+        from fluffle.worker.training.own_step import OwnStepTrainer
         from fluffle.worker.training.streamed import StreamingTrainer
         from fluffle.worker.training.trainer import Trainer
     if isinstance(task, StreamedTask):
@@ -50,4 +51,5 @@ def make_trainer(plan: Plan) -> LocalTrainer:
             what = plan.training.algorithm or "scaffold and fednova"
             raise UserError(f"{what} train in memory: they take no StreamedTask")
         return StreamingTrainer(plan)
-    return Trainer(plan)
+    trainer = Trainer(plan)
+    return OwnStepTrainer(plan) if trainer.has_own_steps else trainer

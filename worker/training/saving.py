@@ -22,7 +22,7 @@ from fluffle.worker.tasks.task import Task, examples_of
 from fluffle.worker.training import optimizers
 from fluffle.worker.training.local_state import use_statistics
 from fluffle.worker.training.trainer import BUILDING
-from fluffle.worker.training.variables import parameters_of, payload, tables_of, values_of
+from fluffle.worker.training.variables import has_own, parameters_of, payload, tables_of, values_of
 
 
 def keras_model(plan: Plan, weights: Tensors) -> keras.Model:
@@ -43,6 +43,8 @@ def keras_model(plan: Plan, weights: Tensors) -> keras.Model:
     for variable, value in zip(variables, weights.values(), strict=False):
         variable.assign(value)
     use_statistics(model)
+    if model.compiled and has_own(model, "train_step"):  # with optimizers of its own
+        return model
     optimizer = optimizers.of_keras(plan.training)
     optimizer.build(parameters_of(model))  # else Keras warns whoever loads the file
     compile_model(task, model, optimizer)

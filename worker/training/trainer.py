@@ -44,6 +44,7 @@ from fluffle.worker.training.trained import Trained
 from fluffle.worker.training.trial import check_model
 from fluffle.worker.training.variables import (
     generators_of,
+    has_own,
     parameters_of,
     payload,
     tables_of,
@@ -73,7 +74,7 @@ class Trainer:
         self._task = load_task(plan)
         with _seeded(plan.seed):
             self._model = self._task.model()
-        compile_model(self._task, self._model)
+        self._compile()
         check_model(self._model)
         read_statistics(self._model)
         self._generators = generators_of(self._model)
@@ -97,6 +98,15 @@ class Trainer:
             predict=lambda batch: self._model(self._task.preprocess(batch.x), training=True),
             preprocess=self._task.preprocess,
         )
+
+    def _compile(self) -> None:
+        if not self.has_own_steps:
+            compile_model(self._task, self._model)
+
+    @property
+    def has_own_steps(self) -> bool:
+        """Whether the model trains or tests by a step of its own, which this trainer does not."""
+        return has_own(self._model, "train_step") or has_own(self._model, "test_step")
 
     def initial(self) -> Tensors:
         """The weights of version 0: a function of the plan's seed alone."""
@@ -321,8 +331,11 @@ class Trainer:
             function = tf.function(graph, autograph=False)
             return function.get_concrete_function(weights, indices, *inputs), execution
 
+    def _shared_examples(self, part: str) -> Batches:
+        return _shared(self._task, part)
+
     def _shared(self, part: str) -> Batches:
-        examples = _shared(self._task, part)
+        examples = self._shared_examples(part)
         # Metrics make their variables with the first batch, which must not be in a graph.
         x, y = examples.first(self._whole or 1)
         self._model.compute_metrics(None, y, self._model(self._task.preprocess(x)))

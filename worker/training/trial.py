@@ -54,10 +54,12 @@ def try_out(task: Task, wants_accuracy: bool = False) -> None:
 
     from fluffle.worker.training.gradients import gradients_of
     from fluffle.worker.training.local_state import batch_of
-    from fluffle.worker.training.variables import parameters_of, values_of
+    from fluffle.worker.training.variables import has_own, parameters_of, values_of
 
     model = _model_of(task)
-    compile_model(task, model)
+    own_step, own_test = has_own(model, "train_step"), has_own(model, "test_step")
+    if not own_step or not model.compiled:
+        compile_model(task, model, "sgd")
     check_model(model)
     values_of(model)  # every weight can travel
     parameters = [v.value for v in parameters_of(model)]
@@ -66,6 +68,13 @@ def try_out(task: Task, wants_accuracy: bool = False) -> None:
         _check_lengths(part, examples)
         first = slice(batch_of(model) or _BATCH)
         x, y = (mapped(partial(_tensor, part=part, first=first), one) for one in examples)
+        if own_step and part == "dataset":
+            _step_itself(model, "train_step", (task.preprocess(x), y))
+            continue
+        if own_test and part == "test":
+            found = _step_itself(model, "test_step", (task.preprocess(x), y))
+            _check_metrics(found, wants_accuracy)
+            return
         with tf.GradientTape() as tape:
             predicted = _predicted(task, model, part, x)
             try:
@@ -86,6 +95,7 @@ def try_out(task: Task, wants_accuracy: bool = False) -> None:
 def _try_out_arrays(task: ArrayTask, experiment: Experiment) -> None:
     if experiment.evaluation.by_client:
         raise UserError("evaluation.by_client: an ArrayTask evaluates on all test examples")
+    task.training = experiment.training
     weights = travelling(trying(task, task.weights))
     own = {name.partition("/")[2]: array.copy() for name, array in weights.items()}
     metrics = numbers(trying(task, lambda: task.evaluate(own)), "evaluate()")
@@ -95,16 +105,17 @@ def _try_out_arrays(task: ArrayTask, experiment: Experiment) -> None:
 
 
 def check_model(model: keras.Model) -> None:
-    """Raises: UserError for a model that trains in a way of its own, or cannot be trained."""
+    """Raises: UserError for a model that cannot be trained."""
     if not any("float" in v.dtype for v in model.trainable_weights):
         raise UserError("the model has no trainable weights: nothing to learn (is it frozen?)")
-    for method in ("train_step", "test_step"):
-        home = next(kind for kind in type(model).__mro__ if method in vars(kind))
-        if not home.__module__.startswith("keras."):
-            raise UserError(
-                f"{home.__name__}.{method}() would not be called: trainings take the model's call, "
-                "compute_loss and compute_metrics; write it as these, or as the task's loss"
-            )
+
+
+def _step_itself(model: keras.Model, method: str, data: tuple[Any, Any]) -> dict[str, Any]:
+    """What the model's own step says of a batch. Raises: UserError."""
+    found = getattr(model, method)(data)
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"{method}() has to return a dict of losses and metrics")
+    return found
 
 
 def _model_of(task: Task) -> keras.Model:

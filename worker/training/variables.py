@@ -72,3 +72,9 @@ def layers_of(model: keras.Model) -> Sequence[Any]:
 
 def _is_float(variable: Any) -> bool:
     return "float" in variable.dtype
+
+
+def has_own(model: keras.Model, method: str) -> bool:
+    """Whether the model's class has written this method, not Keras."""
+    home = next(kind for kind in type(model).__mro__ if method in vars(kind))
+    return not home.__module__.startswith("keras.")
