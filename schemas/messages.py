@@ -204,7 +204,7 @@ class ClientFailed(_FromClient):
 
 
 class Evaluation(Message):
-    """The metrics of one version on held-out examples."""
+    """The metrics of one version on held-out examples, those that are defined on them."""
 
     type: ClassVar[str] = "evaluation"
 
@@ -213,6 +213,8 @@ class Evaluation(Message):
     metrics: Metrics
     examples: Examples
     seconds: Seconds = 0.0
+    #: The loss is no number: nothing can be learnt from this version any more.
+    diverged: Literal[True] | None = None
 
     @property
     def message_id(self) -> str:

@@ -2,22 +2,32 @@
 
 The file becomes a module of a private name, so that a user's ``worker.py`` is not ours. Its folder
 comes last on the module path: the file may import its neighbours, which shadow nothing.
+
+Processes that the file starts (``multiprocessing``, spawn and forkserver) import it by that name:
+it is below this module's, whose loader finds files in the environment.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
 from fluffle.schemas.errors import UserError, contained, describe
 
 _NAME = re.compile(r"[^:]+:[A-Za-z_]\w*")
+#: The files that this process or its parents have loaded.
+_FILES = "FLUFFLE_OWN_FILES"
+#: Makes this module a package, of the user's files.
+__path__: list[str] = []
 
 
 def is_custom(name: str) -> bool:
@@ -57,7 +67,10 @@ def load_module(path: Path) -> ModuleType:
     """The module that the file at ``path`` is, executed once. Raises: UserError."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    name = f"fluffle_own_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    known = os.environ.get(_FILES, "").split(os.pathsep)
+    if str(path) not in known:
+        os.environ[_FILES] = os.pathsep.join([*filter(None, known), str(path)])
+    name = _module_name(str(path))
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -72,3 +85,27 @@ def load_module(path: Path) -> ModuleType:
         contained(error)
         raise UserError(f"{path} cannot be loaded: {explain(error, path)}") from error
     return module
+
+
+def _module_name(path: str) -> str:
+    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{__name__}.own_{digest[:16]}"
+
+
+class _Finder:
+    """Finds the modules of users' files in processes that did not load them by path."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: object = None
+    ) -> ModuleSpec | None:
+        """The spec of one of them; None for all other modules."""
+        if not name.startswith(f"{__name__}.own_"):
+            return None
+        for file in os.environ.get(_FILES, "").split(os.pathsep):
+            if _module_name(file) == name:
+                return importlib.util.spec_from_file_location(name, file)
+        return None
+
+
+sys.meta_path.append(_Finder)

@@ -316,8 +316,13 @@ class Coordinator:
         yield RecordEvaluation(evaluation)
         if self.evaluated is None or evaluation.version >= self.evaluated.version:
             self.evaluated = evaluation
+        trouble = self._stopping.trouble(evaluation)
+        if trouble is not None and self._ending[0] != "failed":  # the first is where it began
+            self._ending = ("failed", trouble)
         ending = self._stopping.reason(evaluation.version, evaluation.metrics)
-        if self.phase == "running" and ending is not None:
+        if self.phase == "running" and trouble is not None:
+            yield from self._finish(*self._ending, now)
+        elif self.phase == "running" and ending is not None:
             yield from self._finish("finished", ending, now)
         elif self.phase == "finishing" and evaluation.version == self.version:
             yield from self._done()

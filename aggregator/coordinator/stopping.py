@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from fluffle.schemas import Evaluation
 from fluffle.schemas.experiment import ExperimentTable
 
 
@@ -44,6 +45,20 @@ class Stopping:
         if patience is not None and self._waited >= patience and self._best is not None:
             what = "accuracy" if "accuracy" in metrics else "loss"
             return f"no better {what} than {abs(self._best):.4g} in {self._waited} evaluations"
+        return None
+
+    def trouble(self, evaluation: Evaluation) -> str | None:
+        """Why the run has failed with this evaluation; None if it has not."""
+        if evaluation.diverged:
+            return (
+                f"diverged at version {evaluation.version}: its loss on the test examples is no "
+                "number; try a smaller training.learning_rate or aggregation.server_learning_rate"
+            )
+        if self._table.target_accuracy is not None and "accuracy" not in evaluation.metrics:
+            return (
+                "experiment.target_accuracy would never apply: evaluations have no accuracy, but "
+                f"{', '.join(sorted(evaluation.metrics)) or 'nothing'}"
+            )
         return None
 
     def _wait(self, version: int, metrics: Mapping[str, float]) -> None:

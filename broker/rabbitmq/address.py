@@ -7,43 +7,65 @@
 
 With the last one, without a password, the certificate says who we are (RabbitMQ's mechanism
 EXTERNAL). ``cacertfile``: whom we believe, instead of the system's authorities; ``certfile`` and
-``keyfile``: our own certificate (PEM, unencrypted); ``server_name_indication``: the name in the
-server's certificate where it is not the host's. The server's certificate is always checked. Other
-parameters (``heartbeat``, …) are pika's.
+``keyfile``: our own certificate (PEM) and ``password`` its key's, where that is encrypted;
+``server_name_indication``: the name in the server's certificate where it is not the host's. The
+server's certificate is always checked. The other parameters of RabbitMQ's URIs are ``heartbeat``
+(seconds), ``connection_timeout`` (milliseconds), ``channel_max`` and ``auth_mechanism``; those of
+pika's URLs are taken too.
 """
 
 from __future__ import annotations
 
+import difflib
 import ssl
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 import pika
 from pika.credentials import ExternalCredentials, PlainCredentials
 
 from fluffle.schemas.errors import UserError
 
-_OURS = ("cacertfile", "certfile", "keyfile", "server_name_indication")
+_TLS = (
+    *("cacertfile", "certfile", "keyfile", "password", "server_name_indication"),
+    *("verify", "fail_if_no_peer_cert"),
+)
+_OF_PIKA = (
+    *("heartbeat", "channel_max", "frame_max", "locale", "connection_attempts", "retry_delay"),
+    *("socket_timeout", "stack_timeout", "blocked_connection_timeout", "tcp_options"),
+)
+_KNOWN = (*_TLS, *_OF_PIKA, "connection_timeout", "auth_mechanism")
+_MECHANISMS = ("plain", "external")
 
 
 def parameters_of(url: str) -> pika.URLParameters:
     """Raises: UserError, which never holds the URL: there may be a password in it."""
+    parts, query = _parts(url), _query(url)
+    tls = {key: query.pop(key) for key in _TLS if key in query}
+    mechanism = query.pop("auth_mechanism", "").lower()
+    if (milliseconds := query.pop("connection_timeout", None)) is not None:
+        if not milliseconds.isdecimal() or milliseconds.strip("0") == "":
+            raise UserError("connection_timeout of the broker's URL is no number of milliseconds")
+        seconds = f"{int(milliseconds) / 1000:g}"
+        query = {"socket_timeout": seconds, "stack_timeout": seconds} | query
     try:
-        parts = urlsplit(url)
-        if parts.scheme not in ("amqp", "amqps"):
-            raise ValueError
-        query = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
-        tls = {key: query.pop(key) for key in _OURS if key in query}
         place = parts.netloc.rpartition("@")[2]  # pika wants a password wherever there is a user
         bare = parts._replace(netloc=place, query=urlencode(query))
         parameters = pika.URLParameters(bare.geturl())
     except Exception:  # whatever pika meets in it
         raise _no_url() from None
+    if mechanism == "external" and "certfile" not in tls:
+        raise UserError(
+            "auth_mechanism=external needs a certificate of ours: certfile (--tls-cert)"
+        )
     if parts.scheme == "amqps":
         name = tls.get("server_name_indication", parameters.host)
         parameters.ssl_options = pika.SSLOptions(_context(tls), name)
     elif tls:
-        raise UserError("certificates are for amqps://, and the broker's URL begins with amqp://")
+        raise UserError(
+            f"{', '.join(tls)}: certificates are for amqps://, and the broker's URL begins with "
+            "amqp://"
+        )
     if parts.username is not None:
         user = unquote(parts.username)
         if parts.password is not None:
@@ -57,7 +79,49 @@ def parameters_of(url: str) -> pika.URLParameters:
             )
     elif "certfile" in tls:
         parameters.credentials = ExternalCredentials()
+    if mechanism == "external" and parts.username is None:
+        parameters.credentials = ExternalCredentials()
+    elif mechanism == "external":
+        parameters.credentials = _Certified(unquote(parts.username or ""))
     return parameters
+
+
+def _parts(url: str) -> SplitResult:
+    """Raises: UserError."""
+    scheme, mark, rest = url.partition("://")
+    user = rest.rpartition("@")[0]
+    if mark and scheme in ("amqp", "amqps") and any(letter in user for letter in "/?#[]"):
+        raise UserError(
+            "the user or the password in the broker's URL has one of / ? # [ ] in it: write them "
+            "as %2F %3F %23 %5B %5D, or put the password into a file (--password-file)"
+        )
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
+            raise ValueError
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        raise _no_url() from None
+    return parts
+
+
+def _query(url: str) -> dict[str, str]:
+    """The URL's parameters. Raises: UserError for one that is not known, or cannot be had."""
+    text = _parts(url).query
+    try:
+        query = dict(parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text)))
+    except ValueError:
+        raise UserError("what follows ? in the broker's URL is not like heartbeat=30&…") from None
+    for name, value in query.items():
+        if name not in _KNOWN:
+            near = difflib.get_close_matches(name, _KNOWN, 1)
+            meant = f"did you mean {near[0]}?" if near else f"known are {', '.join(_KNOWN)}"
+            raise UserError(f"the broker's URL has a parameter {name[:40]!r}: {meant}")
+        if name == "verify" and value != "verify_peer":
+            raise UserError("the server's certificate is always checked: verify=verify_peer")
+        if name == "auth_mechanism" and value.lower() not in _MECHANISMS:
+            raise UserError(f"auth_mechanism is {' or '.join(_MECHANISMS)}")
+    return query
 
 
 def completed(
@@ -70,7 +134,7 @@ def completed(
     """
     files = {"cacertfile": ca, "certfile": cert, "keyfile": key}
     given = {name: str(path.absolute()) for name, path in files.items() if path is not None}
-    parts = urlsplit(url)
+    parts = _parts(url)
     query = urlencode([*parse_qsl(parts.query), *given.items()]) if given else parts.query
     netloc = parts.netloc
     if password is not None and parts.password is None:
@@ -107,7 +171,7 @@ def _context(tls: dict[str, str]) -> ssl.SSLContext:
         raise UserError(f"the key {key} is of no use without its certificate: --tls-cert")
     if cert:
         try:
-            context.load_cert_chain(cert, key, password=_no_password)
+            context.load_cert_chain(cert, key, password=tls.get("password") or _no_password)
         except (OSError, ssl.SSLError) as error:
             raise UserError(
                 f"cannot use the certificate {cert} with the key {key or cert}: {_why(error)}"
@@ -117,7 +181,8 @@ def _context(tls: dict[str, str]) -> ssl.SSLContext:
 
 def _no_password() -> str:
     raise UserError(
-        "the key of our certificate is encrypted: give one that is not, readable by us alone"
+        "the key of our certificate is encrypted: give one that is not, readable by us alone, or "
+        "its password (password= in the broker's URL)"
     )
 
 

@@ -101,4 +101,7 @@ def _ended_at_once(tls: bool) -> str:
             "it ends the connection at once: it wants a certificate of ours (--tls-cert, "
             "--tls-key), or refuses the one it got: expired, or signed by nobody that it trusts"
         )
-    return "it ends the connection at once: a port for TLS, perhaps (a URL with amqps://)"
+    return (
+        "it ends the connection at once: a port for TLS, perhaps (a URL with amqps://), or that of "
+        "the web interface (15672, where AMQP is 5672)"
+    )

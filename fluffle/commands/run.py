@@ -82,6 +82,8 @@ def run(
     experiment = load_experiment(file, settings or [], os.environ)
     if clock not in ("real", "virtual"):
         raise UserError(f"--clock {clock}: it is real or virtual")
+    if clock == "virtual" and str(context.get_parameter_source("url")).endswith("ENVIRONMENT"):
+        url = "embedded"  # the variable is for the workers of this shell
     if clock == "virtual" and (url != "embedded" or workers):
         raise UserError("--clock virtual runs in this process: leave out --broker and --workers")
     check_reachable(experiment, url, clock)

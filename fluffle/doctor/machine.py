@@ -40,8 +40,8 @@ def find_python() -> Finding:
 
 def find_backend() -> Finding:
     """Keras and its backend, by their packages: importing them takes seconds."""
-    backend = os.environ.get("KERAS_BACKEND") or _keras_file() or "tensorflow"
-    facts = {"backend": backend, "keras": _version("keras")}
+    told = os.environ.get("KERAS_BACKEND") or _keras_file() or "tensorflow"
+    facts = {"backend": "tensorflow", "keras": _version("keras")}
     missing = [m for m in ("tensorflow", "keras") if importlib.util.find_spec(m) is None]
     if missing:
         return Finding(
@@ -53,8 +53,8 @@ def find_backend() -> Finding:
         )
     facts["tensorflow"] = _version("tensorflow", "tensorflow-cpu", "tensorflow-intel")
     found = f"TensorFlow {facts['tensorflow']}, Keras {facts['keras']}"
-    if backend != "tensorflow":
-        found += f"; KERAS_BACKEND is {backend}"
+    if told != "tensorflow":
+        found += f"; KERAS_BACKEND or keras.json says {told}: trainings take TensorFlow anyway"
     return Finding("backend", "ok", found, facts=facts)
 
 
@@ -158,7 +158,9 @@ def _version(*distributions: str) -> str | None:
 
 
 def _keras_file() -> str | None:
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    from fluffle.worker.datasets.cache import home_folder
+
+    home = Path(os.environ.get("KERAS_HOME") or home_folder() / ".keras")
     try:
         return str(json.loads((home / "keras.json").read_text())["backend"])
     except (OSError, ValueError, KeyError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -141,7 +142,18 @@ def test_a_wrong_password_is_said_over_tls_too(
         ("amqps://site:pw@host/?cacertfile=/none/ca.pem", "cannot read an authority's certificate"),
         ("amqps://site:pw@host/?certfile=/none/c.pem", "cannot use the certificate /none/c.pem"),
         ("amqps://site:pw@host/?keyfile=c.key", "of no use without its certificate"),
-        ("amqps://site:pw@host/?unknown=1", "is not like amqp://"),
+        ("amqps://site:pw@host/?unknown=1", "a parameter 'unknown': known are cacertfile"),
+        ("amqps://site:pw@host/?heartbaet=5", "did you mean heartbeat?"),
+        ("amqps://site:pw@host/?verify=verify_none", "always checked"),
+        ("amqp://site:pw@host/?auth_mechanism=gssapi", "auth_mechanism is plain or external"),
+        ("amqp://site:pw@host/?auth_mechanism=external", "needs a certificate of ours"),
+        ("amqp://site:pw@host/?connection_timeout=soon", "no number of milliseconds"),
+        ("amqp://site:pw@host/?heartbeat=soon", "is not like amqp://"),
+        ("amqp://site:12/pw@host/v", "write them as %2F"),
+        ("amqp://site:5672/pw@x@host/v", "write them as %2F"),
+        ("amqp://site:1#pw@host/v", "write them as %2F"),
+        ("amqp://site:1?pw=1@host/v", "write them as %2F"),
+        ("amqp://site:[pw@host/v", "write them as %2F"),
         ("http://site:pw@host/", "is not like amqp://"),
         ("amqps://site:pw@host:port/", "is not like amqp://"),
     ],
@@ -151,6 +163,27 @@ def test_a_url_that_cannot_be_used_is_said_without_its_password(url: str, says: 
         parameters_of(url)
     assert says in str(caught.value)
     assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("heartbeat=15", {"heartbeat": 15}),
+        ("connection_timeout=5000", {"socket_timeout": 5, "stack_timeout": 5}),
+        ("channel_max=64", {"channel_max": 64}),
+        ("auth_mechanism=plain", {"host": "host"}),
+        ("verify=verify_peer&fail_if_no_peer_cert=true", {"host": "host"}),
+        ("blocked_connection_timeout=9", {"blocked_connection_timeout": 9}),
+    ],
+)
+def test_parameters_of_rabbitmqs_uris_are_taken(query: str, found: dict[str, Any]) -> None:
+    parameters = parameters_of(f"amqps://site:pw@host/v?{query}")
+    assert {name: getattr(parameters, name) for name in found} == found
+    assert parameters.credentials.password == "pw"
+
+
+def test_an_address_of_ipv6_is_one() -> None:
+    assert parameters_of("amqp://site:pw@[::1]:5673/v").host == "::1"
 
 
 def test_an_encrypted_key_is_an_error_and_no_question(

@@ -28,11 +28,17 @@ from fluffle.worker.datasets.recipe import (
 _WRITTEN = "sha256.json"
 
 
+def home_folder() -> Path:
+    """The user's; where a user has none (in a container), one in the folder for temporary files."""
+    home = os.path.expanduser("~")
+    return Path(home) if home != "~" else Path(tempfile.gettempdir(), f"fluffle-{os.getuid()}")
+
+
 def cache_folder() -> Path:
     """``FLUFFLE_DATA``, else ``fluffle`` in the user's cache folder."""
     if chosen := os.environ.get("FLUFFLE_DATA"):
         return Path(chosen).expanduser()
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    caches = os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache"
     return Path(caches) / "fluffle"
 
 

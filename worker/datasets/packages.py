@@ -16,6 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from fluffle.worker.datasets.cache import home_folder
 from fluffle.worker.datasets.recipe import Progress, Unavailable
 
 #: A site that has not answered by then is taken for absent: many networks have none.
@@ -27,7 +28,7 @@ _CHUNK = 1 << 18
 
 def keras_folder() -> Path:
     """Where Keras keeps data sets."""
-    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
+    return Path(os.environ.get("KERAS_HOME") or home_folder() / ".keras") / "datasets"
 
 
 def download(url: str, target: Path, progress: Progress) -> Path:

@@ -20,6 +20,7 @@ from fluffle.schemas import (
 )
 from fluffle.schemas.errors import describe, printable
 from fluffle.schemas.messages import MOST_METRIC, MOST_METRICS, metric_name, state_name
+from fluffle.schemas.tensors import is_float
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.outgoing import outgoing
 from fluffle.worker.services.turn import Train
@@ -58,8 +59,7 @@ def make_update(
     Raises: UserError where the training diverged, which no aggregator could use.
     """
     metrics = numbers(trained.metrics)
-    if not all(map(math.isfinite, metrics.values())):
-        raise UserError(f"the training diverged ({metrics}): try a smaller training.learning_rate")
+    _check_converges(metrics, trained.tensors)
     assignment, model = step.assignment, step.model
     local = step.as_sent(trained.tensors, model.tensors)
     update = ClientUpdate(
@@ -71,7 +71,7 @@ def make_update(
         worker=account.worker,
         sends=model.plan.sends,
         examples=trained.examples,
-        metrics=metrics,
+        metrics=_finite(metrics),
         train_s=trained.seconds,
         slot_s=account.slot_s,
         received_bytes=account.received_bytes,
@@ -83,6 +83,23 @@ def make_update(
     )
     update, memory = outgoing(update, model.plan, state, noise)
     return update, trained.state | memory
+
+
+def _check_converges(metrics: Mapping[str, float], tensors: Tensors) -> None:
+    """Raises: UserError. The loss decides, and the weights: a metric may be undefined (0 / 0) on
+    a client's data.
+    """
+    advice = "try a smaller training.learning_rate"
+    if not math.isfinite(metrics.get("loss", 0.0)):
+        raise UserError(f"the training diverged ({metrics}): {advice}")
+    for name, array in tensors.items():
+        if is_float(array) and not np.isfinite(array).all():
+            raise UserError(f"the training diverged ({name} is not finite): {advice}")
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Without those that are undefined on these examples."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -114,7 +131,7 @@ def evaluation_of(
     Raises: UserError as ``numbers`` does.
     """
     measured = numbers(metrics)
-    finite = {name: value for name, value in measured.items() if math.isfinite(value)}
+    finite = _finite(measured)
     evaluation = Evaluation(
         run=model.run,
         version=model.version,
@@ -122,6 +139,7 @@ def evaluation_of(
         metrics=finite,
         examples=examples,
         seconds=seconds,
+        diverged=None if math.isfinite(measured.get("loss", 0.0)) else True,
     )
     return evaluation, sorted(measured.keys() - finite.keys())
 

@@ -43,6 +43,7 @@ from pathlib import Path
 
 from fluffle.schemas import DecodeError, Tensors, UserError
 from fluffle.schemas.codec import pack, unpack
+from fluffle.worker.datasets.cache import home_folder
 
 #: States made from the same one: so many overdue turns of a client may answer, whichever counts.
 SPARE = 8
@@ -190,5 +191,5 @@ def _size(state: Tensors) -> int:
 
 def state_folder() -> Path:
     """Where a worker keeps states unless told: ``fluffle`` in the user's folder for such."""
-    states = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    states = os.environ.get("XDG_STATE_HOME") or home_folder() / ".local" / "state"
     return Path(states) / "fluffle"

@@ -101,7 +101,15 @@ def task_of(table: TaskTable, partition: PartitionTable, seed: int) -> Task:
 
 @lru_cache(maxsize=2)
 def _load(table: TaskTable, partition: PartitionTable, seed: int) -> Task:
-    task = _task_class(table.name).of(table, partition, seed)
+    kind = _task_class(table.name)
+    try:
+        task = kind.of(table, partition, seed)
+    except UserError:
+        raise
+    except Exception as error:
+        if kind in TASKS.values():
+            raise
+        raise UserError(f"the task failed: {custom.explain(error, kind)}") from error
     task.data_dir = _told[1] or Path(inspect.getfile(type(task))).parent
     return task
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -74,8 +75,32 @@ class Task(ABC):
 
     @classmethod
     def of(cls, table: TaskTable, partition: PartitionTable, seed: int) -> Self:
-        """The task that an experiment names. Overridden by those that have parameters."""
-        return cls(table.clients, partition, seed)
+        """The task that an experiment names. Overridden by those that have parameters.
+
+        An ``__init__`` of the user's own may take (clients, partition, seed), some of them by name,
+        or nothing; they are set before it is called. Raises: UserError where it wants others.
+        """
+        task = cls.__new__(cls)
+        task.clients, task.partition, task.seed = table.clients, partition, seed
+        given = {"clients": table.clients, "partition": partition, "seed": seed}
+        signature = inspect.signature(task.__init__)  # type: ignore[misc]
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        wanted = given.keys() if inspect.Parameter.VAR_KEYWORD in kinds else signature.parameters
+        try:
+            if inspect.Parameter.VAR_POSITIONAL in kinds:
+                bound = signature.bind(*given.values())
+            else:
+                bound = signature.bind(**{k: v for k, v in given.items() if k in wanted})
+        except TypeError:
+            try:
+                bound = signature.bind(*given.values())
+            except TypeError:
+                raise UserError(
+                    f"{cls.__name__}.__init__{signature} wants others than a task is made with: "
+                    "clients, partition and seed, or nothing"
+                ) from None
+        task.__init__(*bound.args, **bound.kwargs)  # type: ignore[misc]
+        return task
 
     @classmethod  # noqa: B027 a task may need nothing
     def prepare(cls, progress: Progress) -> None:

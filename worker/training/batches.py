@@ -31,6 +31,16 @@ class Batches:
             parts = (*parts, self._weights)
         return tuple(mapped(lambda tensor: tf.gather(tensor, indices), part) for part in parts)
 
+    def not_finite(self, indices: Any) -> int | None:
+        """The first of these examples whose inputs have NaN or infinity in them."""
+        for tensor in tf.nest.flatten(self._x):
+            if tensor.dtype.is_floating:
+                taken = tf.reshape(tf.gather(tensor, indices), [len(indices), -1])
+                wrong = np.asarray(tf.reduce_any(~tf.math.is_finite(taken), axis=1))
+                if wrong.any():
+                    return int(np.asarray(indices)[wrong.argmax()])
+        return None
+
     def first(self, count: int) -> tuple[Any, Any]:
         """(x, y) of the first examples."""
         x, y = (mapped(lambda tensor: tensor[:count], part) for part in (self._x, self._y))

@@ -8,11 +8,14 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+from fluffle.schemas import UserError
 
 #: ``mallopt``'s names for: the least block that is mapped on its own, the free memory that is kept.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -29,18 +32,24 @@ def configure(slots: int) -> None:
     with something else does without. Intra-op threads stay 1: every training has one core, and a
     model's bytes do not depend on the machine's number of them (with 2 a CNN's change). The first
     call counts, later ones do nothing.
-    Raises: RuntimeError if TensorFlow was in use before with other settings.
+    Keras likewise is as it comes, with TensorFlow below it, whatever ``KERAS_BACKEND`` and
+    ``~/.keras/keras.json`` of a machine say: one plan gives one model everywhere. A task that wants
+    another dtype says so itself.
+    Raises: RuntimeError if TensorFlow was in use before with other settings; UserError where Keras
+    is, with another backend.
     """
     global _configured
     with _LOCK:
         if _configured:
             return
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ["KERAS_BACKEND"] = "tensorflow"
         _keep_freed_memory()
-        if "tensorflow" in sys.modules:
-            _set_up(slots)
-        else:
-            sys.meta_path.insert(0, _OnImport(slots))
+        for name, set_up in (("tensorflow", partial(_set_up, slots)), ("keras", _pin_keras)):
+            if name in sys.modules:
+                set_up()
+            else:
+                sys.meta_path.insert(0, _OnImport(name, set_up))
         _configured = True
 
 
@@ -56,26 +65,50 @@ def _set_up(slots: int) -> None:
         tf.zeros([])
 
 
-class _OnImport(MetaPathFinder):
-    """Sets TensorFlow up within its import, whoever imports it."""
+def _pin_keras() -> None:
+    import keras
 
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
+    if keras.config.backend() != "tensorflow":
+        raise UserError(
+            f"Keras is in use with the backend {keras.config.backend()}, and trainings run on "
+            "tensorflow: set KERAS_BACKEND=tensorflow before keras is imported"
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
+
+
+class _NotInstalled(UserError, ModuleNotFoundError):
+    """For a person, and for code that can do without."""
+
+
+class _OnImport(MetaPathFinder):
+    """Sets a module up within its import, whoever imports it."""
+
+    def __init__(self, name: str, set_up: Callable[[], None]) -> None:
+        self._name = name
+        self._set_up = set_up
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != "tensorflow":
+        if name != self._name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
+        if spec is None:
+            sys.meta_path.insert(0, self)
+            raise _NotInstalled(
+                f"training needs {name}, which is not installed: pip install 'fluffle[cpu]', with "
+                "an NVIDIA GPU 'fluffle[gpu]'"
+            )
+        if spec.loader is not None:
             loader, execute = spec.loader, spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 with _quiet_stderr():
                     execute(module)
-                _set_up(self._slots)
+                self._set_up()
 
             loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -21,7 +21,7 @@ from fluffle.worker.tasks.structure import mapped
 from fluffle.worker.tasks.task import Task, examples_of
 from fluffle.worker.training import optimizers
 from fluffle.worker.training.local_state import use_statistics
-from fluffle.worker.training.trainer import BUILDING
+from fluffle.worker.training.trainer import seeded
 from fluffle.worker.training.variables import has_own, parameters_of, payload, tables_of, values_of
 
 
@@ -31,7 +31,7 @@ def keras_model(plan: Plan, weights: Tensors) -> keras.Model:
     Its optimizer is the clients'. Raises: ValueError if ``weights`` do not fit; UserError.
     """
     task = load_task(plan)
-    with BUILDING:
+    with seeded(plan.seed):  # as every trainer: what is drawn and is no weight, too
         model = task.model()
     variables = [*parameters_of(model), *values_of(model)]
     own = payload(model)

@@ -7,6 +7,7 @@ API; it is called while the graph is traced, which happens once for each trainer
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -72,7 +74,7 @@ class Trainer:
         """Raises: UserError if there is no such task."""
         self._plan = plan
         self._task = load_task(plan)
-        with _seeded(plan.seed):
+        with seeded(plan.seed):
             self._model = self._task.model()
         self._compile()
         check_model(self._model)
@@ -110,7 +112,7 @@ class Trainer:
 
     def initial(self) -> Tensors:
         """The weights of version 0: a function of the plan's seed alone."""
-        with _seeded(self._plan.seed):
+        with seeded(self._plan.seed):
             return payload(self._task.model())
 
     def train(
@@ -177,7 +179,9 @@ class Trainer:
         with execution.loop():
             count = tf.constant(self._plan.training.epochs if epochs is None else epochs)
             values, metrics = function(weights, tf.constant(indices), seeds, count)
-        return Trained(self._named(values), len(indices), floats(metrics))
+        found = floats(metrics)
+        self._check_inputs("dataset", indices, found["loss"])
+        return Trained(self._named(values), len(indices), found)
 
     def evaluate(self, weights: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:
         """The loss and the task's metrics on test examples, and how many those are.
@@ -190,11 +194,24 @@ class Trainer:
         differences = self._by_client if by_client else None
         with execution.loop():
             metrics = floats(function(values, tf.constant(self._test_indices)))
+            self._check_inputs("test", self._test_indices, metrics["loss"])
             if differences is not None:
                 metrics |= differences.measure(
                     lambda indices: floats(function(values, tf.constant(indices)))
                 )
         return metrics, len(self._test_indices)
+
+    def _check_inputs(self, part: str, indices: NDArray[np.int32], loss: float) -> None:
+        """Raises: UserError where the loss is no number for want of numbers in the inputs."""
+        if math.isfinite(loss):
+            return
+        example = _shared(self._task, part).not_finite(indices)
+        if example is not None:
+            file = Path(inspect.getfile(type(self._task))).name
+            raise UserError(
+                f"{file}: {part}(): the inputs of example {example} hold NaN or infinity, and so "
+                "does the loss: fill in what is missing, or leave the example out"
+            )
 
     def _steps(self, examples: int, epochs: int | None) -> int:
         """How many steps of the optimizer a training of so many examples has."""
@@ -444,7 +461,7 @@ def _shared(task: Task, part: str) -> Batches:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Keras's initialisers draw from the process-wide generators: seeded here, then put back."""
     with BUILDING:
         python, numpy = random.getstate(), np.random.get_state()

@@ -40,7 +40,8 @@ def check(experiment: Experiment) -> None:
         return
     if custom.is_custom(table.name):
         wants_accuracy = experiment.experiment.target_accuracy is not None
-        trying(task, lambda: try_out(task, wants_accuracy))
+        by_client = bool(experiment.evaluation.by_client)
+        trying(task, lambda: try_out(task, wants_accuracy, by_client))
     if table.clients:
         trying(task, lambda: task.client_indices("0"))
     if experiment.evaluation.by_client:
@@ -48,8 +49,11 @@ def check(experiment: Experiment) -> None:
         trying(task, lambda: ByClient(task, np.arange(total, dtype=np.int32)))
 
 
-def try_out(task: Task, wants_accuracy: bool = False) -> None:
-    """Raises: UserError. wants_accuracy: whether the run ends by one."""
+def try_out(task: Task, wants_accuracy: bool = False, by_client: bool = False) -> None:
+    """Raises: UserError.
+
+    wants_accuracy: whether the run ends by one; by_client: whether clients are measured too.
+    """
     import tensorflow as tf
 
     from fluffle.worker.training.gradients import gradients_of
@@ -68,12 +72,13 @@ def try_out(task: Task, wants_accuracy: bool = False) -> None:
         _check_lengths(part, examples)
         first = slice(batch_of(model) or _BATCH)
         x, y = (mapped(partial(_tensor, part=part, first=first), one) for one in examples)
+        _check_outputs(part, model, examples)
         if own_step and part == "dataset":
             _step_itself(model, "train_step", (task.preprocess(x), y))
             continue
         if own_test and part == "test":
             found = _step_itself(model, "test_step", (task.preprocess(x), y))
-            _check_metrics(found, wants_accuracy)
+            _check_metrics(found, wants_accuracy, by_client)
             return
         with tf.GradientTape() as tape:
             predicted = _predicted(task, model, part, x)
@@ -88,7 +93,7 @@ def try_out(task: Task, wants_accuracy: bool = False) -> None:
         if part == "dataset":
             gradients_of(tape, loss, parameters)
         _check_labels(task, part, examples, model)
-    _check_metrics(model.get_metrics_result(), wants_accuracy)
+    _check_metrics(model.get_metrics_result(), wants_accuracy, by_client)
     _check_state(model, task.preprocess(x))
 
 
@@ -166,6 +171,15 @@ def _check_lengths(part: str, examples: Examples) -> None:
         raise UserError(f"{part}() gave no examples")
 
 
+def _check_outputs(part: str, model: keras.Model, examples: Examples) -> None:
+    outputs, targets = getattr(model, "outputs", None) or (), len([*named_leaves(examples.y, "y")])
+    if len(outputs) > 1 and targets != len(outputs):
+        raise UserError(
+            f"{part}(): the model has several outputs, {len(outputs)}, and y is {targets}: give as "
+            "many arrays, in a list, a tuple or a dict like the model's"
+        )
+
+
 def _check_labels(task: Task, part: str, examples: Examples, model: keras.Model) -> None:
     """Labels that the model has no output for, which TensorFlow finds late, or never."""
     import keras
@@ -192,15 +206,17 @@ def _check_labels(task: Task, part: str, examples: Examples, model: keras.Model)
         )
 
 
-def _check_metrics(found: dict[str, Any], wants_accuracy: bool) -> None:
+def _check_metrics(found: dict[str, Any], wants_accuracy: bool, by_client: bool = False) -> None:
     names: list[str] = []
+    found = {"loss": 0.0} | found
     for name, value in found.items():
         size = int(np.prod(np.shape(value)))
         names += [name] if np.ndim(value) == 0 else [f"{name}_{i}" for i in range(size)]
-    if len(names) + 1 + _BY_CLIENT > MOST_METRICS:
+    most = MOST_METRICS - _BY_CLIENT * by_client
+    if len(names) > most:
         raise UserError(
-            f"the metrics have {len(names)} values: at most {MOST_METRICS - 1 - _BY_CLIENT} can "
-            "travel; let some stand for several classes (average=…), or measure an exported model"
+            f"too many metrics: {len(names)} values with the loss, and at most {most} can travel; "
+            "let some stand for several classes (average=…), or measure an exported model"
         )
     for name in names:
         if len(name) > 64:
