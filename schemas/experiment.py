@@ -127,7 +127,7 @@ class TrainingTable(Table):
     """Local training of one client."""
 
     #: How often a client goes over its examples in one turn.
-    epochs: int = Field(1, ge=1, lt=2**31)
+    epochs: int = Field(1, ge=1, le=2**31 - 1)
     #: Examples in a step of the optimizer; the last batch of an epoch may be shorter.
     batch_size: int = Field(32, ge=1, le=2**31)
     #: sgd, adam (compiled into the training loop) or the name of any other Keras optimizer.

@@ -26,6 +26,8 @@ def examine(broker: str, federation: str, out: Path) -> list[Finding]:
 
     broker: an AMQP URL, or "" for none. out: the folder that runs shall go to.
     """
+    import pika  # noqa: F401 several checks import it, whose parts two threads cannot
+
     checks = [
         find_python,
         find_backend,
