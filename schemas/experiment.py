@@ -18,6 +18,7 @@ from fluffle.schemas.aggregation import STORED, Aggregation, strategies
 from fluffle.schemas.algorithms import Asks, Scalar, check_algorithm, state_of
 from fluffle.schemas.device_tables import HardwareTable, Trace
 from fluffle.schemas.extensions import PARTITION, UPDATE_STEP
+from fluffle.schemas.schedules import Schedule
 from fluffle.schemas.steps import KINDS, Steps, remembers
 from fluffle.schemas.table import (
     Fraction,
@@ -138,6 +139,17 @@ class TrainingTable(Table):
     momentum: Annotated[float, OnlyWith("optimizer", ("sgd",))] = Field(0.0, ge=0, lt=1)
     #: sgd only: Nesterov's momentum.
     nesterov: Annotated[bool, OnlyWith("optimizer", ("sgd",))] = False
+    #: Whatever else the Keras optimizer of this name takes: beta_1, weight_decay, clipnorm,
+    #: global_clipnorm, use_ema, gradient_accumulation_steps, …; and no_decay, parts of the names of
+    #: weights that weight_decay leaves alone.
+    optimizer_parameters: dict[str, Scalar] | None = None
+    #: Whether the optimizer starts anew in each turn (reset), or goes on from the client's last
+    #: (keep): its state is then kept per client, exact through crashes. Default: reset.
+    optimizer_state: Literal["reset", "keep"] | None = None
+    #: The learning rate over the local steps of a turn: kind = cosine, step or constant, warmup, ….
+    local_schedule: Schedule | None = None
+    #: The learning rate over versions: that of the version that is trained.
+    version_schedule: Schedule | None = None
     #: FedProx (arXiv 1812.06127): mu/2 |w - w_base|^2 is added to the local loss.
     proximal_mu: NonNegative | None = None
     #: What a client does besides: fedprox, or FILE.py:Class beside the experiment file. Default:
@@ -436,6 +448,13 @@ class Experiment(Table):
             strategy,
             self.task.name,
         )
+        beyond = ("optimizer_parameters", "optimizer_state", "local_schedule", "version_schedule")
+        for key in beyond if strategy in ("scaffold", "fednova") else ():
+            if getattr(training, key) not in (None, "reset"):
+                raise ValueError(
+                    f"{strategy} knows what a constant learning rate makes of SGD's gradients: "
+                    f"remove training.{key}"
+                )
         if training.algorithm == "fedprox" and not training.proximal_mu:
             raise ValueError("training.algorithm = 'fedprox' needs training.proximal_mu")
         if training.algorithm not in (None, "fedprox") and training.proximal_mu:
@@ -482,10 +501,10 @@ class Experiment(Table):
             )
         if not self.task.clients and not self.residents:
             raise ValueError("task.clients = 0 leaves nobody: name participation.residents")
-        if self.residents and self.training.keep_state:
+        if self.residents and (self.training.keep_state or self.training.optimizer_state == "keep"):
             raise ValueError(
-                "training.keep_state: clients keep state from turn to turn, and "
-                "participation.residents have no turns"
+                "training.keep_state and optimizer_state = 'keep': clients keep state from turn "
+                "to turn, and participation.residents have no turns"
             )
         if cohort and self.residents:
             raise ValueError(
@@ -519,7 +538,7 @@ class Plan(Table):
     def keeps_state(self) -> bool:
         """Whether a client keeps something from one turn to its next."""
         algorithm = state_of(self.asks, self.training.algorithm, self.training.keep_state)
-        return algorithm or remembers(self.update or ())
+        return algorithm or self.training.optimizer_state == "keep" or remembers(self.update or ())
 
     @classmethod
     def of(

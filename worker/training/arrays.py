@@ -48,6 +48,7 @@ class ArrayTrainer:
         turn: int | str,
         epochs: int | None = None,
         state: Tensors | None = None,
+        version: int = 0,
     ) -> Trained:
         """As ``Trainer.train``. Raises: UserError for what the task must not return."""
         started = time.perf_counter()

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from fluffle.worker.training.algorithms import registry
 from fluffle.worker.training.algorithms.base import Algorithm, Batch, Given
-from fluffle.worker.training.optimizers import Optimizer
+from fluffle.worker.training.schedules import LocalOptimizer
 
 
 class Context:
@@ -68,13 +68,16 @@ class Context:
 class Steered:
     """An optimizer that takes what an algorithm makes of the gradients."""
 
-    def __init__(self, optimizer: Optimizer, algorithm: Algorithm, context: Context) -> None:
+    def __init__(self, optimizer: LocalOptimizer, algorithm: Algorithm, context: Context) -> None:
         self._optimizer = optimizer
         self._algorithm = algorithm
         self._context = context
 
     def reset(self) -> None:
         self._optimizer.reset()
+
+    def finish(self) -> None:
+        self._optimizer.finish()
 
     def apply(self, gradients: Sequence[Any]) -> None:
         made = registry.trying(

@@ -8,13 +8,29 @@ left out and halves s, 2,000 good ones in a row double it. s starts anew with ea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
 
 from fluffle.schemas import UserError
-from fluffle.worker.training.optimizers import Optimizer
+
+
+class Optimizer(Protocol):
+    """What takes gradients; the methods build graph."""
+
+    def reset(self) -> None:
+        """A training begins."""
+        ...
+
+    def apply(self, gradients: Sequence[Any]) -> None:
+        """One step."""
+        ...
+
+    def finish(self) -> None:
+        """A training ends."""
+        ...
+
 
 _FIRST_SCALE, _GROWS_AFTER = 2.0**15, 2000
 
@@ -57,6 +73,10 @@ class LossScaled:
         self._optimizer.reset()
         self._scale.assign(_FIRST_SCALE)
         self._good.assign(0)
+
+    def finish(self) -> None:
+        """A training ends."""
+        self._optimizer.finish()
 
     def apply(self, gradients: Sequence[Any]) -> None:
         """One step, or none where the scale was too large."""

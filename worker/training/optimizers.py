@@ -7,6 +7,8 @@ numbers of Keras's own; any other Keras optimizer runs as Keras has it. State st
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -18,7 +20,15 @@ from fluffle.schemas.experiment import TrainingTable
 
 
 class Optimizer(Protocol):
-    """Both methods build graph: they are called while the training loop is traced."""
+    """The methods build graph: they are called while the training loop is traced."""
+
+    #: A number, or a tensor for the step that is traced next.
+    learning_rate: Any
+
+    @property
+    def variables(self) -> Sequence[Any]:
+        """All that it remembers from step to step."""
+        ...
 
     def reset(self) -> None:
         """Forget everything."""
@@ -28,10 +38,16 @@ class Optimizer(Protocol):
         """One step: a gradient for each variable, None where the loss does not depend on it."""
         ...
 
+    def finish(self) -> None:
+        """A training ends."""
+        ...
+
 
 def make(table: TrainingTable, variables: Sequence[Any]) -> Optimizer:
     """The optimizer of a training plan for these Keras variables. Raises: UserError."""
     name = table.optimizer.lower()
+    if table.optimizer_parameters is not None:
+        return OfKeras(table, variables)
     if name == "sgd":
         return Sgd(table.learning_rate, table.momentum, table.nesterov, variables)
     if name == "adam":
@@ -44,6 +60,10 @@ class _Fused:
 
     def __init__(self, variables: Sequence[Any]) -> None:
         self._variables = variables
+        self.variables: list[Any] = []
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
 
     def _slots(self) -> list[Any]:
         return [tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False) for v in self._variables]
@@ -66,17 +86,18 @@ class Sgd(_Fused):
         self, learning_rate: float, momentum: float, nesterov: bool, variables: Sequence[Any]
     ) -> None:
         super().__init__(variables)
-        self._learning_rate = learning_rate
+        self.learning_rate = learning_rate
         self._momentum = momentum
         self._nesterov = nesterov
         self._velocities = self._slots() if momentum else []
+        self.variables = self._velocities
 
     def reset(self) -> None:
         for slot in self._velocities:
             slot.assign(tf.zeros_like(slot))
 
     def _update(self, i: int, handle: Any, gradient: Any) -> None:
-        rate = tf.cast(self._learning_rate, gradient.dtype)
+        rate = tf.cast(self.learning_rate, gradient.dtype)
         if not self._velocities:
             tf.raw_ops.ResourceApplyGradientDescent(var=handle, alpha=rate, delta=gradient)
             return
@@ -97,10 +118,11 @@ class Adam(_Fused):
 
     def __init__(self, learning_rate: float, variables: Sequence[Any]) -> None:
         super().__init__(variables)
-        self._learning_rate = learning_rate
+        self.learning_rate = learning_rate
         self._momentums = self._slots()
         self._velocities = self._slots()
         self._step = tf.Variable(0, dtype=tf.int32, trainable=False)
+        self.variables = [self._step, *self._momentums, *self._velocities]
 
     def reset(self) -> None:
         for slot in (self._step, *self._momentums, *self._velocities):
@@ -115,7 +137,7 @@ class Adam(_Fused):
         constants = {
             "beta1_power": self._powers[0],
             "beta2_power": self._powers[1],
-            "lr": self._learning_rate,
+            "lr": self.learning_rate,
             "beta1": self._BETA_1,
             "beta2": self._BETA_2,
             "epsilon": self._EPSILON,
@@ -130,17 +152,55 @@ class Adam(_Fused):
 
 
 def of_keras(table: TrainingTable) -> Any:
-    """The optimizer as Keras has it. Raises: UserError where it has none of this name."""
-    name, config = table.optimizer, {"learning_rate": table.learning_rate}
-    if name.lower() == "sgd":
-        config |= {"momentum": table.momentum, "nesterov": table.nesterov}
+    """The optimizer as Keras has it. Raises: UserError where it has none of this name, or it does
+    not take the parameters.
+    """
+    kind, parameters = _class_of(table.optimizer), dict(table.optimizer_parameters or {})
+    no_decay = parameters.pop("no_decay", [])
+    taken = [n for n in inspect.signature(kind.__init__).parameters if n not in _NO_PARAMETERS]
+    for name in parameters:
+        if name not in taken:
+            near = difflib.get_close_matches(name, taken, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise UserError(
+                f"training.optimizer_parameters.{name}: {meant}{kind.__name__} takes "
+                f"{', '.join(taken)}, and no_decay"
+            )
+    if table.optimizer.lower() == "sgd":
+        parameters = {"momentum": table.momentum, "nesterov": table.nesterov} | parameters
     try:
-        return keras.optimizers.get({"class_name": name, "config": config})
+        made = kind(learning_rate=table.learning_rate, **parameters)
+        if no_decay:
+            made.exclude_from_weight_decay(var_names=no_decay)
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"training.optimizer = {name!r} is neither sgd, adam, nor another optimizer of "
-            "keras.optimizers"
+            f"training.optimizer_parameters: {kind.__name__}: {' '.join(str(error).split())[:300]}"
         ) from error
+    return made
+
+
+#: What is said by keys of their own, or is no parameter.
+_NO_PARAMETERS = ("self", "learning_rate", "name", "kwargs", "loss_scale_factor")
+
+
+def _class_of(name: str) -> Any:
+    """The class of keras.optimizers by this name, in any case. Raises: UserError."""
+    known = {
+        made.__name__: made
+        for made in vars(keras.optimizers).values()
+        if inspect.isclass(made)
+        and issubclass(made, keras.optimizers.Optimizer)
+        and made.__name__ not in ("Optimizer", "LossScaleOptimizer")
+    }
+    by_name = {made.lower(): made for made in known}
+    if name.lower() in by_name:
+        return known[by_name[name.lower()]]
+    near = difflib.get_close_matches(name.lower(), by_name, n=1)
+    meant = f"; did you mean {by_name[near[0]]}?" if near else ""
+    raise UserError(
+        f"training.optimizer = {name!r} is neither sgd, adam, nor another optimizer of "
+        f"keras.optimizers: {', '.join(sorted(known))}{meant}"
+    )
 
 
 class OfKeras:
@@ -150,12 +210,26 @@ class OfKeras:
         self._optimizer = of_keras(table)
         self._variables = variables
         self._optimizer.build(variables)
+        self.variables: list[Any] = list(self._optimizer.variables)
         # Not every slot starts at zero: Adagrad's and Ftrl's do not.
-        self._initial = [tf.identity(v.value) for v in self._optimizer.variables]
+        self._initial = [tf.identity(v.value) for v in self.variables]
+
+    @property
+    def learning_rate(self) -> Any:
+        """A variable of Keras's."""
+        return self._optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self._optimizer.learning_rate.assign(value)
 
     def reset(self) -> None:
-        for variable, initial in zip(self._optimizer.variables, self._initial, strict=True):
+        for variable, initial in zip(self.variables, self._initial, strict=True):
             variable.assign(initial)
+
+    def finish(self) -> None:
+        """With EMA the weights become their averages, as at the end of ``fit``."""
+        self._optimizer.finalize_variable_values(self._variables)
 
     def apply(self, gradients: Sequence[Any]) -> None:
         self._optimizer.apply(gradients, self._variables)

@@ -32,7 +32,7 @@ class StreamingTrainer(Trainer):
         assert isinstance(self._task, StreamedTask)
         weights = self._checked(base)
         seeds = seeds_of(f"{self._plan.seed}:{client}:{turn}", 1 + len(self._generators))
-        begin, early, last = self._loops
+        begin, early, last, finish = self._loops
         begin(weights, tf.constant(seeds))
         self._context.begin()
         epochs = self._plan.training.epochs if epochs is None else epochs
@@ -45,13 +45,14 @@ class StreamingTrainer(Trainer):
             loss, count = (last if number == epochs - 1 else early)(batches)
             if not count:
                 raise ValueError(f"client {client} has no examples")
+        finish()
         values = self._named([v.value for v in self._weights])
         metrics = floats(self._results(loss))
         return Trained(values, int(count), metrics)
 
     @cached_property
-    def _loops(self) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-        """What begins a training, an epoch without metrics, and one with."""
+    def _loops(self) -> tuple[Callable[..., Any], ...]:
+        """What begins a training, an epoch without metrics, one with, and what ends it."""
         with BUILDING:
             self._shared("test")  # metrics make their variables
             optimizer = self._optimizer()
@@ -88,4 +89,5 @@ class StreamingTrainer(Trainer):
 
             return tf.function(run, autograph=False)  # type: ignore[no-any-return]
 
-        return tf.function(begin, autograph=False), epoch(False), epoch(True)
+        finish = tf.function(optimizer.finish, autograph=False)
+        return tf.function(begin, autograph=False), epoch(False), epoch(True), finish

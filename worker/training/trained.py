@@ -39,6 +39,7 @@ class LocalTrainer(Protocol):
         turn: int | str,
         epochs: int | None = None,
         state: Tensors | None = None,
+        version: int = 0,
     ) -> Trained:
         """A client's local training: a function of (base, seed, client, turn, epochs, state)."""
         ...

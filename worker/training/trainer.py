@@ -32,14 +32,14 @@ from fluffle.worker.tasks.losses import compile_model, named_accuracy
 from fluffle.worker.tasks.registry import load_task
 from fluffle.worker.tasks.structure import count_of
 from fluffle.worker.tasks.task import Task, examples_of
-from fluffle.worker.training import optimizers
 from fluffle.worker.training.algorithms import registry as algorithms
 from fluffle.worker.training.algorithms.base import Batch, Given, Turn
 from fluffle.worker.training.batches import Batches
 from fluffle.worker.training.context import Context, Steered
 from fluffle.worker.training.execution import Execution
-from fluffle.worker.training.gradients import gradients_of, objective, scaled_for
+from fluffle.worker.training.gradients import Optimizer, gradients_of, objective, scaled_for
 from fluffle.worker.training.local_state import batch_of, forget, read_statistics
+from fluffle.worker.training.schedules import LocalOptimizer
 from fluffle.worker.training.seeds import seeds_of
 from fluffle.worker.training.tensor_cache import TensorCache
 from fluffle.worker.training.trained import Trained
@@ -122,6 +122,7 @@ class Trainer:
         turn: int | str,
         epochs: int | None = None,
         state: Tensors | None = None,
+        version: int = 0,
     ) -> Trained:
         """The client's local training: a function of (base, seed, client, turn, epochs, state).
 
@@ -129,16 +130,19 @@ class Trainer:
         turn: what tells this training from the client's others.
         epochs: how many it does, where those are fewer than the plan's (a straggler).
         state: what the client kept from its last turn: empty at first, None where it is lost.
+        version: the base's, which its learning rate may depend on.
         Raises: ValueError if ``base`` does not fit the model, the client is unknown or has no
         examples; UserError if there is no such optimizer.
         """
         started = time.perf_counter()
         turn_of = self._turn(base, client, turn, epochs, state)
+        self._local_optimizer.begin(version, state)
         self._context.give(self._trying(lambda: self._algorithm.before(turn_of)))
         trained = self._train(base, client, turn, epochs)
+        optimizer = self._local_optimizer.kept()
         after = self._trying(lambda: self._algorithm.after(turn_of, trained.tensors))
         seconds = time.perf_counter() - started
-        return replace(trained, extra=after.send, state=after.keep, seconds=seconds)
+        return replace(trained, extra=after.send, state=after.keep | optimizer, seconds=seconds)
 
     def _turn(
         self,
@@ -274,11 +278,16 @@ class Trainer:
             epochs = tf.TensorSpec([], tf.int32)
             return self._traced(self._train_graph(early, last, optimizer), last, seeds, epochs)
 
-    def _optimizer(self) -> optimizers.Optimizer:
-        plain = optimizers.make(self._plan.training, self._parameters)
-        return scaled_for(self._model, Steered(plain, self._algorithm, self._context))
+    def _optimizer(self) -> Optimizer:
+        steered = Steered(self._local_optimizer, self._algorithm, self._context)
+        return scaled_for(self._model, steered)
 
-    def _step(self, optimizer: optimizers.Optimizer, batch: Batch, measured: bool) -> Any:
+    @cached_property
+    def _local_optimizer(self) -> LocalOptimizer:
+        with BUILDING:
+            return LocalOptimizer(self._plan.training, self._parameters)
+
+    def _step(self, optimizer: Optimizer, batch: Batch, measured: bool) -> Any:
         """The algorithm's loss of a batch, after one step of the optimizer."""
         values = [v.value for v in self._parameters]
         self._measured = measured
@@ -290,7 +299,7 @@ class Trainer:
         return loss
 
     def _train_graph(
-        self, early: Execution | None, last: Execution, optimizer: optimizers.Optimizer
+        self, early: Execution | None, last: Execution, optimizer: Optimizer
     ) -> Callable[..., Any]:
         batch_size = self._plan.training.batch_size
 
@@ -316,6 +325,7 @@ class Trainer:
                 )
             self._model.reset_metrics()
             loss = epoch(number, indices, seeds[0], last)
+            optimizer.finish()
             return [tf.identity(v.value) for v in self._weights], self._results(loss)
 
         return train

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import keras
 
 _BATCH = 2
+#: Optimizers that take nothing but what has a key of its own.
+_FUSED = ("sgd", "adam")
 #: Metrics of clients, which an evaluation may add.
 _BY_CLIENT = 8
 
@@ -38,6 +40,11 @@ def check(experiment: Experiment) -> None:
     if isinstance(task, ArrayTask):
         _try_out_arrays(task, experiment)
         return
+    training = experiment.training
+    if training.optimizer_parameters is not None or training.optimizer.lower() not in _FUSED:
+        from fluffle.worker.training.optimizers import of_keras
+
+        of_keras(training)
     if custom.is_custom(table.name):
         wants_accuracy = experiment.experiment.target_accuracy is not None
         by_client = bool(experiment.evaluation.by_client)

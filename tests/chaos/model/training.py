@@ -55,6 +55,7 @@ class TinyTrainer:
         turn: int | str,
         epochs: int | None = None,
         state: Tensors | None = None,
+        version: int = 0,
     ) -> Trained:
         """Numbers whose sums are inexact: another order of folding gives other bytes in float32.
 
