@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -26,6 +26,7 @@ from fluffle.aggregator.strategies.custom import CustomParameters
 from fluffle.commands.app import app
 from fluffle.schemas.aggregation import own_keys, strategies
 from fluffle.schemas.experiment import PARTITIONS, Experiment
+from fluffle.schemas.schedules import Schedule
 
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "table"}
 _OF_KEYS = """\
@@ -43,6 +44,8 @@ _OF_COMMANDS = """\
 `fluffle COMMAND --help` says the same. What a person can mend ends with one line and exit code 2.
 Where a variable is named, it does what the option does."""
 _TAGGED = get_args(get_args(fluffle.schemas.steps.Step)[0])
+_SCHEDULED = ("local_schedule", "version_schedule")
+_SCHEDULES = get_args(get_args(Schedule)[0])
 _STEPS = list(dict.fromkeys(get_args(step)[0] for step in _TAGGED))
 
 
@@ -63,6 +66,8 @@ class Key:
 def experiment_keys() -> list[Key]:
     """Every key, in the order of the code."""
     found = [key for table, model in _tables() for key in _keys_of(table, model)]
+    found = [key for key in found if key.name not in _SCHEDULED]
+    found += [key for name in _SCHEDULED for key in _schedule_keys(name)]
     found += [key for _, keys in strategy_keys() for key in keys]
     return found + [key for step in _STEPS for key in _keys_of("update", step)]
 
@@ -84,6 +89,8 @@ def experiment_page() -> str:
     for table, model in _tables():
         parts += [f"## [{table}] {{ #{table} }}", inspect.getdoc(model) or ""]
         parts.append(_key_table(_keys_of(table, model)))
+        if table == "training":
+            parts += _schedule_parts()
         if table == "aggregation":
             parts += _strategy_parts()
     parts += [
@@ -96,6 +103,25 @@ def experiment_page() -> str:
         parts.append(inspect.getdoc(step) or "")
         parts.append(_key_table(k for k in _keys_of("update", step) if k.name != "kind"))
     return "\n\n".join(parts) + "\n"
+
+
+def _schedule_keys(name: str) -> list[Key]:
+    """The keys of all kinds of a schedule, each once, with the kinds that take it."""
+    table, found = f"training.{name}", dict[str, Key]()
+    kinds = {get_args(m.model_fields["kind"].annotation)[0]: m for m in _SCHEDULES}
+    shown = ", ".join(f"`{kind}`" for kind in kinds)
+    found["kind"] = Key(table, "kind", shown, "*required*", "What the rate does.")
+    for kind, model in kinds.items():
+        for key in _keys_of(table, model):
+            of = "" if key.name == "warmup" else f"{kind}: "
+            found.setdefault(key.name, replace(key, meaning=of + key.meaning))
+    return list(found.values())
+
+
+def _schedule_parts() -> Iterator[str]:
+    for name in _SCHEDULED:
+        yield f"### [training.{name}]"
+        yield _key_table(_schedule_keys(name))
 
 
 def _strategy_parts() -> Iterator[str]:
@@ -182,6 +208,9 @@ def _type_name(annotation: Any) -> str:
         return f"list of {_type_name(args[0])}"
     if origin is tuple:
         return f"list of {len(args)}: " + ", ".join(_type_name(a) for a in args)
+    if origin in (Union, UnionType):
+        kinds = [get_args(model.model_fields["kind"].annotation)[0] for model in args]
+        return "table of `kind` " + ", ".join(f"`{kind}`" for kind in kinds)
     return _NAMES[origin or annotation]
 
 
