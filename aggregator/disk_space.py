@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fluffle.schemas import Experiment, UserError
+from fluffle.schemas.sizes import human_bytes
 from fluffle.schemas.tensors import Spec
 
 #: A message's own bytes beside its tensors, roughly.
@@ -41,13 +42,3 @@ def room_for_updates(
             "aggregation.keep_updates = false"
         )
     return line
-
-
-def human_bytes(size: int) -> str:
-    """Bytes for a person: three digits, decimal units."""
-    value, unit = float(size), "bytes"
-    for larger in ("kB", "MB", "GB", "TB", "PB", "EB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:.3g} {unit}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from fluffle.broker import AggregatorPort, Delivery, Envelope
 from fluffle.schemas.codec import MAX_MESSAGE_BYTES
+from fluffle.schemas.sizes import MIB
 
 #: Updates that may be in our hands at once, by number and by bytes.
 MAX_PREFETCH = 64
-MAX_PREFETCH_BYTES = 256 * 1024**2
+MAX_PREFETCH_BYTES = 256 * MIB
 #: No update is longer than this many models (SCAFFOLD sends two), and a head and a table.
-MOST_MODELS, HEAD_BYTES = 4, 4 * 1024**2
+MOST_MODELS, HEAD_BYTES = 4, 4 * MIB
 #: A message that came back this often may be what kills us: take what follows one by one.
 SUSPICIOUS = 3
 

@@ -17,8 +17,7 @@ from fluffle.broker.memory_queues import Newest, Order, WorkQueue
 from fluffle.broker.topology import DELIVERY_LIMIT, EVENTS_MAX_LENGTH, EVENTS_TTL_S
 from fluffle.broker.transport import Delivery, Envelope
 from fluffle.schemas.codec import MAX_MESSAGE_BYTES
-
-MIB = 1024**2
+from fluffle.schemas.sizes import MIB, human_bytes
 
 
 class EmbeddedBroker:
@@ -101,8 +100,8 @@ class EmbeddedBroker:
         """Raises: MessageTooLarge."""
         if envelope.size > self._max_message_bytes:
             raise MessageTooLarge(
-                f"a message of {envelope.size / MIB:.1f} MB is more than the "
-                f"{self._max_message_bytes / MIB:.1f} MB that the broker takes: use a smaller model"
+                f"a message of {human_bytes(envelope.size)} is more than the "
+                f"{human_bytes(self._max_message_bytes)} that the broker takes: use a smaller model"
             )
 
     def _delivery_limit(self, envelope: Envelope) -> None:

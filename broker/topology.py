@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-MIB = 1024**2
+from fluffle.schemas.sizes import MIB
 
 #: A message that came back this often and then once more is dead.
 DELIVERY_LIMIT = 20

@@ -21,8 +21,9 @@ from fluffle.schemas.device_tables import (
     is_span,
     text_of,
 )
+from fluffle.schemas.sizes import MIB
 
-_MOST_BYTES = 32 * 1024**2
+_MOST_BYTES = 32 * MIB
 #: A message's head, which holds the plan, has at most 64 KiB.
 _TRAVELS_BYTES = 24_000
 
@@ -90,7 +91,7 @@ def _reader(key: str, path: Path) -> csv.DictReader[str]:
     except OSError as error:
         raise UserError(f"{key}: cannot read {path}: {error.strerror}") from None
     if len(content) > _MOST_BYTES:
-        raise UserError(f"{key}: {path} has more than {_MOST_BYTES // 1024**2} MiB")
+        raise UserError(f"{key}: {path} has more than {_MOST_BYTES // MIB} MiB")
     try:
         reader = csv.DictReader(io.StringIO(content.decode("utf-8"), newline=""))
         _ = reader.fieldnames

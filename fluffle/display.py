@@ -20,9 +20,9 @@ from rich.text import Text
 
 from fluffle import logs
 from fluffle.aggregator import progress
-from fluffle.aggregator.disk_space import human_bytes
 from fluffle.aggregator.service import AggregatorService
 from fluffle.invocation import to_paste
+from fluffle.schemas.sizes import MB, human_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Display:
         if self._live.is_started:
             bar = ProgressBar(total=total, completed=done, width=30, pulse=total is None)
             grid = Table.grid(padding=(0, 2))
-            grid.add_row(what, bar, f"{done / 1e6:.1f} MB" if done else "")
+            grid.add_row(what, bar, human_bytes(done) if done else "")
             self._live.update(grid)
         elif total is None or self._line_is_due():
             _log.info(what)
@@ -172,7 +172,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: Path) -> No
         ("time", f"{_duration(summary['wall_s'])}, {summary['updates_per_s'] or '–'} updates/s"),
         *([("virtual time", _duration(summary["virtual_s"]))] if summary["virtual_s"] else []),
         ("training", f"{_percent(summary['train_fraction'])} of the slots' time"),
-        ("memory", f"{summary['peak_rss_mb']:.0f} MB at its peak"),
+        ("memory", f"{human_bytes(MB * summary['peak_rss_mb'])} at its peak"),
         *([("privacy", f"epsilon {summary['epsilon']:.3g}")] if summary.get("epsilon") else []),
         *([("kept", _kept(summary))] if summary.get("kept_updates") else []),
         ("run folder", str(folder)),

@@ -7,6 +7,8 @@ import threading
 
 import psutil
 
+from fluffle.schemas.sizes import MB
+
 _EVERY_S = 1.0
 
 
@@ -29,9 +31,9 @@ class MemoryWatch:
 
     @property
     def peak_mb(self) -> float:
-        """In MiB; exact for a run in one process, sampled every second for several."""
+        """In MB; exact for a run in one process, sampled every second for several."""
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return round(max(self._peak, own) / 1024**2, 1)
+        return round(max(self._peak, own) / MB, 1)
 
     def _watch(self) -> None:
         me = psutil.Process()

@@ -28,12 +28,13 @@ from pydantic import ValidationError
 
 from fluffle.schemas.errors import DecodeError
 from fluffle.schemas.messages import TYPES, Message
+from fluffle.schemas.sizes import MIB
 from fluffle.schemas.tensors import DTYPES, NAME, Array, Tensors, dtype_name, raw
 
 SCHEMA_VERSION = 1
 
 #: RabbitMQ's own ceiling for one message. Files may be larger: a checkpoint has float64 sums.
-MAX_MESSAGE_BYTES = 512 * 1024**2
+MAX_MESSAGE_BYTES = 512 * MIB
 #: Everything but the tensors and their table. An empty list takes one byte on the wire and 64 in
 #: memory, so this also bounds what a hostile head can make us allocate.
 MAX_HEAD_BYTES = 64 * 1024

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from fluffle.aggregator.ledger.disk import cannot_write, sync_folder
+from fluffle.schemas.sizes import MIB
 
 #: The folder of the segments in a run folder.
 UPDATES = "updates"
 #: A segment that has grown beyond this is followed by another.
-SEGMENT_BYTES = 256 * 1024**2
+SEGMENT_BYTES = 256 * MIB
 
 
 class Place(NamedTuple):

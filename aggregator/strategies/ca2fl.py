@@ -24,7 +24,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fluffle.aggregator.disk_space import human_bytes
 from fluffle.aggregator.strategies.base import State
 from fluffle.aggregator.strategies.fold import Sum, add_scaled
 from fluffle.aggregator.strategies.operations import (
@@ -39,6 +38,7 @@ from fluffle.aggregator.strategies.operations import (
 from fluffle.aggregator.strategies.optimizers import OptimizerParameters, ServerOptimizer
 from fluffle.aggregator.strategies.staleness import Staleness, constant
 from fluffle.schemas import ClientUpdate, Experiment, Tensors, UserError
+from fluffle.schemas.sizes import MB, human_bytes
 from fluffle.schemas.table import Positive
 
 _MEAN, _CACHE, _NEW = "server/h/", "cache/", "buffer/new_"
@@ -64,7 +64,7 @@ class Ca2fl:
             raise UserError(
                 f"ca2fl keeps the last delta of each of {self.clients} clients: "
                 f"{human_bytes(needed)}, over aggregation.max_cache_mb = "
-                f"{self.max_cache_bytes / 1e6:g}: raise it if there is as much memory and disk, or "
+                f"{self.max_cache_bytes / MB:g}: raise it if there is as much memory and disk, or "
                 "choose fewer clients or another strategy"
             )
         zeros: State = {_MEAN + key: np.zeros(array.shape) for key, array in parameters.items()}
@@ -115,7 +115,7 @@ class Ca2flParameters(OptimizerParameters):
 
     def make(self, experiment: Experiment) -> Ca2fl:
         """CA2FL for all clients of the experiment, pooled and resident."""
-        most = round(1e6 * self.max_cache_mb)
+        most = round(MB * self.max_cache_mb)
         return Ca2fl(self.optimizer, experiment.everybody, most, self.s)
 
 

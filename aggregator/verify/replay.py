@@ -16,7 +16,6 @@ import numpy as np
 
 from fluffle.aggregator.coordinator.admission import restored
 from fluffle.aggregator.coordinator.selection import client_order
-from fluffle.aggregator.disk_space import human_bytes
 from fluffle.aggregator.ledger.archive import Place, read_kept
 from fluffle.aggregator.ledger.arithmetic import arithmetic
 from fluffle.aggregator.ledger.reader import LedgerReader
@@ -24,6 +23,7 @@ from fluffle.aggregator.strategies.base import State, Strategy, model_of, update
 from fluffle.aggregator.strategies.custom import CODE
 from fluffle.aggregator.strategies.registry import make_strategy, protected
 from fluffle.schemas import ClientUpdate, DecodeError, Experiment, Tensors, UserError, decode
+from fluffle.schemas.sizes import human_bytes
 from fluffle.schemas.tensors import Array, spec, tensors_sha256
 
 #: How far weights may be apart on another machine, relative to the largest of their tensor.

@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from federation import FLUFFLE, Federation
-from watch import MB, Watch, trend_of
+from watch import Watch, trend_of
 
 from fluffle.broker.admin.node import Node
 from fluffle.broker.topology import Topology
@@ -32,7 +32,7 @@ from fluffle.broker.topology import Topology
 #: Versions until everybody has done everything once.
 WARM = 40
 #: RabbitMQ 4's default.
-SMALL_LIMIT = 16 * MB
+SMALL_LIMIT = 16 * 2**20
 
 CROWD = """
 [experiment]
@@ -152,7 +152,7 @@ def large(options: argparse.Namespace) -> None:
         print(
             f"| bytes {what} for a version | {summary[f'bytes_{what}'] / versions / 1e6:.0f} MB |"
         )
-    print(f"| prefetch; as bytes | {prefetch}; {prefetch * size / MB:.0f} of 256 MiB |")
+    print(f"| prefetch; as bytes | {prefetch}; {prefetch * size / 2**20:.0f} of 256 MiB |")
     print(f"| aggregator: peak RSS | {summary['peak_rss_mb']:.0f} MB |")
     print(f"| node: peak RSS | {watch.series['node'].peak_mb:.0f} MB |")
     print(f"| {options.workers // options.processes} workers in a process: peak RSS | "

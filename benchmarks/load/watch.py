@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 import psutil
 
-MB = 1024**2
+MB = 10**6
 EVERY_S = 1.0
 
 

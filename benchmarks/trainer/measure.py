@@ -173,7 +173,7 @@ def serve(side: str, name: str, pipe: Connection) -> None:
         started, cpu = time.perf_counter(), time.process_time()
         work()
         pipe.send((time.perf_counter() - started, time.process_time() - cpu))
-    pipe.send(psutil.Process().memory_info().rss / 2**20)
+    pipe.send(psutil.Process().memory_info().rss / 1e6)
 
 
 def measure(name: str, rounds: int) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fluffle.broker.admin.permissions import Rights
+from fluffle.schemas.sizes import MIB
 
 #: A site has two connections; two more while it reconnects.
 SITE_LIMITS = {"max-connections": 4, "max-channels": 16}
@@ -48,16 +49,16 @@ def policies_of(federation: str) -> list[Policy]:
         # make huge: for that there is an ordinary policy only, and a site may make none.
         Policy(
             *("operator_policy", f"{federation}-streams", mailboxes, 0),
-            {"max-length-bytes": 16 * 1024**2},
+            {"max-length-bytes": 16 * MIB},
         ),
         Policy(
             *("policy", f"{federation}-streams", mailboxes, 0),
-            {"stream-max-segment-size-bytes": 4 * 1024**2, "max-age": "1m"},
+            {"stream-max-segment-size-bytes": 4 * MIB, "max-age": "1m"},
         ),
         # An event is a hundred bytes; what is longer must not fill a disk.
         Policy(
             *("operator_policy", f"{federation}-events", events, 0),
-            {"max-length-bytes": 16 * 1024**2},
+            {"max-length-bytes": 16 * MIB},
         ),
     ]
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pika.adapters.blocking_connection import BlockingChannel
 
 from fluffle.broker.admin.session import Session, open_session
-from fluffle.broker.topology import MIB, Queue, Topology
+from fluffle.broker.topology import Queue, Topology
+from fluffle.schemas.sizes import MIB
 
 #: RabbitMQ 4 takes no larger message unless it is told to.
 COMMON_LIMIT = 16 * MIB

@@ -22,8 +22,7 @@ from fluffle.broker.rabbitmq.envelopes import properties
 from fluffle.broker.rabbitmq.robust_channel import RobustChannel
 from fluffle.broker.transport import Envelope
 from fluffle.schemas.codec import MAX_MESSAGE_BYTES
-
-MB = 1024**2
+from fluffle.schemas.sizes import human_bytes
 
 
 @dataclass(eq=False, slots=True)
@@ -265,7 +264,7 @@ def _size_limit(error: BaseException) -> int | None:
 
 def _too_large(size: int, limit: int) -> MessageTooLarge:
     return MessageTooLarge(
-        f"a message of {size / MB:.1f} MB is more than the {limit / MB:.1f} MB that this "
-        "RabbitMQ takes: raise max_message_size in its rabbitmq.conf (512 MB at most), or use a "
+        f"a message of {human_bytes(size)} is more than the {human_bytes(limit)} that this "
+        "RabbitMQ takes: raise max_message_size in its rabbitmq.conf (512 MiB at most), or use a "
         "smaller model"
     )

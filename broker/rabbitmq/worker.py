@@ -12,11 +12,12 @@ from fluffle.broker.rabbitmq.port import Port, Settings
 from fluffle.broker.rabbitmq.publisher import Publisher
 from fluffle.broker.topology import EVENTS, UPDATES, Queue
 from fluffle.broker.transport import Delivery, Envelope
+from fluffle.schemas.sizes import MIB
 
 #: Whoever deletes the exchange takes the mailbox's binding along, and nobody is told.
 _BIND_AGAIN_S = 5.0
 #: A turn is a few lines; the one that asks for version 0 carries a plan.
-_TURN_BYTES = 1024**2
+_TURN_BYTES = MIB
 
 
 class RabbitMQWorkerPort(Port):

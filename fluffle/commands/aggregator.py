@@ -26,6 +26,7 @@ from fluffle.commands.options import (
     use_code_of,
 )
 from fluffle.schemas.errors import UserError
+from fluffle.schemas.sizes import MB
 
 if TYPE_CHECKING:
     from fluffle.schemas import Tensors
@@ -90,7 +91,7 @@ def aggregator(
                 outcome = service.run()
         finally:
             port.close()
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
     led = service.coordinator is not None or service.outcome is not None
     summary = read_summary(out, round(peak_mb, 1), led)
     _log.info("%s: %s", outcome, out)

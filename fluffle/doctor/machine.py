@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from fluffle.doctor.finding import Finding
+from fluffle.schemas.sizes import GB, human_bytes
 
 #: Resident memory, measured on 2 cores with the default experiment: a worker process with any
 #: number of clients, the evaluator alike; an aggregator.
@@ -82,12 +83,17 @@ def find_gpu() -> Finding:
 
 def find_memory() -> Finding:
     """Free memory, and how many worker processes it holds beside aggregator and evaluator."""
-    total, free = (n / 1e9 for n in _memory())
-    fit = max(0, int((free - AGGREGATOR_GB - WORKER_GB) / WORKER_GB))
-    facts = {"total_gb": round(total, 1), "free_gb": round(free, 1), "worker_processes": fit}
+    total, free = _memory()
+    fit = max(0, int((free / GB - AGGREGATOR_GB - WORKER_GB) / WORKER_GB))
+    facts = {
+        "total_gb": round(total / GB, 1),
+        "free_gb": round(free / GB, 1),
+        "worker_processes": fit,
+    }
     found = (
-        f"{free:.1f} of {total:.1f} GB free: {fit} worker processes of {WORKER_GB} GB beside an "
-        f"evaluator ({WORKER_GB} GB) and an aggregator ({AGGREGATOR_GB} GB)"
+        f"{human_bytes(free)} of {human_bytes(total)} free: {fit} worker processes of "
+        f"{WORKER_GB} GB beside an evaluator ({WORKER_GB} GB) and an aggregator "
+        f"({AGGREGATOR_GB} GB)"
     )
     if fit >= 1:
         return Finding("memory", "ok", found, facts=facts)
@@ -97,15 +103,16 @@ def find_memory() -> Finding:
 def find_disk(out: Path) -> Finding:
     """Free space where run folders go, and how long a small model takes to be durable."""
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free / 1e9
-    facts: dict[str, object] = {"folder": str(out), "free_gb": round(free, 1), "sync_ms": None}
+    free = shutil.disk_usage(place).free
+    facts: dict[str, object] = {"folder": str(out), "free_gb": round(free / GB, 1), "sync_ms": None}
     try:
         sync_ms = facts["sync_ms"] = _sync_ms(place)
     except OSError as error:
         why = f"{place} cannot be written ({error.strerror})"
         return Finding("disk", "lack", why, "choose another --out", facts)
-    found = f"{free:.0f} GB free for {out}, a 4 MB model durable in {sync_ms} ms"
-    if free >= _LEAST_DISK_GB:
+    model = human_bytes(_SYNCED_BYTES)
+    found = f"{human_bytes(free)} free for {out}, a {model} model durable in {sync_ms} ms"
+    if free >= _LEAST_DISK_GB * GB:
         return Finding("disk", "ok", found, facts=facts)
     return Finding("disk", "lack", found, "make room, or choose another --out", facts)
 
@@ -141,10 +148,10 @@ def find_docker() -> Finding:
     if len(engine) != 2:
         start = "start it: Docker Desktop, or systemctl start docker; your user in group docker?"
         return Finding("docker", "lack", "installed, but no engine answers", start, facts)
-    memory = int(engine[1]) / 1e9
-    found = f"engine {engine[0]} with {memory:.0f} GB, Compose {compose or 'not installed'}"
+    memory = int(engine[1])
+    found = f"engine {engine[0]} with {human_bytes(memory)}, Compose {compose or 'not installed'}"
     if compose:
-        return Finding("docker", "ok", found, facts=facts | {"memory_gb": round(memory, 1)})
+        return Finding("docker", "ok", found, facts=facts | {"memory_gb": round(memory / GB, 1)})
     return Finding("docker", "lack", found, "https://docs.docker.com/compose/install/", facts)
 
 

@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from fluffle.doctor.finding import Finding
 from fluffle.schemas import UserError
+from fluffle.schemas.sizes import MIB
 
-_MIB = 1024**2
 _LARGER = "max_message_size in its rabbitmq.conf raises it (ours: broker/admin/rabbitmq.conf)"
 
 
@@ -53,9 +53,9 @@ def find_broker(url: str, federation: str) -> Finding:
         return Finding("broker", "lack", str(error), _mend(str(error)), facts)
     major = int(seen.version.split(".")[0]) if seen.version[:1].isdigit() else 0
     if seen.largest_message is not None:
-        size = f"messages up to {seen.largest_message / _MIB:.3g} MiB"
+        size = f"messages up to {seen.largest_message / MIB:.3g} MiB"
     elif seen.takes_large:
-        size = f"messages over {COMMON_LIMIT // _MIB} MiB pass"
+        size = f"messages over {COMMON_LIMIT // MIB} MiB pass"
     else:
         size = f"messages up to {16 if major >= 4 else 128} MiB unless configured otherwise"
     if seen.may_lead is None:

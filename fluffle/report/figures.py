@@ -21,12 +21,12 @@ from fluffle.report.style import (
     PLAIN,
     WIDTH,
     Empty,
-    bytes_unit,
     colour,
     legend,
     line,
     seconds_unit,
 )
+from fluffle.schemas.sizes import bytes_unit
 
 #: Kinds of lost turns that are shown; the rarer ones are added up.
 _KINDS = 10

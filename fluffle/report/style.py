@@ -68,17 +68,11 @@ RC: Any = {
 }
 
 _SECONDS = ((2 * 86400.0, 86400.0, "days"), (7200.0, 3600.0, "h"), (600.0, 60.0, "min"))
-_BYTES = ((1e12, 1e12, "TB"), (1e9, 1e9, "GB"), (1e6, 1e6, "MB"), (1e3, 1e3, "kB"))
 
 
 def seconds_unit(most: float) -> tuple[float, str]:
     """What to divide seconds by, and what they are then called."""
     return next(((by, name) for above, by, name in _SECONDS if most >= above), (1.0, "s"))
-
-
-def bytes_unit(most: float) -> tuple[float, str]:
-    """What to divide bytes by, and what they are then called."""
-    return next(((by, name) for above, by, name in _BYTES if most >= above), (1.0, "B"))
 
 
 def digits(value: float, how_many: int = 3) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 
 from fluffle.report.costs import Spent, common_currency, reached, spent, target_of
 from fluffle.report.data import Floats, Run
-from fluffle.report.style import bytes_unit, digits, seconds_unit
+from fluffle.report.style import digits, seconds_unit
+from fluffle.schemas.sizes import bytes_unit
 
 #: A name, then a cell for each run: what it says, and how it compares with the first run.
 Row = tuple[str, list[tuple[str, str]]]

@@ -67,11 +67,11 @@ def test_of_the_rejected_the_last_ones_are_kept_and_all_are_counted():
 
 
 def test_a_message_above_the_brokers_limit_is_refused_with_its_size():
-    broker = EmbeddedBroker(max_message_bytes=1024**2)
+    broker = EmbeddedBroker(max_message_bytes=1_000_000)
     leader = broker.aggregator()
     leader.lead(0)
-    with pytest.raises(MessageTooLarge, match=r"3\.0 MB .* 1\.0 MB"):
-        leader.publish_model(Envelope(bytes(3 * 1024**2)))
+    with pytest.raises(MessageTooLarge, match=r"3 MB .* 1 MB"):
+        leader.publish_model(Envelope(bytes(3_000_000)))
 
 
 def test_events_are_bounded_and_grow_old():

@@ -8,7 +8,7 @@ from fluffle.broker.admin.node import Node
 from fluffle.broker.admin.probe import probe
 from fluffle.broker.errors import AccessRefused, BrokerUnreachable
 from fluffle.broker.rabbitmq.broker import RabbitMQBroker
-from fluffle.broker.topology import MIB
+from fluffle.schemas.sizes import MIB
 from tests.urls import as_user as with_user
 from tests.urls import user_of
 

@@ -42,9 +42,9 @@ pytestmark = [
 ]
 
 MESSAGES = int(os.environ.get("FLUFFLE_HOSTILE", "2000"))
-#: Messages of 512 MB.
+#: Messages of 512 MiB.
 LARGE = 2
-MB = 1024**2
+MB = 10**6
 #: How much more memory the aggregator may have in the last third of the attack than in the first.
 GROWTH_MB = 32.0
 

@@ -28,6 +28,7 @@ from fluffle.schemas import (
     UserError,
 )
 from fluffle.schemas.messages import resident_update_id
+from fluffle.schemas.sizes import human_bytes
 from fluffle.worker.services.resident import ResidentService
 from fluffle.worker.tasks import registry as tasks
 
@@ -184,7 +185,7 @@ def test_a_site_and_an_aggregator_without_a_single_turn(
     assert "accuracy here: global" in summary
     bytes_down, bytes_up = ledger.query("SELECT SUM(bytes_down), SUM(bytes_up) FROM updates")[0]
     assert bytes_down > 4 * 60
-    assert f"{bytes_up / 1000:.1f} kB up" in summary
+    assert f"{human_bytes(bytes_up)} up" in summary
 
 
 def test_a_site_does_to_its_update_what_the_plan_says_before_it_leaves(site: Path) -> None:

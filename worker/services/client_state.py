@@ -43,13 +43,14 @@ from pathlib import Path
 
 from fluffle.schemas import DecodeError, Tensors, UserError
 from fluffle.schemas.codec import pack, unpack
+from fluffle.schemas.sizes import MIB
 from fluffle.worker.datasets.cache import home_folder
 
 #: States made from the same one: so many overdue turns of a client may answer, whichever counts.
 SPARE = 8
 _SUFFIX = ".msgpack"
 #: How much stays in memory where not everything has to be durable at once.
-MEMORY_BYTES = 256 * 1024**2
+MEMORY_BYTES = 256 * MIB
 
 #: (run id, client)
 _Key = tuple[str, str]

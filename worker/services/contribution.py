@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fluffle.schemas import ClientUpdate
+from fluffle.schemas.sizes import human_bytes
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Contribution:
         """One line for a person."""
         sent = f"{self.updates} updates from {self.examples:,} examples in {self.train_s:.1f} s"
         failed = f", {self.failures} trainings failed" if self.failures else ""
-        size = f"{size_of(self.bytes_up)} up, {size_of(self.bytes_down)} down"
+        size = f"{human_bytes(self.bytes_up)} up, {human_bytes(self.bytes_down)} down"
         line = f"contributed to run {self.run_id}: {sent}{failed}; {size}"
         if self.first_global is None or self.last_global is None or self.last_local is None:
             return line
@@ -55,8 +56,3 @@ class Contribution:
 def shown(metric: str, value: float) -> str:
     """A measured value for a person."""
     return f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
-
-
-def size_of(size: int) -> str:
-    """Bytes for a person."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

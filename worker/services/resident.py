@@ -37,8 +37,9 @@ from fluffle.schemas import (
 )
 from fluffle.schemas.errors import contained, describe, printable
 from fluffle.schemas.messages import order, resident_update_id
+from fluffle.schemas.sizes import human_bytes
 from fluffle.worker.services.answers import Account, failed_update, make_update, train
-from fluffle.worker.services.contribution import Contribution, shown, size_of
+from fluffle.worker.services.contribution import Contribution, shown
 from fluffle.worker.services.journal import Journal
 from fluffle.worker.services.shutdown import Shutdown
 from fluffle.worker.services.simulated import describes_devices
@@ -234,7 +235,7 @@ class ResidentService:
                     size = self._submit(update, model)
                     to.add(update, size)
                     passed = time.perf_counter() - started
-                    _log.info(f"{line}; {size_of(size)} sent, {passed:.1f} s in all")
+                    _log.info(f"{line}; {human_bytes(size)} sent, {passed:.1f} s in all")
                 case Report(error):
                     self._failed(model, turn, to, error, task)
 

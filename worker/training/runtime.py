@@ -16,10 +16,11 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from fluffle.schemas import UserError
+from fluffle.schemas.sizes import MIB
 
 #: ``mallopt``'s names for: the least block that is mapped on its own, the free memory that is kept.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 64 * 1024**2
+_KEPT_BYTES = 64 * MIB
 
 _LOCK = threading.Lock()
 _configured = False

@@ -11,10 +11,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from fluffle.schemas.sizes import MIB
 from fluffle.schemas.tensors import Array
 
 #: What is kept takes so many bytes, or is one model.
-KEPT_BYTES = 16 * 1024**2
+KEPT_BYTES = 16 * MIB
 
 
 class TensorCache:
