@@ -793,3 +793,38 @@ def test_a_run_that_waits_for_its_last_evaluation_waits_and_does_not_spin() -> N
     # Then the time at which it would have been saved brings nothing, and is not asked for
     assert only(CallAt, driver.wait(3.5)).time > driver.now
     assert only(Finish, driver.give(evaluation(1, 0.9))).status == "finished"
+
+
+def diverged(version: int) -> Evaluation:
+    return evaluation(version, 0.5).model_copy(update={"diverged": True})
+
+
+def test_a_model_that_diverges_ends_the_run_by_name() -> None:
+    # Given a run at its second version
+    driver = Driver(aggregation={"quorum": 1}, evaluation={"every_updates": 1})
+    driver.give()
+    driver.give()
+    # When the evaluator can make nothing of its first
+    assert none(Finish, driver.give(diverged(1)))
+    # Then what came of it meanwhile is measured, and the run has failed where it began
+    finish = only(Finish, driver.give(diverged(2)))
+    assert finish.status == "failed"
+    assert finish.detail.startswith("diverged at version 1: ")
+
+
+def test_the_last_version_may_be_the_one_that_diverges() -> None:
+    driver = Driver(
+        experiment={"versions": 1}, aggregation={"quorum": 1}, evaluation={"every_updates": 1}
+    )
+    driver.give()
+    assert driver.coordinator.phase == "finishing"
+    finish = only(Finish, driver.give(diverged(1)))
+    assert (finish.status, finish.detail[:21]) == ("failed", "diverged at version 1")
+
+
+def test_a_target_that_no_evaluation_can_reach_is_said_at_the_first() -> None:
+    driver = Driver(experiment={"target_accuracy": 0.9}, evaluation={"every_updates": 1})
+    measured = evaluation(0, 0.0).model_copy(update={"metrics": {"auc": 0.5, "loss": 1.0}})
+    finish = only(Finish, driver.give(measured))
+    assert finish.status == "failed"
+    assert "target_accuracy would never apply: evaluations have no accuracy" in finish.detail

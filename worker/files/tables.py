@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fluffle.schemas import UserError
 from fluffle.worker.files import files_in
-from fluffle.worker.tasks.client_data import ClientData
+from fluffle.worker.tasks.client_data import ClientData, numbered
 
 
 def read_csv(
@@ -22,6 +22,7 @@ def read_csv(
     target: str | Sequence[str],
     client: str | None = None,
     features: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
     delimiter: str = ",",
 ) -> ClientData:
     """Examples from a CSV file with a header, or from a folder of them, one for each client.
@@ -29,9 +30,11 @@ def read_csv(
     target: the column to learn, text (its classes, sorted) or numbers; or several, of numbers.
     client: the column that says whose a row is.
     features: the columns to learn from, of numbers; default: all others.
+    classes: those of a target in words, in the order of their numbers; default: the words, sorted.
+        Where sites read their own files, give them, and ``features``, the same at every site.
     x has shape (rows, features), float32. Raises: UserError.
     """
-    columns = _Columns(target, client, features)
+    columns = _Columns(target, client, features, classes)
     return _read(Path(path), (".csv", ".tsv"), columns, partial(_csv, delimiter=delimiter), 2)
 
 
@@ -41,15 +44,19 @@ def read_parquet(
     target: str | Sequence[str],
     client: str | None = None,
     features: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> ClientData:
     """As ``read_csv``, from Parquet."""
-    return _read(Path(path), (".parquet",), _Columns(target, client, features), _parquet, 1)
+    return _read(
+        Path(path), (".parquet",), _Columns(target, client, features, classes), _parquet, 1
+    )
 
 
 class _Columns(NamedTuple):
     target: str | Sequence[str]
     client: str | None
     features: Sequence[str] | None
+    classes: Sequence[str] | None
 
     @property
     def targets(self) -> list[str]:
@@ -84,8 +91,11 @@ def _read(
     y = np.concatenate([part.y for part in parts])
     classes: tuple[str, ...] = ()
     if y.dtype.kind == "U":
-        names, y = np.unique(y, return_inverse=True)
-        classes, y = tuple(names.tolist()), y.astype(np.int32)
+        y, classes = numbered(y, columns.classes, str(path))
+    elif columns.classes is not None:
+        raise UserError(
+            f"{path}: classes= are for a target in words, and {columns.target!r} is none"
+        )
     elif y.dtype.kind == "f":  # whole numbers in one file, and others in another
         y = y.astype(np.float32)
     whose = None

@@ -42,6 +42,8 @@ class ByClient:
             rng = np.random.default_rng([task.seed, _STREAM])
             clients = np.sort(rng.choice(clients, MOST_CLIENTS, replace=False))
         owners = task.test_owners() if task.partition.kind == "natural" else None
+        if owners is not None:
+            _check_numbers(task)
         groups, weights = (
             _by_label(task, clients, test_indices)
             if owners is None
@@ -70,6 +72,18 @@ class ByClient:
                     f"client_{name}_std": float(values.std()),
                 }
         return found
+
+
+def _check_numbers(task: Task) -> None:
+    """Raises: UserError where client k would be trained as one owner and measured as another."""
+    people = np.unique(np.asarray(task.owners()))[: task.clients]
+    for client, owner in enumerate(people.tolist()):
+        if owner != client:
+            raise UserError(
+                f"evaluation.by_client: owner {client} has no example in dataset(), so that client "
+                f"{client} trains on owner {owner}'s: number the owners of both, owners() and "
+                "test_owners(), from 0 without a gap"
+            )
 
 
 def _by_owner(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ class ClientData:
     def split(self, test: float, seed: int = 0) -> tuple[ClientData, ClientData]:
         """(the rest, a share ``test`` in (0, 1) of each client's examples), drawn at random.
 
-        Raises: UserError.
+        A client keeps one example at least. Raises: UserError.
         """
         if not 0 < test < 1:
             raise UserError(f"split(test={test}): a share is above 0 and below 1")
@@ -103,7 +103,7 @@ class ClientData:
         _, starts, counts = np.unique(owners[order], return_index=True, return_counts=True)
         place = np.arange(len(order)) - np.repeat(starts, counts)
         held_out = np.zeros(len(order), bool)
-        held_out[order] = place < np.repeat(np.rint(counts * test), counts)
+        held_out[order] = place < np.repeat(np.minimum(np.rint(counts * test), counts - 1), counts)
         return self._only(~held_out), self._only(held_out)
 
     def _only(self, chosen: NDArray[np.bool_]) -> ClientData:
@@ -123,3 +123,24 @@ def in_order(name: str) -> list[tuple[int, str]]:
     """Sorts names that have numbers in them as people do: site-2 before site-10."""
     pieces = re.split(r"(\d+)", name)
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
+
+
+def numbered(
+    words: NDArray[Any], classes: Sequence[str] | None, source: str
+) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """The class of each word, and the classes: those given, in that order, else the words sorted.
+
+    Sites that read data of their own have to give them: a number means the same at all of them.
+    Raises: UserError for a word that is none of them, or a class that stands twice.
+    """
+    names, y = np.unique(words, return_inverse=True)
+    if classes is None:
+        return y.astype(np.int32), tuple(names.tolist())
+    given = tuple(map(str, classes))
+    if len(set(given)) < len(given):
+        raise UserError(f"{source}: classes= names one twice")
+    for name in names.tolist():
+        if name not in given:
+            raise UserError(f"{source} has the class {name!r}, which is none of {', '.join(given)}")
+    places = np.array([given.index(name) for name in names.tolist()], np.int32)
+    return places[y], given
