@@ -21,7 +21,7 @@ from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.aggregator.strategies.base import model_of
 from fluffle.history import columns, history
 from fluffle.schemas import Experiment, Plan, Tensors, UserError
-from fluffle.schemas.tensors import model_groups
+from fluffle.schemas.tensors import dtype_name, model_groups
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +132,11 @@ def _version(ledger: LedgerReader, text: str) -> int:
 def _npz(weights: Weights) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         with path.open("wb") as file:
-            arrays: dict[str, Any] = dict(weights.tensors)
+            # NumPy alone cannot read bfloat16; float32 holds it exactly.
+            arrays: dict[str, Any] = {
+                name: array.astype(np.float32) if dtype_name(array) == "bfloat16" else array
+                for name, array in weights.tensors.items()
+            }
             np.savez(file, **arrays)
 
     return write

@@ -72,3 +72,11 @@ def test_arrays_that_do_not_fit_are_named(clients: dict[str, Any], says: str) ->
 def test_a_share_is_a_share() -> None:
     with pytest.raises(UserError, match=re.escape("split(test=20): a share is above 0")):
         ClientData.of(arrays(5)).split(test=20)
+
+
+def test_a_client_with_one_example_keeps_it() -> None:
+    clients = {name: (np.ones((n, 2)), np.ones(n)) for name, n in (("a", 10), ("b", 1))}
+    rest, test = ClientData.of(clients).split(test=0.6)
+    assert rest.owners is not None
+    assert (rest.owners == 1).sum() == 1
+    assert len(test.y) == 6

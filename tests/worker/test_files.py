@@ -227,3 +227,31 @@ def test_helpers_are_imported_without_tensorflow() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert not {"tensorflow", "keras", "pyarrow", "PIL"} & set(done.stdout.split())
+
+
+def test_sites_that_give_their_classes_mean_the_same_by_a_number(tmp_path: Path) -> None:
+    # Given two sites whose tables have other words, and columns in another order
+    a = write(tmp_path / "a.csv", "age,stay,pain\n1,2,mild\n3,4,none\n")
+    b = write(tmp_path / "b.csv", "stay,age,pain\n2,1,severe\n4,3,none\n")
+    # When both give the classes and the features
+    given = {"classes": ["none", "mild", "severe"], "features": ["age", "stay"]}
+    first, second = (read_csv(path, target="pain", **given) for path in (a, b))
+    # Then a number is one class, and a column one feature, at both
+    assert first.classes == second.classes == ("none", "mild", "severe")
+    assert (first.y.tolist(), second.y.tolist()) == ([1, 0], [2, 0])
+    assert first.x.tolist() == second.x.tolist()
+    # And what is none of them is named
+    with pytest.raises(UserError, match="has the class 'severe', which is none of none, mild"):
+        read_csv(b, target="pain", classes=["none", "mild"])
+    with pytest.raises(UserError, match="names one twice"):
+        read_csv(b, target="pain", classes=["none", "none"])
+    with pytest.raises(UserError, match="classes= are for"):
+        read_csv(b, target="age", features=["stay"], classes=["none"])
+
+
+def test_classes_of_images_are_those_that_are_given(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (2, 2)).save(tmp_path / name / "0.png")
+    data = read_images(tmp_path, size=(2, 2), classes=["dog", "bird", "cat"])
+    assert (data.y.tolist(), data.classes) == ([2, 0], ("dog", "bird", "cat"))

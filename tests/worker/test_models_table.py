@@ -180,6 +180,12 @@ def test_it_compresses(name: str) -> None:
             assert restored[key].tobytes() == array.tobytes()
 
 
+def test_the_page_has_a_row_for_every_kind() -> None:
+    page = Path(__file__).parents[2] / "docs" / "models.md"
+    rows = [line.split(" | ") for line in page.read_text().splitlines() if " | yes | " in line]
+    assert [row[0].removeprefix("| ") for row in rows] == list(ALL)
+
+
 def test_integers_and_truth_values_are_as_they_were() -> None:
     this = made("int, bool and empty weights")
     values = {k: a for k, a in this.trained.tensors.items() if a.dtype.kind in "ib"}

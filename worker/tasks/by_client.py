@@ -76,7 +76,8 @@ class ByClient:
 
 def _check_numbers(task: Task) -> None:
     """Raises: UserError where client k would be trained as one owner and measured as another."""
-    people = np.unique(np.asarray(task.owners()))[: task.clients]
+    owners = task.owners()
+    people = np.unique(np.asarray(() if owners is None else owners))[: task.clients]
     for client, owner in enumerate(people.tolist()):
         if owner != client:
             raise UserError(
