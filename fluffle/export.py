@@ -22,10 +22,13 @@ from fluffle.aggregator.strategies.base import model_of
 from fluffle.history import columns, history
 from fluffle.schemas import Experiment, Plan, Tensors, UserError
 from fluffle.schemas.tensors import dtype_name, model_groups
+from fluffle.worker.services.client_state import ClientStates
 
 _log = logging.getLogger(__name__)
 
 Format = Literal["keras", "saved_model", "npz", "csv", "jsonl"]
+#: Where clients keep what they need for their next turn, in the run folder.
+STATES = "clients"
 #: What the last version takes for what, beside its Keras file: for the report.
 CONFUSION = "confusion.json"
 _SUFFIX = {"keras": ".keras", "saved_model": ".savedmodel", "npz": ".npz"}
@@ -43,8 +46,12 @@ class Weights:
     experiment: Experiment
 
 
-def export(folder: Path, kind: str, version: str, out: Path | None) -> Path:
+def export(
+    folder: Path, kind: str, version: str, out: Path | None, client: str | None = None
+) -> Path:
     """Write it, and say where. Raises: UserError.
+
+    client: with what this client keeps, where weights are personal.
 
     kind: a ``Format``; version: "last", "best" or a number.
     """
@@ -59,9 +66,11 @@ def export(folder: Path, kind: str, version: str, out: Path | None) -> Path:
                 path = out or folder / f"metrics.{kind}"
             else:
                 weights = read_weights(ledger, version)
+                state = None if client is None else state_of(ledger, client)
                 name = {"last": "model", "best": "best"}.get(version, f"version-{version}")
+                name += "" if client is None else f"-of-client-{client}"
                 path = out or folder / f"{name}{_SUFFIX[kind]}"
-                write = _npz(weights) if kind == "npz" else _model(weights, kind)
+                write = _npz(weights, state) if kind == "npz" else _model(weights, kind, state)
     finally:
         ledger.close()
     try:
@@ -129,7 +138,21 @@ def _version(ledger: LedgerReader, text: str) -> int:
     return int(text)
 
 
-def _npz(weights: Weights) -> Callable[[Path], None]:
+def state_of(ledger: LedgerReader, client: str) -> Tensors:
+    """What a client keeps after its last update that was counted. Raises: UserError."""
+    name = ledger.client_states().get(client, "")
+    states = ClientStates(ledger.folder / STATES)
+    found = states.load(ledger.meta["run_id"], client, name) if name else None
+    states.close()
+    if found is None:
+        raise UserError(
+            f"nothing of client {client} is kept in {ledger.folder / STATES}: it has not trained, "
+            "or its state is at the worker that trained it"
+        )
+    return found
+
+
+def _npz(weights: Weights, state: Tensors | None) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         with path.open("wb") as file:
             # NumPy alone cannot read bfloat16; float32 holds it exactly.
@@ -137,12 +160,13 @@ def _npz(weights: Weights) -> Callable[[Path], None]:
                 name: array.astype(np.float32) if dtype_name(array) == "bfloat16" else array
                 for name, array in weights.tensors.items()
             }
+            arrays: dict[str, Any] = {**weights.tensors, **(state or {})}
             np.savez(file, **arrays)
 
     return write
 
 
-def _model(weights: Weights, kind: str) -> Callable[[Path], None]:
+def _model(weights: Weights, kind: str, state: Tensors | None) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         if kind == "keras" and path.suffix != ".keras":
             raise UserError(f"--out {path}: Keras wants a name that ends in .keras")
@@ -159,10 +183,10 @@ def _model(weights: Weights, kind: str) -> Callable[[Path], None]:
         from fluffle.worker.training.saving import keras_model, save
 
         def make() -> None:
-            model = keras_model(plan, weights.tensors)
+            model = keras_model(plan, weights.tensors, state)
             save(model, plan, path)
             counts = confusion(model, plan)
-            if counts is not None and weights.version == weights.last:
+            if counts is not None and state is None and weights.version == weights.last:
                 said = {"version": weights.version, "counts": counts.tolist()}
                 (weights.folder / CONFUSION).write_text(json.dumps(said) + "\n")
 

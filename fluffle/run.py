@@ -28,7 +28,7 @@ from fluffle.aggregator.strategies.custom import CODE
 from fluffle.broker import Broker
 from fluffle.device_files import check_travels
 from fluffle.display import Display, snapshot
-from fluffle.export import save_models
+from fluffle.export import STATES, save_models
 from fluffle.memory import MemoryWatch
 from fluffle.schemas import Experiment, UserError
 from fluffle.tracking import Tracker, tracked
@@ -40,8 +40,6 @@ _log = logging.getLogger(__name__)
 _REFRESH_S = 0.2
 #: Where ``--broker local`` keeps its queues, in the run folder.
 NODE = "rabbitmq"
-#: Where clients keep what they need for their next turn; also after the end, to go on with.
-STATES = "clients"
 #: What a run that ended before its ledger was made may have left.
 _LEFT = (NODE, STATES, "logs", "lost+found")
 
@@ -135,6 +133,8 @@ def run_virtual(
             folder,
             run_id=new_run_id(experiment),
             slots=slots,
+            # Personal weights can be exported afterwards.
+            states=ClientStates(folder / STATES) if experiment.keeps_weights else None,
             code=code,
         )
         started = time.perf_counter()

@@ -281,6 +281,25 @@ class ParticipationTable(Table):
     identity: Literal["broker", "none"] | None = None
 
 
+#: Patterns over the paths of weights, such as "head/*": ``*`` stands for any letters, ``/`` too.
+_Patterns = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=200)], ...],
+    Field(strict=False, min_length=1, max_length=60),
+]
+
+
+class WeightsTable(Table):
+    """Which of the model's weights travel, by patterns over their paths. Without it all of them."""
+
+    #: Travel with every model and update. Default: what the other patterns leave.
+    send: _Patterns | None = None
+    #: Personal: stay with the client, in its state, from one turn to its next.
+    keep: _Patterns | None = None
+    #: Are not trained, and built by every worker from the task and the seed; a hash travels.
+    #: Default: with send, what neither it nor keep names; else none.
+    freeze: _Patterns | None = None
+
+
 class EvaluationTable(Table):
     """How often a version is measured on held-out examples."""
 
@@ -335,6 +354,8 @@ class Experiment(Table):
     participation: ParticipationTable = ParticipationTable()
     aggregation: Aggregation = Field(default_factory=dict, validate_default=True)
     evaluation: EvaluationTable = EvaluationTable()
+    #: Which of the model's weights travel, which stay, and which are frozen.
+    weights: WeightsTable | None = None
     devices: DevicesTable | None = None
     cost: CostTable | None = None
     #: What is done to an update before it leaves its client; see schemas/steps.py.
@@ -349,6 +370,11 @@ class Experiment(Table):
             wanted = self.sampled * self.participation.over_selection
             return min(self.task.clients, math.ceil(wanted - 1e-9))
         return min(self.participation.concurrency or self.task.clients, self.task.clients)
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether clients have weights of their own."""
+        return self.weights is not None and self.weights.keep is not None
 
     @property
     def residents(self) -> tuple[str, ...]:
@@ -485,6 +511,19 @@ class Experiment(Table):
             raise ValueError("training.nesterov needs training.momentum")
         return self
 
+    def _check_personal(self) -> None:
+        if self.residents:
+            raise ValueError(
+                "weights.keep stays in the state of pooled clients, and participation.residents "
+                "have no turns"
+            )
+        algorithm = self.training.algorithm or self.aggregation.strategy
+        if algorithm in ("scaffold", "feddyn", "moon", "ditto"):
+            raise ValueError(
+                f"weights.keep does not go with {algorithm}, which has tensors for every weight: "
+                "choose fedavg, fedbuff or another, or freeze in its place"
+            )
+
     def _check_residents(self, cohort: bool) -> None:
         for name in self.residents:
             if name.isdecimal():
@@ -501,6 +540,8 @@ class Experiment(Table):
             )
         if not self.task.clients and not self.residents:
             raise ValueError("task.clients = 0 leaves nobody: name participation.residents")
+        if self.keeps_weights:
+            self._check_personal()
         if self.residents and (self.training.keep_state or self.training.optimizer_state == "keep"):
             raise ValueError(
                 "training.keep_state and optimizer_state = 'keep': clients keep state from turn "
@@ -533,12 +574,20 @@ class Plan(Table):
     asks: Asks | None = None
     #: What is done to an update before it leaves.
     update: Steps | None = None
+    #: Which weights travel.
+    weights: WeightsTable | None = None
 
     @property
     def keeps_state(self) -> bool:
         """Whether a client keeps something from one turn to its next."""
         algorithm = state_of(self.asks, self.training.algorithm, self.training.keep_state)
-        return algorithm or self.training.optimizer_state == "keep" or remembers(self.update or ())
+        personal = self.weights is not None and self.weights.keep is not None
+        return (
+            algorithm
+            or personal
+            or self.training.optimizer_state == "keep"
+            or remembers(self.update or ())
+        )
 
     @classmethod
     def of(
@@ -558,6 +607,7 @@ class Plan(Table):
             identity="broker" if experiment.identity == "broker" else None,
             asks=asks,
             update=experiment.update,
+            weights=experiment.weights,
         )
 
     def admits(self, client: str) -> bool:

@@ -36,6 +36,10 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}(/[A-Za-z0-9_.-]{1,100}){1,10}")
 
 
+#: The hash of weights that every worker builds by itself, shape (32,).
+FROZEN = "non_trainable/frozen.sha256"
+
+
 def group(name: str, tensors: Mapping[str, Array]) -> list[Array]:
     """The arrays of one group, in order."""
     return [array for key, array in tensors.items() if key.startswith(name + "/")]

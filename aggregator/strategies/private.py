@@ -24,7 +24,7 @@ from fluffle.aggregator.strategies.base import State, Strategy
 from fluffle.aggregator.strategies.fold import Sum, blocks, squared_norm
 from fluffle.aggregator.strategies.operations import is_non_trainable
 from fluffle.schemas import ClientUpdate, Tensors, UserError
-from fluffle.schemas.tensors import Array
+from fluffle.schemas.tensors import FROZEN, Array
 
 _STEPS = "server/private/steps"
 _SUM = "buffer/sum/"
@@ -49,7 +49,7 @@ class Private:
 
     def init(self, weights: Tensors) -> State:
         """As the strategy. Raises: UserError for a model with values that are averaged bare."""
-        if any(map(is_non_trainable, weights)):
+        if any(is_non_trainable(name) and name != FROZEN for name in weights):
             raise UserError(
                 "[privacy] covers trainable weights alone, and this model has others that are "
                 "averaged (batch normalisation): use one without, such as with layer normalisation"
@@ -58,11 +58,12 @@ class Private:
 
     def accept(self, state: State, update: ClientUpdate, staleness: int) -> State:
         """Fold Delta min(1, C / |Delta|)."""
-        length = math.sqrt(sum(map(squared_norm, update.tensors.values())))
+        deltas = {k: a for k, a in update.tensors.items() if k != FROZEN}
+        length = math.sqrt(sum(map(squared_norm, deltas.values())))
         if length > self.clip_norm:
             factor = self.clip_norm / length
-            clipped = {k: a.astype(np.float64) * factor for k, a in update.tensors.items()}
-            update = update.model_copy(update={"tensors": clipped})
+            clipped = {k: a.astype(np.float64) * factor for k, a in deltas.items()}
+            update = update.model_copy(update={"tensors": {**update.tensors, **clipped}})
         return self.inner.accept(state, update, staleness)
 
     def step(self, state: State) -> State:

@@ -23,6 +23,10 @@ def export(
         Path | None,
         typer.Option(help="Where to. Default: in the run folder, model.keras or the like."),
     ] = None,
+    client: Annotated[
+        str | None,
+        typer.Option(help="The model of this client, where it keeps weights (weights.keep)."),
+    ] = None,
     task: TaskFile = None,
     data: Data = None,
 ) -> None:
@@ -31,4 +35,4 @@ def export(
 
     if kind in ("keras", "saved_model"):
         use_task(task, data, 1)
-    typer.echo(exports.export(folder, kind, version, out))
+    typer.echo(exports.export(folder, kind, version, out, client))

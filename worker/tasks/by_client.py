@@ -35,10 +35,13 @@ Measure = Callable[[Indices], Mapping[str, float]]
 class ByClient:
     """Groups of test examples, and how much each group counts for each client."""
 
-    def __init__(self, task: Task, test_indices: Indices) -> None:
-        """``test_indices``: which test examples are used. Raises: UserError."""
-        clients = np.arange(task.clients)
-        if task.clients > MOST_CLIENTS:
+    def __init__(self, task: Task, test_indices: Indices, only: int | None = None) -> None:
+        """``test_indices``: which test examples are used; ``only``: of this client alone.
+
+        Raises: UserError.
+        """
+        clients = np.arange(task.clients) if only is None else np.array([only])
+        if only is None and task.clients > MOST_CLIENTS:
             rng = np.random.default_rng([task.seed, _STREAM])
             clients = np.sort(rng.choice(clients, MOST_CLIENTS, replace=False))
         owners = task.test_owners() if task.partition.kind == "natural" else None

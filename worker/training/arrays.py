@@ -35,6 +35,8 @@ class ArrayTrainer:
                 f"{what} changes how a client trains, and an ArrayTask trains by itself: choose "
                 "another, and write that into train()"
             )
+        if plan.weights is not None:
+            raise UserError("[weights] are for Keras models: an ArrayTask sends what it returns")
         self._spec = spec(self.initial())
 
     def initial(self) -> Tensors:

@@ -55,7 +55,7 @@ class OwnStepTrainer(Trainer):
         """As ``Trainer.evaluate``."""
         if not has_own(self._model, "test_step"):
             return super().evaluate(weights, by_client)
-        values, examples = self._checked(weights), self._shared_examples("test")
+        values, examples = self._checked(self._whole_of(weights)), self._shared_examples("test")
         size = self._whole or _EVALUATION_BATCH
 
         def measure(indices: Any) -> dict[str, float]:

@@ -22,17 +22,21 @@ from fluffle.worker.tasks.task import Task, examples_of
 from fluffle.worker.training import optimizers
 from fluffle.worker.training.local_state import use_statistics
 from fluffle.worker.training.trainer import seeded
+from fluffle.worker.training.travel import Travel
 from fluffle.worker.training.variables import has_own, parameters_of, payload, tables_of, values_of
 
 
-def keras_model(plan: Plan, weights: Tensors) -> keras.Model:
+def keras_model(plan: Plan, weights: Tensors, state: Tensors | None = None) -> keras.Model:
     """The task's model with these weights, compiled with its loss and metrics.
 
-    Its optimizer is the clients'. Raises: ValueError if ``weights`` do not fit; UserError.
+    state: what a client keeps, where weights are personal. The optimizer is the clients'.
+    Raises: ValueError if ``weights`` do not fit; UserError.
     """
     task = load_task(plan)
     with seeded(plan.seed):  # as every trainer: what is drawn and is no weight, too
         model = task.model()
+    if plan.weights is not None:
+        weights = Travel(plan.weights, model).inward(weights, state)
     variables = [*parameters_of(model), *values_of(model)]
     own = payload(model)
     if spec(own) != spec(weights):

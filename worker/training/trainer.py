@@ -43,6 +43,7 @@ from fluffle.worker.training.schedules import LocalOptimizer
 from fluffle.worker.training.seeds import seeds_of
 from fluffle.worker.training.tensor_cache import TensorCache
 from fluffle.worker.training.trained import Trained
+from fluffle.worker.training.travel import Travel
 from fluffle.worker.training.trial import check_model
 from fluffle.worker.training.variables import (
     generators_of,
@@ -76,6 +77,7 @@ class Trainer:
         self._task = load_task(plan)
         with seeded(plan.seed):
             self._model = self._task.model()
+        self._travel = None if plan.weights is None else Travel(plan.weights, self._model)
         self._compile()
         check_model(self._model)
         read_statistics(self._model)
@@ -112,6 +114,8 @@ class Trainer:
 
     def initial(self) -> Tensors:
         """The weights of version 0: a function of the plan's seed alone."""
+        if self._travel is not None:
+            return self._travel.initial()
         with seeded(self._plan.seed):
             return payload(self._task.model())
 
@@ -138,11 +142,20 @@ class Trainer:
         turn_of = self._turn(base, client, turn, epochs, state)
         self._local_optimizer.begin(version, state)
         self._context.give(self._trying(lambda: self._algorithm.before(turn_of)))
-        trained = self._train(base, client, turn, epochs)
+        whole = base if self._travel is None else self._travel.inward(base, state)
+        trained = self._train(whole, client, turn, epochs)
         optimizer = self._local_optimizer.kept()
+        personal: Tensors = {}
+        if self._travel is not None:
+            personal = self._travel.personal(trained.tensors)
+            metrics = trained.metrics | self._personal_metrics(client, trained.tensors)
+            sent = self._travel.outward(trained.tensors)
+            trained = replace(trained, tensors=sent, metrics=metrics)
         after = self._trying(lambda: self._algorithm.after(turn_of, trained.tensors))
         seconds = time.perf_counter() - started
-        return replace(trained, extra=after.send, state=after.keep | optimizer, seconds=seconds)
+        return replace(
+            trained, extra=after.send, state=after.keep | optimizer | personal, seconds=seconds
+        )
 
     def _turn(
         self,
@@ -156,7 +169,8 @@ class Trainer:
 
         def local_training(start: Tensors, given: Given) -> Tensors:
             self._context.give(given)
-            return self._train(start, client, turn, epochs).tensors
+            local = self._train(self._whole_of(start), client, turn, epochs).tensors
+            return local if self._travel is None else self._travel.outward(local)
 
         return Turn(
             plan=self._plan,
@@ -165,8 +179,28 @@ class Trainer:
             state=state,
             steps=self._steps(len(self._task.client_indices(client)), epochs),
             local_training=local_training,
-            full_gradient=lambda: self._gradient_at(base, client, turn),
+            full_gradient=lambda: self._gradient_at(self._whole_of(base), client, turn),
         )
+
+    def _whole_of(self, base: Tensors) -> Tensors:
+        """The whole model, personal weights as they were at first."""
+        return base if self._travel is None else self._travel.inward(base)
+
+    def _personal_metrics(self, client: str, whole: Tensors) -> dict[str, float]:
+        """How the client's own model does on test examples like its own, where that is asked."""
+        asked = self._plan.evaluation.by_client and client.isdecimal()
+        if not asked or self._travel is None or not self._travel.keeps:
+            return {}
+        own = ByClient(self._task, self._test_indices, only=int(client))
+        function, execution = self._evaluation
+        values = self._checked(whole)
+        with execution.loop():
+            found = own.measure(lambda indices: floats(function(values, tf.constant(indices))))
+        return {
+            name.replace("client_", "personal_").removesuffix("_mean"): value
+            for name, value in found.items()
+            if name.endswith("_mean")
+        }
 
     def _trying(self, action: Callable[[], T]) -> T:
         return algorithms.trying(self._algorithm, action)
@@ -193,7 +227,7 @@ class Trainer:
         With ``evaluation.by_client`` also how clients differ; a site has nothing to say of that.
         Raises: ValueError if ``weights`` do not fit the model.
         """
-        values = self._checked(weights)
+        values = self._checked(self._whole_of(weights))
         function, execution = self._evaluation
         differences = self._by_client if by_client else None
         with execution.loop():
@@ -257,7 +291,8 @@ class Trainer:
 
     @cached_property
     def _by_client(self) -> ByClient | None:
-        wanted = self._plan.evaluation.by_client
+        personal = self._travel is not None and self._travel.keeps  # clients measure themselves
+        wanted = self._plan.evaluation.by_client and not personal
         return ByClient(self._task, self._test_indices) if wanted else None
 
     @cached_property

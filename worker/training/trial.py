@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fluffle.schemas import Experiment, UserError
+from fluffle.schemas.experiment import WeightsTable
 from fluffle.schemas.messages import MOST_METRICS
 from fluffle.worker.tasks import custom
 from fluffle.worker.tasks.arrays import ArrayTask
@@ -45,6 +46,9 @@ def check(experiment: Experiment) -> None:
         from fluffle.worker.training.optimizers import of_keras
 
         of_keras(training)
+    if experiment.weights is not None:
+        groups = experiment.weights
+        trying(task, lambda: _try_out_groups(task, groups))
     if custom.is_custom(table.name):
         wants_accuracy = experiment.experiment.target_accuracy is not None
         by_client = bool(experiment.evaluation.by_client)
@@ -102,6 +106,12 @@ def try_out(task: Task, wants_accuracy: bool = False, by_client: bool = False) -
         _check_labels(task, part, examples, model)
     _check_metrics(model.get_metrics_result(), wants_accuracy, by_client)
     _check_state(model, task.preprocess(x))
+
+
+def _try_out_groups(task: Task, table: WeightsTable) -> None:
+    from fluffle.worker.training.travel import Travel
+
+    Travel(table, _model_of(task))
 
 
 def _try_out_arrays(task: ArrayTask, experiment: Experiment) -> None:

@@ -1,0 +1,232 @@
+"""Which weights travel ([weights]): adapters, personal layers, frozen ones; all named by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+pytest.importorskip("tensorflow")
+
+import keras
+from keras import layers
+
+from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.export import read_weights, state_of
+from fluffle.schemas import Experiment, Plan, Tensors, UserError
+from fluffle.schemas.tensors import FROZEN, model_groups
+from fluffle.simulation.virtual import VirtualRun
+from fluffle.worker.services.client_state import ClientStates
+from fluffle.worker.tasks.registry import TASKS
+from fluffle.worker.tasks.task import Examples, Task
+from fluffle.worker.training.per_plan import make_trainer
+from fluffle.worker.training.trial import check
+
+pytestmark = pytest.mark.tensorflow
+
+RNG = np.random.default_rng(0)
+Y = RNG.integers(4, size=240)
+X = (np.repeat(np.eye(4), 16, axis=1)[Y] + RNG.normal(0, 0.8, (240, 64))).astype(np.float32)
+
+
+class Blobs(Task):
+    def model(self) -> keras.Model:
+        return keras.Sequential(
+            [
+                keras.Input((64,)),
+                layers.Dense(512, activation="relu"),
+                layers.BatchNormalization(),
+                layers.Dense(512, activation="relu"),
+                layers.Dense(4, activation="softmax", name="head"),
+            ]
+        )
+
+    def dataset(self) -> Examples:
+        return Examples(X, Y)
+
+    test = dataset
+
+
+class Adapted(Blobs):
+    def model(self) -> keras.Model:
+        model = super().model()
+        for layer in model.layers:
+            if isinstance(layer, layers.Dense) and layer.name != "head":
+                layer.enable_lora(1)
+        return model
+
+
+@pytest.fixture(autouse=True)
+def tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "blobs", Blobs)
+    monkeypatch.setitem(TASKS, "adapted", Adapted)
+
+
+def tables(task: str, weights: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "experiment": {"versions": 6},
+        "task": {"name": task, "clients": 4},
+        "partition": {"kind": "shards", "shards_per_client": 1},
+        "training": {"optimizer": "adam", "learning_rate": 0.01, "batch_size": 20},
+        "participation": {"concurrency": 4},
+        "aggregation": {"strategy": "fedbuff", "quorum": 2},
+        "evaluation": {"every_updates": 4},
+        "weights": weights,
+        **more,
+    }
+
+
+def plan_of(task: str, weights: dict[str, Any]) -> Plan:
+    return Plan.of(Experiment.model_validate(tables(task, weights)), "delta")
+
+
+def run(document: dict[str, Any], folder: Path, slots: int = 1) -> tuple[Tensors, list[Any]]:
+    """The last version's tensors, and the hashes of all."""
+    states = ClientStates(folder / "clients", 0)
+    experiment = Experiment.model_validate(document)
+    virtual = VirtualRun(experiment, folder, run_id="run", slots=slots, states=states)
+    assert virtual.run() == "finished"
+    ledger = Ledger(folder)
+    rows = ledger.query("SELECT weights_sha256 FROM versions ORDER BY version")
+    state = ledger.load().state
+    assert state is not None
+    ledger.close()
+    return model_groups({k.removeprefix("model/"): a for k, a in state.items()}), rows
+
+
+def test_adapters_travel_at_a_hundredth_of_the_bytes_and_learn(tmp_path: Path) -> None:
+    # Given LoRA of rank 1 beside two layers of 512, and the statistics frozen with the rest
+    lora = {"send": ["*lora*"]}
+    document = tables("adapted", lora, partition={"kind": "iid"})
+    document["experiment"]["versions"] = 20
+    tensors, _ = run(document, tmp_path / "a")
+    del document["weights"]
+    full = make_trainer(Plan.of(Experiment.model_validate(document), "delta"))
+    # Then four small tensors travel under their layers' names, and a hash
+    assert list(tensors) == [
+        "trainable/dense/lora_kernel_a",
+        "trainable/dense/lora_kernel_b",
+        "trainable/dense_1/lora_kernel_a",
+        "trainable/dense_1/lora_kernel_b",
+        FROZEN,
+    ]
+    size = sum(array.nbytes for array in tensors.values())
+    assert size <= 0.01 * sum(array.nbytes for array in full.initial().values())
+    # And they learn, with a trainer that builds the rest by itself
+    trainer = make_trainer(plan_of("adapted", lora))
+    assert (
+        trainer.evaluate(tensors)[0]["loss"] < 0.8 * trainer.evaluate(trainer.initial())[0]["loss"]
+    )
+    # And a worker whose frozen weights are others says so
+    with pytest.raises(UserError, match="other values here"):
+        trainer.train({**tensors, FROZEN: tensors[FROZEN] ^ 1}, "1", 1)
+
+
+def test_compression_and_privacy_work_on_what_travels(tmp_path: Path) -> None:
+    more = {
+        "privacy": {"clip_norm": 1.0, "noise_multiplier": 0.1},
+        "update": [{"kind": "quantise", "bits": 8}],
+    }
+    tensors, _ = run(tables("adapted", {"send": ["*lora*"]}, **more), tmp_path)
+    trainer = make_trainer(plan_of("adapted", {"send": ["*lora*"]}))
+    np.testing.assert_array_equal(tensors[FROZEN], trainer.initial()[FROZEN])
+
+
+def test_personal_layers_stay_with_the_client(tmp_path: Path) -> None:
+    # Given heads and statistics that are each client's own (FedPer, FedBN), whose labels differ
+    personal = {"keep": ["head/*", "batch_normalization/*"]}
+    document = tables("blobs", personal)
+    document["evaluation"]["by_client"] = True
+    tensors, hashes = run(document, tmp_path / "a")
+    # Then nothing of them travels
+    assert not [name for name in tensors if "head" in name or "normal" in name]
+    assert FROZEN not in tensors
+    # And slots change no byte
+    assert run(document, tmp_path / "b", slots=2)[1] == hashes
+    # And they go on where they were: a client's second turn is better at its own labels
+    trainer = make_trainer(plan_of("blobs", personal))
+    base = trainer.initial()
+    first = trainer.train(base, "1", 1, None, {})
+    again = trainer.train(base, "1", 2, None, first.state)
+    anew = trainer.train(base, "1", 2, None, None)
+    assert sorted(first.state)[0].startswith("personal/")
+    assert "personal/trainable/head/kernel" in first.state
+    assert again.metrics["accuracy"] > anew.metrics["accuracy"]
+    # And how a client's own model does is told by the client, and is in the ledger
+    ledger = Ledger(tmp_path / "a")
+    ((told,),) = ledger.query(
+        "SELECT metrics FROM updates WHERE turn > 0 ORDER BY turn DESC LIMIT 1"
+    )
+    ledger.close()
+    assert "personal_accuracy" in told
+
+
+def test_what_is_frozen_is_not_trained_and_keeps_its_statistics() -> None:
+    # Given linear probing: all but the head
+    trainer = make_trainer(plan_of("blobs", {"freeze": ["dense*", "batch*"]}))
+    base = trainer.initial()
+    assert list(base) == ["trainable/head/kernel", "trainable/head/bias", FROZEN]
+    found = trainer.train(base, "2", 1)
+    assert (found.tensors["trainable/head/bias"] != base["trainable/head/bias"]).any()
+    # Then a training leaves no trace in what is frozen: the same answers after another's
+    before = trainer.evaluate(base)
+    trainer.train(found.tensors, "3", 2)
+    assert trainer.evaluate(base) == before
+
+
+def test_names_are_those_of_the_model_however_many_were_built() -> None:
+    one, other = (make_trainer(plan_of("blobs", {"freeze": ["dense_1/*"]})) for _ in range(2))
+    assert list(one.initial()) == list(other.initial())
+    assert "trainable/batch_normalization/gamma" in one.initial()
+    base = one.initial()
+    with pytest.raises(ValueError, match="trainable/head/bias is missing"):
+        one.train({k: v for k, v in base.items() if k != "trainable/head/bias"}, "1", 1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "why"),
+    [
+        ({"keep": ["heat/*"]}, r"weights.keep: 'heat/\*' is none of .*head/kernel"),
+        ({"keep": ["head/*"], "freeze": ["*/kernel"]}, "head/kernel is to keep and to freeze"),
+        ({"freeze": ["*"]}, "nothing that is trained would travel|no trainable weights"),
+    ],
+)
+def test_patterns_that_do_not_fit_are_refused_before_a_run(weights: Any, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        check(Experiment.model_validate(tables("blobs", weights)))
+
+
+def test_what_does_not_go_with_personal_weights_is_refused() -> None:
+    document = tables("blobs", {"keep": ["head/*"]})
+    document["training"] |= {"optimizer": "sgd"}
+    document["aggregation"] = {"strategy": "scaffold"}
+    with pytest.raises(ValidationError, match="does not go with scaffold"):
+        Experiment.model_validate(document)
+
+
+def test_a_clients_own_model_can_be_exported(tmp_path: Path) -> None:
+    # Given a run with personal heads, and what its clients keep beside it
+    from fluffle.worker.training.saving import keras_model
+
+    document = tables("blobs", {"keep": ["head/*"]})
+    tensors, _ = run(document, tmp_path)
+    # When the models of two clients are made of them
+    plan = Plan.of(Experiment.model_validate(document), "delta")
+    ledger = LedgerReader(tmp_path)
+    models = [
+        keras_model(plan, read_weights(ledger, "last").tensors, state_of(ledger, client))
+        for client in ("0", "1")
+    ]
+    # Then the heads are their own, and all else is the run's
+    first, second = (model.get_layer("head").get_weights()[0] for model in models)
+    assert (first != second).any()
+    for model in models:
+        kernel = model.layers[0].get_weights()[0]
+        np.testing.assert_array_equal(kernel, tensors["trainable/dense/kernel"])
+    with pytest.raises(UserError, match="nothing of client 9 is kept"):
+        state_of(ledger, "9")
+    ledger.close()
