@@ -158,9 +158,8 @@ def _npz(weights: Weights, state: Tensors | None) -> Callable[[Path], None]:
             # NumPy alone cannot read bfloat16; float32 holds it exactly.
             arrays: dict[str, Any] = {
                 name: array.astype(np.float32) if dtype_name(array) == "bfloat16" else array
-                for name, array in weights.tensors.items()
+                for name, array in {**weights.tensors, **(state or {})}.items()
             }
-            arrays: dict[str, Any] = {**weights.tensors, **(state or {})}
             np.savez(file, **arrays)
 
     return write
