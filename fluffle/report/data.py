@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,6 +92,8 @@ class Run:
     label: str
     run_id: str
     status: str
+    #: Why it ended, in a line.
+    detail: str
     virtual: bool
     experiment: Experiment
     elapsed_s: float
@@ -137,6 +140,7 @@ def read_run(folder: Path, label: str) -> Run:
             label=label,
             run_id=meta["run_id"],
             status=meta["status"],
+            detail=meta.get("detail", ""),
             virtual=meta.get("clock") == "virtual",
             experiment=Experiment.stored(meta["experiment"]),
             elapsed_s=elapsed_s,
@@ -237,4 +241,6 @@ def _turns(path: Path, elapsed_s: float) -> Turns | None:
 def _labels(folders: Sequence[Path]) -> list[str]:
     """The folders' names; where two are alike, the paths as given."""
     names = [folder.resolve().name for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    # A folder's name may hold bytes that are no text, which no figure can draw.
+    return [os.fsencode(label).decode("utf-8", "replace") for label in labels]

@@ -21,7 +21,7 @@ def facts(runs: list[Run]) -> dict[str, list[str]]:
     rows: dict[str, Callable[[Run], str]] = {
         "strategy": _strategy,
         "task": lambda run: f"{run.experiment.task.name}, {run.experiment.everybody:,} clients",
-        "status": lambda run: run.status,
+        "status": lambda run: run.status + f": {run.detail}" * (run.status == "failed"),
         "accuracy at the end": lambda run: _accuracy(run, -1),
         "best accuracy": lambda run: _best(run),
         **_others(runs),

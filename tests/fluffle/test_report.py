@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from fluffle.commands.app import app
 from fluffle.report import clients, figures, tables
 from fluffle.report.confusion import confusion
 from fluffle.report.costs import reached, spent, target_of, worker_hours
-from fluffle.report.data import Run, read_runs
+from fluffle.report.data import Run, _labels, read_runs
 from fluffle.report.fairness import by_client
 from fluffle.report.page import write_report
 from fluffle.report.style import Empty, digits
@@ -426,3 +427,7 @@ def test_neither_the_aggregator_nor_the_command_line_loads_what_only_the_report_
     )
     command = [sys.executable, "-c", script]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_folder_whose_name_is_no_text_has_a_label_that_can_be_drawn() -> None:
+    assert _labels([Path(os.fsdecode(b"/runs/caf\xe9"))]) == ["caf\ufffd"]

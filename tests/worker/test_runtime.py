@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +39,37 @@ def test_tensorflow_that_was_in_use_before_is_an_error_and_not_another_result() 
     # Then configuring says so
     assert done.returncode == 1
     assert "RuntimeError" in done.stderr
+
+
+def test_keras_is_as_it_comes_whatever_a_machine_says(tmp_path: Path) -> None:
+    # Given a user whose Keras has another backend, dtype and order of axes
+    told = '{"floatx": "float16", "epsilon": 0.1, "backend": "jax", '
+    (tmp_path / "keras.json").write_text(told + '"image_data_format": "channels_first"}')
+    script = (
+        "from fluffle.worker.training.runtime import configure; configure(1); import keras;"
+        "c = keras.config;"
+        "print(c.backend(), c.floatx(), c.epsilon(), c.image_data_format())"
+    )
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "torch"}
+    # When a worker imports it
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    # Then it is what every other worker has
+    assert done.stdout.split() == ["tensorflow", "float32", "1e-07", "channels_last"], done.stderr
+
+
+def test_a_tensorflow_that_is_not_installed_is_one_line() -> None:
+    script = (
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'tensorflow' else find(name, *a)\n"
+        "from fluffle.schemas import UserError\n"
+        "from fluffle.worker.training.runtime import configure\n"
+        "configure(1)\n"
+        "for kind in (UserError, ImportError):\n"
+        "    try: import tensorflow\n"
+        "    except kind as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert first.startswith("training needs tensorflow, which is not installed: pip install")
