@@ -59,6 +59,8 @@ _log = logging.getLogger(__name__)
 
 #: Reasons that tell of nothing wrong: somebody was slow.
 ORDINARY = ("late", "too_stale", "repeated")
+#: How often the first few rejections of a reason and a sender are said, in seconds.
+_SAID_EVERY_S = 600.0
 
 
 class Leader:
@@ -251,10 +253,10 @@ class Leader:
         self._ledger.record_rejection(_sha256(envelope), envelope.message_id, reason, again)
         self._port.reject(delivery, reason)
         if reason not in ORDINARY:
-            sender = f" of {envelope.user_id}" if envelope.user_id else ""
+            sender = f" of {one_line(envelope.user_id)}" if envelope.user_id else ""
             what = detail or REASONS[reason]
             said = f"rejected a message{sender} ({reason}: {what})"
-            _log.warning(said, extra={"kind": reason})
+            _log.warning(said, extra={"kind": f"{reason}{sender}", "every_s": _SAID_EVERY_S})
 
     def _publish(self, model: GlobalModel) -> None:
         envelope = Envelope.of(model)

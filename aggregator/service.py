@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fluffle.aggregator.coordinator.coordinator import Coordinator
 from fluffle.aggregator.leader import Leader
+from fluffle.aggregator.ledger.damage import blamed
 from fluffle.aggregator.ledger.privacy import require_accounting
 from fluffle.aggregator.ledger.reader import standing
 from fluffle.aggregator.ledger.writer import Ledger, StaleLeader
@@ -138,7 +139,8 @@ class AggregatorService:
         durable = self._clock_name == "real"
         self._ledger = Ledger(self.folder, durable, on_locked=self._wait_for_ledger)
         try:
-            self._start()
+            with blamed(self.folder):
+                self._start()
         except BaseException:
             self.close()
             raise

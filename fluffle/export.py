@@ -11,12 +11,14 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from fluffle.aggregator.ledger.damage import blamed
 from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.aggregator.strategies.base import model_of
 from fluffle.history import columns, history
@@ -57,22 +59,18 @@ def export(
     """
     if kind not in get_args(Format):
         raise UserError(f"--format {kind}: use one of {', '.join(get_args(Format))}")
-    ledger = LedgerReader(folder)
-    try:
-        with ledger.snapshot():
-            if kind in ("csv", "jsonl"):
-                rows = history(ledger)
-                write: Callable[[Path], None] = _csv(rows) if kind == "csv" else _lines(rows)
-                path = out or folder / f"metrics.{kind}"
-            else:
-                weights = read_weights(ledger, version)
-                state = None if client is None else state_of(ledger, client)
-                name = {"last": "model", "best": "best"}.get(version, f"version-{version}")
-                name += "" if client is None else f"-of-client-{client}"
-                path = out or folder / f"{name}{_SUFFIX[kind]}"
-                write = _npz(weights, state) if kind == "npz" else _model(weights, kind, state)
-    finally:
-        ledger.close()
+    with blamed(folder), closing(LedgerReader(folder)) as ledger, ledger.snapshot():
+        if kind in ("csv", "jsonl"):
+            rows = history(ledger)
+            write: Callable[[Path], None] = _csv(rows) if kind == "csv" else _lines(rows)
+            path = out or folder / f"metrics.{kind}"
+        else:
+            weights = read_weights(ledger, version)
+            state = None if client is None else state_of(ledger, client)
+            name = {"last": "model", "best": "best"}.get(version, f"version-{version}")
+            name += "" if client is None else f"-of-client-{client}"
+            path = out or folder / f"{name}{_SUFFIX[kind]}"
+            write = _npz(weights, state) if kind == "npz" else _model(weights, kind, state)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)

@@ -10,13 +10,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
 from fluffle.aggregator.ledger.archive import UPDATES
+from fluffle.aggregator.ledger.damage import blamed
 from fluffle.aggregator.ledger.disk import cannot_delete, cannot_write, is_of_the_disk, make_folder
 from fluffle.aggregator.ledger.leftovers import refuse_without_run
 from fluffle.aggregator.ledger.reader import LedgerReader
@@ -166,9 +167,8 @@ def forget_unfinished(folder: Path, experiment: Experiment) -> None:
     """Clear a folder of a virtual run of this experiment that has something left to do."""
     if not (folder / "ledger.sqlite").exists():
         return
-    ledger = Ledger(folder)
-    unfinished = ledger.open_run(experiment, "", 0, "virtual")
-    ledger.close()
+    with blamed(folder), closing(Ledger(folder)) as ledger:
+        unfinished = ledger.open_run(experiment, "", 0, "virtual")
     if unfinished:
         try:
             # The ledger last: what is cut short here is begun again.
@@ -191,11 +191,8 @@ def read_summary(folder: Path, peak_rss_mb: float, led: bool = True) -> dict[str
 
     led: whether this process did, and not another that goes on.
     """
-    ledger = LedgerReader(folder)
-    try:
+    with blamed(folder), closing(LedgerReader(folder)) as ledger:
         summary = {**summarise(ledger), "peak_rss_mb": peak_rss_mb, "folder": str(folder)}
-    finally:
-        ledger.close()
     if led and summary["status"] == "running":
         summary["status"] = "stopped"
     return summary

@@ -30,7 +30,10 @@ def standing(folder: Path) -> tuple[str, str] | None:
     except UserError:
         return None
     try:
-        return ledger.meta["epoch"], ledger.meta["status"]
+        meta = ledger.meta
+        return meta.get("epoch", ""), meta.get("status", "")
+    except sqlite3.DatabaseError:
+        return None  # whoever enters the run says what is wrong
     finally:
         ledger.close()
 
@@ -38,7 +41,7 @@ def standing(folder: Path) -> tuple[str, str] | None:
 class DamagedLedger(UserError):
     """SQLite cannot read its own file any more."""
 
-    def __init__(self, file: Path, error: Exception) -> None:
+    def __init__(self, file: Path, error: Exception | str) -> None:
         super().__init__(
             f"{file} is damaged ({error}): restore a copy of the run folder, or choose another "
             "--out; fluffle verify says what is wrong"

@@ -29,6 +29,7 @@ from fluffle.aggregator.verify.files import (
 )
 from fluffle.aggregator.verify.replay import Replayed, replay
 from fluffle.schemas import Experiment
+from fluffle.schemas.errors import describe
 
 __all__ = ["CHECKS", "Replayed", "replay", "verify"]
 
@@ -64,5 +65,5 @@ def verify(ledger: LedgerReader) -> list[str]:
     except (DamagedLedger, sqlite3.DatabaseError) as error:
         found.append(f"ledger.sqlite is damaged: {error}")
     except (KeyError, TypeError, ValueError) as error:
-        found.append(f"ledger.sqlite holds what no aggregator writes: {error!r}"[:500])
+        found.append(f"ledger.sqlite holds what no aggregator writes: {describe(error, 400)}")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,15 +34,13 @@ def verify_run(folder: Path, *, replay: bool, url: str, federation: str) -> int:
 
     Raises: UserError where there is no run, no kept updates to replay, or no broker.
     """
+    from fluffle.aggregator.ledger.damage import blamed
     from fluffle.aggregator.ledger.reader import LedgerReader
 
-    ledger = LedgerReader(folder)
-    try:
+    with blamed(folder), closing(LedgerReader(folder)) as ledger:
         if _wrong(_check(ledger, replay)):
             return 1
         return int(bool(url) and _wrong(_check_broker(ledger, url, federation)))
-    finally:
-        ledger.close()
 
 
 def _check(ledger: LedgerReader, replay: bool) -> list[str]:

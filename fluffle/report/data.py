@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.aggregator.ledger import sums
+from fluffle.aggregator.ledger.damage import blamed
 from fluffle.aggregator.ledger.privacy import epsilons
 from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.export import CONFUSION
@@ -128,8 +130,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def read_run(folder: Path, label: str) -> Run:
     """The run in this folder, finished or not. Raises: UserError."""
-    ledger = LedgerReader(folder)
-    try:
+    with blamed(folder), closing(LedgerReader(folder)) as ledger:
         meta = ledger.meta
         if "experiment" not in meta or ledger.latest_version() < 0:
             raise UserError(f"{folder} has nothing to report yet: no version has been made")
@@ -154,8 +155,6 @@ def read_run(folder: Path, label: str) -> Run:
             confusion=_confusion(folder / CONFUSION, ledger.latest_version()),
             turns=_turns(folder / "events.jsonl", elapsed_s),
         )
-    finally:
-        ledger.close()
 
 
 def _versions(ledger: LedgerReader) -> Versions:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from fluffle.aggregator.ledger.archive import Archive
+from fluffle.aggregator.ledger.damage import blamed
 from fluffle.aggregator.ledger.disk import cannot_write
 from fluffle.aggregator.ledger.reader import LEDGER, LedgerReader
 from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.aggregator.verify import verify
-from fluffle.schemas import UserError
+from fluffle.broker import Envelope
+from fluffle.commands.verify import verify_run
+from fluffle.export import export
+from fluffle.report.data import read_run
+from fluffle.run import read_summary
+from fluffle.schemas import Evaluation, UserError
 from tests.aggregator.scripted import Federation
 
 
@@ -177,3 +185,62 @@ def test_a_superseded_buffer_file_is_deleted(tmp_path: Path) -> None:
     federation.die()
     federation.start()
     assert verify(LedgerReader(tmp_path)) == []
+
+
+DAMAGE = (
+    "UPDATE meta SET value = 'x' WHERE key = 'experiment'",
+    "UPDATE meta SET value = x'ff' WHERE key = 'epoch'",
+    "UPDATE meta SET value = 'x' WHERE key = 'turn'",
+    "UPDATE meta SET value = 'x' WHERE key = 'best'",
+    "DELETE FROM meta WHERE key = 'status'",
+    "DROP TABLE updates",
+    "UPDATE updates SET metrics = 'x'",
+    "UPDATE updates SET examples = 'x'",
+    "UPDATE updates SET client = x'ff00'",
+    "UPDATE versions SET elapsed_s = 'x'",
+    "UPDATE evaluations SET metrics = '[]'",
+    """UPDATE evaluations SET metrics = '{"loss": "x"}'""",
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_values_that_no_aggregator_writes_are_one_line(tmp_path: Path, damage: str) -> None:
+    # Given a run that was evaluated, and a ledger that SQLite can read and we cannot
+    federation = Federation(tmp_path)
+    federation.answer(4)
+    measured = Evaluation(
+        run=federation.service.coordinator.run,
+        version=1,
+        worker="e",
+        metrics={"loss": 0.5},
+        examples=9,
+    )
+    federation.worker.submit(Envelope.of(measured))
+    federation.settle()
+    federation.die()
+    with closing(sqlite3.connect(tmp_path / LEDGER)) as db:
+        db.execute(damage)
+        db.commit()
+    # When it is led, verified, exported and reported, then each works or says one line
+    for use in (
+        federation.start,
+        lambda: verify_run(tmp_path, replay=False, url="", federation="fluffle"),
+        lambda: export(tmp_path, "csv", "last", tmp_path / "metrics.csv"),
+        lambda: export(tmp_path, "npz", "best", tmp_path / "best.npz"),
+        lambda: read_summary(tmp_path, 0.0),
+        lambda: read_run(tmp_path, "run"),
+    ):
+        said = ""
+        try:
+            use()
+        except UserError as error:
+            said = str(error)
+        assert "\n" not in said
+
+
+def test_what_is_no_damage_is_blamed_on_no_ledger(tmp_path: Path) -> None:
+    # Given a good ledger, and a mistake of ours
+    Federation(tmp_path).finish()
+    # When, then
+    with pytest.raises(KeyError, match="ours"), blamed(tmp_path):
+        raise KeyError("ours")
