@@ -143,6 +143,11 @@ class Leader:
         except Unusable as error:
             self._reject(delivery, error.reason, error.detail)
             return
+        if isinstance(message, Evaluation) and not self._ledger.takes_evaluation(
+            message.version, message.worker
+        ):
+            self._reject(delivery, "evaluated")
+            return
         # It may have been too late for a run that was about to end, was killed, and has gone on.
         before = self._ledger.reason_rejected(envelope.message_id, lambda: _sha256(envelope))
         if before in OF_THEIR_TIME:
@@ -197,7 +202,8 @@ class Leader:
             case Reject(_, reason):
                 self._reject(_of(delivery), reason)
             case RecordFailure(failure, asked):
-                ledger.record_failure(failure, asked, _of(delivery).delivery_count > 0)
+                again, sender = _of(delivery).delivery_count > 0, _sender(_of(delivery))
+                ledger.record_failure(failure, asked, again, sender)
                 self._port.ack([_of(delivery)])
                 said = f"client {failure.client} failed: {one_line(failure.reason)}"
                 _log.warning(said, extra={"kind": "failed"})
@@ -250,13 +256,13 @@ class Leader:
     def _reject(self, delivery: Delivery, reason: str, detail: str = "") -> None:
         envelope = delivery.envelope
         again = delivery.delivery_count > 0
-        self._ledger.record_rejection(_sha256(envelope), envelope.message_id, reason, again)
+        sha256, sender = _sha256(envelope), _sender(delivery)
+        self._ledger.record_rejection(sha256, envelope.message_id, reason, again, sender)
         self._port.reject(delivery, reason)
         if reason not in ORDINARY:
-            sender = f" of {one_line(envelope.user_id)}" if envelope.user_id else ""
-            what = detail or REASONS[reason]
-            said = f"rejected a message{sender} ({reason}: {what})"
-            _log.warning(said, extra={"kind": f"{reason}{sender}", "every_s": _SAID_EVERY_S})
+            of = f" of {one_line(sender)}" if sender else ""
+            said = f"rejected a message{of} ({reason}: {detail or REASONS[reason]})"
+            _log.warning(said, extra={"kind": f"{reason}{of}", "every_s": _SAID_EVERY_S})
 
     def _publish(self, model: GlobalModel) -> None:
         envelope = Envelope.of(model)
@@ -271,6 +277,11 @@ class Leader:
 
 def _sha256(envelope: Envelope) -> str:
     return envelope.too_large or hashlib.sha256(envelope.body).hexdigest()
+
+
+def _sender(delivery: Delivery) -> str:
+    """Whom the broker vouches for; empty where it does not."""
+    return delivery.envelope.user_id or ""
 
 
 def _of(delivery: Delivery | None) -> Delivery:

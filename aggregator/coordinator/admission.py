@@ -37,6 +37,7 @@ REASONS: Mapping[str, str] = {
     "repeated": "from a resident client that counts for this version already, or for a later one",
     "late": "not of the current cohort, or the run is over",
     "wrong_shape": "names, dtypes or shapes differ from what the strategy wants",
+    "evaluated": "measures a version that many others have measured",
     "too_long": "far longer than what the last versions count (admission.norm_factor)",
     "not_finite": "contains NaN, infinity or a value beyond ±1e30",
 }

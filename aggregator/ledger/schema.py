@@ -58,8 +58,13 @@ CREATE INDEX failures_by_client ON failures (client);
 ALTER TABLE updates ADD COLUMN norms TEXT NOT NULL DEFAULT '{}'
 """
 
+#: Who sent what was rejected, as far as the broker vouches for it.
+_SENDERS = """
+ALTER TABLE rejections ADD COLUMN sender TEXT NOT NULL DEFAULT ''
+"""
+
 #: In order; a new one is appended, and none is ever changed.
-MIGRATIONS = (_FIRST, _TIMES_AND_NORMS)
+MIGRATIONS = (_FIRST, _TIMES_AND_NORMS, _SENDERS)
 SCHEMA = len(MIGRATIONS)
 
 

@@ -26,10 +26,14 @@ from fluffle.schemas import Assignment, ClientFailed, Evaluation, Experiment, en
 
 __all__ = ["Ledger", "StaleLeader"]
 
-#: Messages that are remembered one by one for each reason; what comes on top is only counted.
+#: Messages that are remembered one by one for each reason and sender; what comes on top is only
+#: counted. By sender: nobody's noise makes us forget what others sent too late.
 MOST_REJECTIONS = 10_000
-#: Late failures that one leader remembers one by one; then a client's are added to its last row.
-MOST_UNASKED = 1000
+#: Failures of a sender that one leader remembers one by one, those that were asked for and those
+#: that were not; then a client's are added to its last row.
+MOST_ASKED, MOST_UNASKED = 10_000, 1000
+#: Evaluators of one version.
+MOST_EVALUATORS = 8
 
 
 class Ledger(RunEntry):
@@ -44,10 +48,10 @@ class Ledger(RunEntry):
         self._durable = durable
         self._archive: Archive | None = None
         self._every_updates = 0
-        #: Rows of rejections by reason; None until they have been counted.
-        self._rejections: Counter[str] | None = None
-        #: Rows of failures that this leader has recorded and nobody had asked for.
-        self._unasked = 0
+        #: Rows of rejections by reason and sender; None until they have been counted.
+        self._rejections: Counter[tuple[str, str]] | None = None
+        #: Rows of failures that this leader has recorded, by sender and whether it was asked.
+        self._failures: Counter[tuple[str, bool]] = Counter()
         self._cache = CacheFiles(self.store)
 
     def lead(self, newer_than: int | None = None, epoch_above: int = 0) -> None:
@@ -122,23 +126,33 @@ class Ledger(RunEntry):
             self.store.discard(superseded)
 
     def record_rejection(
-        self, message_sha256: str, message_id: str, reason: str, again: bool = False
+        self,
+        message_sha256: str,
+        message_id: str,
+        reason: str,
+        again: bool = False,
+        sender: str = "",
     ) -> None:
-        """A message of no use; ``again`` where the broker says that it has been here before."""
+        """A message of no use.
+
+        again: the broker says that it has been here before.
+        sender: whom the broker vouches for; empty where it does not.
+        """
         known = "SELECT 1 FROM rejections WHERE message_sha256 = ?"
         with self._transaction():
             if not self.query(known, message_sha256):
                 if self._rejections is None:
-                    grouped = "SELECT reason, COUNT(*) FROM rejections GROUP BY reason"
-                    self._rejections = Counter(dict(self.query(grouped)))
-                if self._rejections[reason] >= MOST_REJECTIONS:
-                    message_sha256, message_id = f"more:{reason}", ""
+                    grouped = "SELECT reason, sender, COUNT(*) FROM rejections GROUP BY 1, 2"
+                    rows = self.query(grouped)
+                    self._rejections = Counter({(why, who): count for why, who, count in rows})
+                if self._rejections[reason, sender] >= MOST_REJECTIONS:
+                    message_sha256, message_id = f"more:{reason}:{sender}", ""
                 else:
-                    self._rejections[reason] += 1
+                    self._rejections[reason, sender] += 1
             self._db.execute(
-                "INSERT INTO rejections VALUES (?, ?, ?, 1, ?)"
-                " ON CONFLICT DO UPDATE SET times = times + ?",
-                (message_sha256, message_id[:200], reason, time.time(), int(not again)),
+                "INSERT INTO rejections (message_sha256, message_id, reason, times, at, sender)"
+                " VALUES (?, ?, ?, 1, ?, ?) ON CONFLICT DO UPDATE SET times = times + ?",
+                (message_sha256, message_id[:200], reason, time.time(), sender, int(not again)),
             )
 
     def reason_rejected(self, message_id: str, message_sha256: Callable[[], str]) -> str | None:
@@ -150,11 +164,11 @@ class Ledger(RunEntry):
         return next((reason for (reason,) in self.query(same, message_sha256())), None)
 
     def record_failure(
-        self, failure: ClientFailed, asked: bool = True, again: bool = False
+        self, failure: ClientFailed, asked: bool = True, again: bool = False, sender: str = ""
     ) -> None:
-        """A training that failed; beyond ``MOST_UNASKED`` only counted where nobody ``asked``.
+        """A training that failed; only counted beyond ``MOST_ASKED`` or ``MOST_UNASKED``.
 
-        ``again`` where the broker says that the message has been here before.
+        again, sender: as for ``record_rejection``.
         """
         row = (failure.update_id, failure.client, failure.worker, failure.reason, time.time())
         known = "SELECT 1 FROM failures WHERE assignment_id = ?"
@@ -163,8 +177,9 @@ class Ledger(RunEntry):
             if self.query(known, failure.update_id):
                 return
             ((before,),) = self.query(last, failure.client)
-            if asked or before is None or self._unasked < MOST_UNASKED:
-                self._unasked += not asked
+            most = MOST_ASKED if asked else MOST_UNASKED
+            if before is None or self._failures[sender, asked] < most:
+                self._failures[sender, asked] += 1
                 self._db.execute(
                     "INSERT INTO failures (assignment_id, client, worker, reason, at)"
                     " VALUES (?, ?, ?, ?, ?)",
@@ -179,6 +194,11 @@ class Ledger(RunEntry):
         rows = [(a.assignment_id, a.client, time.time()) for a in assignments]
         with self._transaction():
             self._db.executemany("INSERT OR IGNORE INTO dropouts VALUES (?, ?, ?)", rows)
+
+    def takes_evaluation(self, version: int, worker: str) -> bool:
+        """Whether this one may still measure the version: anybody may claim any name."""
+        others = "evaluations WHERE version = ? AND worker != ?"
+        return self.count(others, version, worker) < MOST_EVALUATORS
 
     def record_evaluation(self, evaluation: Evaluation, elapsed_s: float) -> None:
         """The metrics of a version."""
