@@ -1,1 +1,1 @@
-"""What happens to updates: coordinator, strategies, ledger. Never imports TensorFlow."""
+"""The aggregator: coordinator, strategies, ledger. Never imports TensorFlow."""

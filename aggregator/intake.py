@@ -1,4 +1,4 @@
-"""From an envelope to a message that the coordinator may see, or why it may not."""
+"""The intake: from an envelope to a message for the coordinator, or why there is none."""
 
 from __future__ import annotations
 

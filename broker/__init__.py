@@ -1,4 +1,4 @@
-"""How messages travel: the Transport protocol, in memory and over RabbitMQ. No machine learning."""
+"""Transport of messages: one protocol, in memory and over RabbitMQ. No machine learning."""
 
 from fluffle.broker.errors import (
     AccessRefused,

@@ -177,7 +177,7 @@ class EmbeddedAggregatorPort:
         return delivery
 
     def ack(self, deliveries: Iterable[Delivery]) -> None:
-        """These are durable with us; what this port does not hold is skipped."""
+        """Settle deliveries that are durable; what this port does not hold is skipped."""
         with self._broker.changed:
             for delivery in deliveries:
                 self._broker.updates.ack(self, delivery)

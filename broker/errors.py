@@ -1,4 +1,4 @@
-"""What can go wrong between us and a broker. All but two are a person's to mend: exit code 2."""
+"""Errors between us and a broker. A person can mend all but two: exit code 2."""
 
 from fluffle.schemas.errors import UserError
 

@@ -1,4 +1,4 @@
-"""What RabbitMQ's queues do, in memory: a work queue with redelivery, and the newest model.
+"""RabbitMQ's queues in memory: a work queue with redelivery, and the newest model.
 
 Nothing here locks: the embedded broker's one condition guards all of it.
 """

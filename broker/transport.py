@@ -1,4 +1,4 @@
-"""How messages travel, in the domain's verbs. ``embedded`` and ``rabbitmq`` implement it alike.
+"""The transport of messages, in the domain's verbs. ``embedded`` and ``rabbitmq`` implement it.
 
 A ``Broker`` is where a federation meets; it hands out ports. A port is thread-safe, keeps its
 connection alive by itself and hides reconnects: after one the topology is there again, what was
@@ -132,7 +132,7 @@ class AggregatorPort(Protocol):
         ...
 
     def ack(self, deliveries: Iterable[Delivery]) -> None:
-        """These are durable with us. Receipts from before a reconnect are skipped."""
+        """Settle deliveries that are durable. Receipts from before a reconnect are skipped."""
         ...
 
     def reject(self, delivery: Delivery, reason: str) -> None:

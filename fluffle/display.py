@@ -1,4 +1,4 @@
-"""What a person sees during a run: a live block on a terminal, else a line now and then."""
+"""The display of a run for a person: a live block on a terminal, else a line now and then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads an experiment: the TOML file, then FLUFFLE_… variables, then ``--set``; the last one wins.
+"""The experiment: its TOML file, then FLUFFLE_… variables, then ``--set``; the last one wins.
 
 ``FLUFFLE_AGGREGATION__QUORUM=5`` and ``--set aggregation.quorum=5`` say the same. Values are read
 as TOML (numbers, booleans, lists, quoted strings); what is no TOML is taken as a string. Nothing,
@@ -89,15 +89,15 @@ def _put(document: dict[str, Any], table: str, key: str, text: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text
     *tables, key = [table, *key.split(".")]
-    place = document
+    nested = document
     for name in tables:
-        place = place.setdefault(name, {})
-        if not isinstance(place, dict):
+        nested = nested.setdefault(name, {})
+        if not isinstance(nested, dict):
             return
     if text:
-        place[key] = value
+        nested[key] = value
     else:
-        place.pop(key, None)
+        nested.pop(key, None)
 
 
 def _explain(error: ErrorDetails, document: Mapping[str, Any]) -> str:

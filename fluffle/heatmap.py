@@ -1,4 +1,4 @@
-"""Which labels each client holds: as text for a terminal, and as a picture for a paper."""
+"""A heat map of the labels of each client: as text for a terminal, as a picture for a paper."""
 
 from __future__ import annotations
 

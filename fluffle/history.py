@@ -1,4 +1,4 @@
-"""What a run has measured, a row for each version: for CSV, JSON lines, TensorBoard and MLflow."""
+"""The history of a run, a row for each version: for CSV, JSON lines, TensorBoard and MLflow."""
 
 from __future__ import annotations
 

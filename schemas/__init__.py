@@ -1,4 +1,4 @@
-"""What travels and what is configured: messages, the tensor codec, the experiment file. No I/O."""
+"""Schemas of what travels and of what is configured: messages, codec, experiment file. No I/O."""
 
 from fluffle.schemas.codec import SCHEMA_VERSION, decode, encode, encoded_size
 from fluffle.schemas.errors import DecodeError, UserError

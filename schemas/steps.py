@@ -1,4 +1,4 @@
-"""What is done to an update before it leaves its client: the experiment's ``[[update]]`` tables."""
+"""Steps between training and sending: the experiment's ``[[update]]`` tables."""
 
 from __future__ import annotations
 

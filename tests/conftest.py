@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "rabbitmq" in getattr(item, "fixturenames", ()):
             parameters = getattr(getattr(item, "callspec", None), "params", {})
-            if parameters.get("place") != "embedded":
+            if parameters.get("harness") != "embedded":
                 item.add_marker("rabbitmq")
 
 

@@ -1,1 +1,1 @@
-"""What a client does: task, trainer, data, and the service that wires them to a transport."""
+"""The worker: task, trainer, data, and the services that wire them to a transport."""

@@ -346,7 +346,7 @@ class Coordinator:
             self._restart_deadline(now)
 
     def _save_if_enough(self) -> Iterator[Effect]:
-        """One that comes back may find fewer allowed: held on, it would keep all others out."""
+        """Record the buffer when it holds all that the prefetch allows: no other would arrive."""
         if self.buffer.unrecorded >= self.hold_updates:
             yield from self._save_buffer()
 

@@ -1,4 +1,4 @@
-"""What the coordinator asks for. The service does it against a transport and a ledger, in order."""
+"""Effects: requests of the coordinator, which the leader executes in order."""
 
 from __future__ import annotations
 

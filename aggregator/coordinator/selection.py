@@ -1,4 +1,4 @@
-"""Who is next: a function of the run's seed, the turn and who is busy. Nothing is remembered."""
+"""Selection of the next client: a function of the run's seed, the turn and who is busy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the bytes of a version depend on, besides its updates."""
+"""Arithmetic of this machine: whatever the bytes of a version depend on, besides its updates."""
 
 from __future__ import annotations
 

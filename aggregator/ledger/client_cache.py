@@ -1,4 +1,4 @@
-"""What a strategy keeps for each client (``cache/<entry>/…``), as files that change on their own.
+"""A strategy's arrays for each client (``cache/<entry>/…``), as files that change on their own.
 
 A version changes a few entries of many: writing all of them with each version would cost clients x
 model bytes every time. Each entry is a file of its own instead, written when the strategy has

@@ -1,4 +1,4 @@
-"""What a run with ``[privacy]`` has revealed of any one client: epsilon, by version.
+"""Privacy spent in a run with ``[privacy]``: epsilon of any one client, by version.
 
 A version adds N(0, (z C)^2) to a sum that no update moves by more than C. Of a client with m_v
 updates in version v (two are possible where turns overlap) that sum tells as much as Gaussian noise

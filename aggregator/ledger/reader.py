@@ -1,4 +1,4 @@
-"""Reading a ledger: what a summary, a report and ``fluffle verify`` ask. Changes nothing."""
+"""The reader of a ledger, for summaries, reports and ``fluffle verify``. Changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entering a run: a new one, or one to resume; and the beginning of an epoch."""
+"""The entry into a run: a new one, or one to resume; and the beginning of an epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an experiment may resume a run that was started with another file."""
+"""The check that an experiment may resume a run that was started with another file."""
 
 from __future__ import annotations
 

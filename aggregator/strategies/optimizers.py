@@ -42,7 +42,7 @@ class ServerOptimizer(Protocol):
         """What it keeps between versions, and the value at version 0."""
         ...
 
-    def apply(self, x: Sum, delta: Sum, kept: Slots) -> tuple[Sum, Slots]:
+    def apply(self, x: Sum, delta: Sum, slots: Slots) -> tuple[Sum, Slots]:
         """The model's next values, and what to keep; the arguments stay as they are."""
         ...
 
@@ -57,7 +57,7 @@ class Sgd:
         """Nothing."""
         return {}
 
-    def apply(self, x: Sum, delta: Sum, kept: Slots) -> tuple[Sum, Slots]:
+    def apply(self, x: Sum, delta: Sum, slots: Slots) -> tuple[Sum, Slots]:
         """A plain step."""
         return x + self.learning_rate * delta, {}
 
@@ -73,9 +73,9 @@ class Momentum:
         """The momentum."""
         return {"m": 0.0}
 
-    def apply(self, x: Sum, delta: Sum, kept: Slots) -> tuple[Sum, Slots]:
+    def apply(self, x: Sum, delta: Sum, slots: Slots) -> tuple[Sum, Slots]:
         """A step along the momentum."""
-        m = self.beta * kept["m"] + delta
+        m = self.beta * slots["m"] + delta
         return x + self.learning_rate * m, {"m": m}
 
 
@@ -112,10 +112,10 @@ class Adaptive:
         """The first and the second moment."""
         return {"m": 0.0, "v": self.tau**2}
 
-    def apply(self, x: Sum, delta: Sum, kept: Slots) -> tuple[Sum, Slots]:
+    def apply(self, x: Sum, delta: Sum, slots: Slots) -> tuple[Sum, Slots]:
         """A step with a length of its own in every coordinate."""
-        m = self.beta_1 * kept["m"] + (1 - self.beta_1) * delta
-        v = self.second_moment(kept["v"], np.square(delta), self.beta_2)
+        m = self.beta_1 * slots["m"] + (1 - self.beta_1) * delta
+        v = self.second_moment(slots["v"], np.square(delta), self.beta_2)
         return x + self.learning_rate * m / (np.sqrt(v) + self.tau), {"m": m, "v": v}
 
 

@@ -1,4 +1,4 @@
-"""How much a stale update weighs: s(tau), with tau = current version - base version.
+"""Weights of stale updates: s(tau), with tau = current version - base version.
 
 Xie, Koyejo, Gupta: Asynchronous Federated Optimization, arXiv 1903.03934, section 5.2::
 

@@ -1,4 +1,4 @@
-"""What a run's ledger can show of the invariants, each check by itself.
+"""Checks of a run's ledger against the invariants, each by itself.
 
 They read only, and take seconds for 100,000 updates. ``files`` has those that look beside the
 ledger, at weights and kept updates.

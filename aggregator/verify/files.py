@@ -1,4 +1,4 @@
-"""What lies beside the ledger: weights, the open buffer, kept updates.
+"""Checks of the files beside the ledger: weights, the open buffer, kept updates.
 
 Files that no row names are harmless: a crash between file and transaction leaves them.
 """

@@ -1,4 +1,4 @@
-"""Recomputes every version from the archived updates, and compares it with the ledger.
+"""A replay of every version from the archived updates, compared with the ledger.
 
 A version is a pure function of the one before and of its updates in the order in which they were
 folded, so the strategy's own functions have to give the recorded bytes again: whatever partial

@@ -1,4 +1,4 @@
-"""What somebody sees of a federation who only looks: depths, the lead, the newest model.
+"""A federation as a mere onlooker sees it: depths, the lead, the newest model.
 
 Passive in every way: nothing is declared, nothing is consumed away (a stream is read, not emptied),
 nothing is published. So it sees what waits, and not what an aggregator holds unacked.
@@ -28,7 +28,7 @@ _FIRST_S, _NEXT_S, _ALL_S = 2.0, 0.25, 3.0
 
 @dataclass
 class FederationView:
-    """What was seen, and of what was not, why."""
+    """An onlooker's findings; where something could not be seen, the reason."""
 
     where: str
     #: Messages that wait in ``updates`` and in ``updates.rejected``; None: could not be seen.

@@ -1,4 +1,4 @@
-"""What each role may do on a RabbitMQ server: the least that works, measured on 3.10.
+"""Permissions of each role on a RabbitMQ server: the least that works, measured on 3.10.
 
 Three regular expressions of names. configure: make and delete; write: publish to an exchange, bind
 a queue; read: consume from a queue (and purge it), bind to an exchange. Nobody may write to the

@@ -1,4 +1,4 @@
-"""What a broker says to somebody who only looks: is it there, which one, what may this user do.
+"""A probe of a broker: is it there, which version is it, what may this user do.
 
 Leaves nothing behind: what it declares is exclusive and goes with its connection, what it
 publishes has a routing key that no queue is bound by.

@@ -49,8 +49,8 @@ def parameters_of(url: str) -> pika.URLParameters:
         seconds = f"{int(milliseconds) / 1000:g}"
         query = {"socket_timeout": seconds, "stack_timeout": seconds} | query
     try:
-        place = parts.netloc.rpartition("@")[2]  # pika wants a password wherever there is a user
-        bare = parts._replace(netloc=place, query=urlencode(query))
+        host = parts.netloc.rpartition("@")[2]  # pika wants a password wherever there is a user
+        bare = parts._replace(netloc=host, query=urlencode(query))
         parameters = pika.URLParameters(bare.geturl())
     except Exception:  # whatever pika meets in it
         raise _no_url() from None
@@ -138,7 +138,7 @@ def completed(
     query = urlencode([*parse_qsl(parts.query), *given.items()]) if given else parts.query
     netloc = parts.netloc
     if password is not None and parts.password is None:
-        user, _, place = netloc.rpartition("@")
+        user, _, host = netloc.rpartition("@")
         if not user:
             raise UserError(
                 "a password file needs a user in the broker's URL, like amqps://user@host/vhost"
@@ -147,7 +147,7 @@ def completed(
             secret = password.read_text().rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the password from {password}: {error}") from None
-        netloc = f"{user}:{quote(secret, safe='')}@{place}"
+        netloc = f"{user}:{quote(secret, safe='')}@{host}"
     return urlunsplit(parts._replace(netloc=netloc, query=query))
 
 

@@ -173,7 +173,7 @@ class RabbitMQAggregatorPort(Port):
             return self._changed.wait_for(self._next, timeout_s)
 
     def ack(self, deliveries: Iterable[Delivery]) -> None:
-        """These are durable with us. Receipts from before a reconnect are skipped."""
+        """Settle deliveries that are durable. Receipts from before a reconnect are skipped."""
         with self._changed:
             if self._updates is not None:
                 for delivery in deliveries:

@@ -1,4 +1,4 @@
-"""Receiving from one queue: an inbox that the I/O thread fills and other threads empty."""
+"""A consumer of one queue: an inbox that the I/O thread fills and other threads empty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a broker's refusals mean: one line for a person, and whether trying again may help."""
+"""Explanations of a broker's refusals: a line for a person, and whether trying again may help."""
 
 from __future__ import annotations
 

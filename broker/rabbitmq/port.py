@@ -1,4 +1,4 @@
-"""What both of RabbitMQ's ports have: two connections, one condition, one way to fail.
+"""The base of both RabbitMQ ports: two connections, one condition, one way to fail.
 
 Publishing and consuming have a connection each: a broker that is short of memory or disk stops
 reading from connections that publish, and acks must still get through.

@@ -1,4 +1,4 @@
-"""Publishing until the broker has confirmed, whatever happens in between.
+"""A publisher that publishes until the broker has confirmed, whatever happens in between.
 
 Many messages are under way at once. What was not confirmed when a channel or a connection ended is
 published again, so a message may arrive twice and is never lost.

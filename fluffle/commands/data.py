@@ -39,7 +39,7 @@ def data_list() -> None:
 @app.command("fetch")
 def data_fetch(
     name: Name,
-    place: Annotated[
+    brought: Annotated[
         Path | None,
         typer.Option("--from", help="A file or folder that you have, to be read instead."),
     ] = None,
@@ -49,7 +49,7 @@ def data_fetch(
     from fluffle.worker.datasets import fetch
 
     with Display(name) as display:
-        path = fetch(name, display.fetching, place)
+        path = fetch(name, display.fetching, brought)
     typer.echo(f"{name}: {path}")
 
 

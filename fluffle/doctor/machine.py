@@ -1,4 +1,4 @@
-"""What a machine is: Python, TensorFlow, GPU, memory, disk, data, Docker."""
+"""The machine: Python, TensorFlow, GPU, memory, disk, data, Docker."""
 
 from __future__ import annotations
 
@@ -102,13 +102,15 @@ def find_memory() -> Finding:
 
 def find_disk(out: Path) -> Finding:
     """Free space where run folders go, and how long a small model takes to be durable."""
-    place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
+    existing = next(
+        folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir()
+    )
+    free = shutil.disk_usage(existing).free
     facts: dict[str, object] = {"folder": str(out), "free_gb": round(free / GB, 1), "sync_ms": None}
     try:
-        sync_ms = facts["sync_ms"] = _sync_ms(place)
+        sync_ms = facts["sync_ms"] = _sync_ms(existing)
     except OSError as error:
-        why = f"{place} cannot be written ({error.strerror})"
+        why = f"{existing} cannot be written ({error.strerror})"
         return Finding("disk", "lack", why, "choose another --out", facts)
     model = human_bytes(_SYNCED_BYTES)
     found = f"{human_bytes(free)} free for {out}, a {model} model durable in {sync_ms} ms"

@@ -29,10 +29,8 @@ def find_server() -> Finding:
             {"scripts": None, "version": None},
         )
     script = (scripts / "rabbitmq-server").resolve()  # Homebrew: …/rabbitmq/4.0.5/sbin/…
-    places = [str(script), *map(str, scripts.parent.glob("lib/rabbitmq_server-*"))]
-    told = [
-        m[1] for place in places if (m := re.search(r"rabbitmq(?:_server-|/)(\d[\w.]*)", place))
-    ]
+    paths = [str(script), *map(str, scripts.parent.glob("lib/rabbitmq_server-*"))]
+    told = [m[1] for path in paths if (m := re.search(r"rabbitmq(?:_server-|/)(\d[\w.]*)", path))]
     version = told[0] if told else None
     found = f"server {version or 'of unknown version'} in {scripts}: --broker local works"
     facts = {"scripts": str(scripts), "version": version}

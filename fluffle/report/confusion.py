@@ -1,4 +1,4 @@
-"""What the final model takes for what: drawn from what ``fluffle export`` has counted."""
+"""The confusion of the final model, drawn from what ``fluffle export`` has counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run had spent: worker-hours, their price, and all of it at the target accuracy."""
+"""Costs of a run: worker-hours, their price, and all of it at the target accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How clients differ in what the global model does for them."""
+"""Fairness: how clients differ in what the global model does for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How figures look: on paper, and in a page that is light or dark."""
+"""The style of figures: on paper, and in a page that is light or dark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is learned, and from which data: put your own in their place."""
+"""A task: the model and the data; put your own in their place."""
 
 from functools import cached_property
 

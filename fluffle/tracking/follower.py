@@ -1,4 +1,4 @@
-"""Follows a run's ledger, and gives trackers what is new in it."""
+"""A follower of a run's ledger, which gives trackers what is new in it."""
 
 from __future__ import annotations
 

@@ -25,13 +25,13 @@ class TensorBoard:
 
     def open(self, about: About) -> dict[str, int]:
         """The last steps in the event files that are there. A torn record ends its file."""
-        place = self._folder / about.run_id
+        folder = self._folder / about.run_id
         last: dict[str, int] = {}
-        for path in sorted(place.glob("events.out.tfevents.*")):
+        for path in sorted(folder.glob("events.out.tfevents.*")):
             for event in EventFileLoader(str(path)).Load():
                 for value in event.summary.value:
                     last[value.tag] = max(event.step, last.get(value.tag, -1))
-        self._writer = Writer(str(place))
+        self._writer = Writer(str(folder))
         return last
 
     def write(self, points: Sequence[Point]) -> None:

@@ -1,4 +1,4 @@
-"""What is done to an update before it leaves its client, and undone at the server.
+"""Transforms of an update: applied before it leaves its client, undone at the server.
 
 Both directions stand side by side, since they are one format: the client applies the steps of the
 plan in order, the server undoes them in reverse. Byte counts are those of what travels.

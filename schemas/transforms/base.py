@@ -1,4 +1,4 @@
-"""What a transform is: a pair of pure functions on named tensors, and what it does to their spec.
+"""A transform: a pair of pure functions on named tensors, and a function of their spec.
 
 A transform works on the *values*: the ``trainable`` tensors, or what a transform before it made of
 them (``sparse/values``). Everything else passes unchanged. Shapes after it are a function of those

@@ -24,7 +24,7 @@ PATIENCE_S = 20.0
 STARTED = 1_795_410_451_550
 
 
-class Place(Protocol):
+class Harness(Protocol):
     """A broker and what lies in it."""
 
     broker: Broker
@@ -38,7 +38,7 @@ class Place(Protocol):
         ...
 
 
-class EmbeddedPlace:
+class EmbeddedHarness:
     def __init__(self) -> None:
         self.broker = EmbeddedBroker()
 
@@ -49,7 +49,7 @@ class EmbeddedPlace:
         return self.broker.rejected()
 
 
-class RabbitMQPlace:
+class RabbitMQHarness:
     def __init__(self, node: Node, federation: str, status: list[str]) -> None:
         self.node = node
         self.topology = Topology(federation)
@@ -83,15 +83,15 @@ class RabbitMQPlace:
 
 
 @pytest.fixture(params=["embedded", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def place(request: pytest.FixtureRequest, federation: str, said: list[str]) -> Place:
+def harness(request: pytest.FixtureRequest, federation: str, said: list[str]) -> Harness:
     if request.param == "embedded":
-        return EmbeddedPlace()
-    return RabbitMQPlace(request.getfixturevalue("rabbitmq"), federation, said)
+        return EmbeddedHarness()
+    return RabbitMQHarness(request.getfixturevalue("rabbitmq"), federation, said)
 
 
 @pytest.fixture
-def rabbit(rabbitmq: Node, federation: str, said: list[str]) -> RabbitMQPlace:
-    return RabbitMQPlace(rabbitmq, federation, said)
+def rabbit(rabbitmq: Node, federation: str, said: list[str]) -> RabbitMQHarness:
+    return RabbitMQHarness(rabbitmq, federation, said)
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ def receive(port, count):
 # Models
 
 
-def test_a_worker_sees_each_newer_model_and_never_goes_back(place, ports, model):
+def test_a_worker_sees_each_newer_model_and_never_goes_back(harness, ports, model):
     # Given a worker that waits for its first model
-    leader, worker = ports.leader(place.broker), ports.worker(place.broker)
+    leader, worker = ports.leader(harness.broker), ports.worker(harness.broker)
     assert worker.newest_model() is None
     # When three versions are published
     for version in range(3):
@@ -48,9 +48,9 @@ def test_a_worker_sees_each_newer_model_and_never_goes_back(place, ports, model)
 
 
 def test_a_republished_model_is_newer_by_its_attempt_and_a_new_epoch_beats_a_version(
-    place, ports, model
+    harness, ports, model
 ):
-    leader, worker = ports.leader(place.broker), ports.worker(place.broker)
+    leader, worker = ports.leader(harness.broker), ports.worker(harness.broker)
     leader.publish_model(model(5))
     leader.publish_model(model(5, attempt=1))
     assert worker.wait_model((STARTED, 1, 5, 0), PATIENCE_S).body == b"model 5.1"
@@ -58,13 +58,13 @@ def test_a_republished_model_is_newer_by_its_attempt_and_a_new_epoch_beats_a_ver
     assert worker.wait_model((STARTED, 1, 5, 1), PATIENCE_S).body == b"model 4.0"
 
 
-def test_a_late_joiner_gets_the_newest_model_and_then_the_next(place, ports, model):
+def test_a_late_joiner_gets_the_newest_model_and_then_the_next(harness, ports, model):
     # Given models published while nobody was there
-    leader = ports.leader(place.broker)
+    leader = ports.leader(harness.broker)
     for version in range(20):
         leader.publish_model(model(version))
     # When a worker joins
-    worker = ports.worker(place.broker)
+    worker = ports.worker(harness.broker)
     # Then it has the newest
     assert worker.wait_model((STARTED, 1, 18, 0), PATIENCE_S).body == b"model 19.0"
     # And hears of the next
@@ -72,17 +72,17 @@ def test_a_late_joiner_gets_the_newest_model_and_then_the_next(place, ports, mod
     assert worker.wait_model((STARTED, 1, 19, 0), PATIENCE_S).body == b"model 20.0"
 
 
-def test_a_model_whose_headers_are_not_ours_is_passed_over(place, ports, model):
-    leader, worker = ports.leader(place.broker), ports.worker(place.broker)
+def test_a_model_whose_headers_are_not_ours_is_passed_over(harness, ports, model):
+    leader, worker = ports.leader(harness.broker), ports.worker(harness.broker)
     leader.publish_model(Envelope(b"?", headers={"version": "new"}))
     leader.publish_model(model(1))
     assert worker.wait_model(None, PATIENCE_S).body == b"model 1.0"
-    assert ports.worker(place.broker, "w2").wait_model(None, PATIENCE_S).body == b"model 1.0"
+    assert ports.worker(harness.broker, "w2").wait_model(None, PATIENCE_S).body == b"model 1.0"
 
 
-def test_what_is_no_model_keeps_out_no_other(place, ports, model):
+def test_what_is_no_model_keeps_out_no_other(harness, ports, model):
     # Given a worker that has got something that calls itself a very new model
-    leader, worker = ports.leader(place.broker), ports.worker(place.broker)
+    leader, worker = ports.leader(harness.broker), ports.worker(harness.broker)
     leader.publish_model(model(1))
     assert worker.wait_model(None, PATIENCE_S) is not None
     leader.publish_model(model(2**40))
@@ -97,41 +97,41 @@ def test_what_is_no_model_keeps_out_no_other(place, ports, model):
     assert worker.wait_model((STARTED, 1, 1, 0), PATIENCE_S).headers["version"] == 2
 
 
-def test_an_order_beyond_all_messages_is_passed_over(place, ports, model):
-    leader, worker = ports.leader(place.broker), ports.worker(place.broker)
+def test_an_order_beyond_all_messages_is_passed_over(harness, ports, model):
+    leader, worker = ports.leader(harness.broker), ports.worker(harness.broker)
     leader.publish_model(model(2**60))
     leader.publish_model(model(1))
     assert worker.wait_model(None, PATIENCE_S).headers["version"] == 1
 
 
-def test_a_worker_restarted_under_its_old_name_is_let_in_at_once(place, ports, model):
+def test_a_worker_restarted_under_its_old_name_is_let_in_at_once(harness, ports, model):
     # Given a worker that has died without the broker knowing it yet
-    leader = ports.leader(place.broker)
-    ports.worker(place.broker, "w1")
+    leader = ports.leader(harness.broker)
+    ports.worker(harness.broker, "w1")
     # When it comes back
-    again = ports.worker(place.broker, "w1")
+    again = ports.worker(harness.broker, "w1")
     leader.publish_model(model(1))
     # Then it works
     assert again.wait_model(None, PATIENCE_S).body == b"model 1.0"
 
 
-def test_the_next_leader_finds_the_newest_model_of_the_last(place, ports, model):
-    first = ports.leader(place.broker)
+def test_the_next_leader_finds_the_newest_model_of_the_last(harness, ports, model):
+    first = ports.leader(harness.broker)
     assert first.latest_model(A_WHILE_S) is None
     for version in range(5):
         first.publish_model(model(version))
     first.close()
-    assert ports.leader(place.broker).latest_model(PATIENCE_S).body == b"model 4.0"
+    assert ports.leader(harness.broker).latest_model(PATIENCE_S).body == b"model 4.0"
 
 
 # Turns
 
 
-def test_each_turn_goes_to_one_worker_and_a_worker_holds_no_more_than_its_slots(place, ports):
+def test_each_turn_goes_to_one_worker_and_a_worker_holds_no_more_than_its_slots(harness, ports):
     # Given five turns and a worker with two slots
-    leader = ports.leader(place.broker)
+    leader = ports.leader(harness.broker)
     leader.assign([Envelope(f"turn {i}".encode(), "assignment") for i in range(5)], 60)
-    worker = ports.worker(place.broker, "w1", slots=2)
+    worker = ports.worker(harness.broker, "w1", slots=2)
     # Then it gets two
     first, second = (worker.receive_assignment(PATIENCE_S) for _ in range(2))
     assert worker.receive_assignment(A_WHILE_S) is None
@@ -139,52 +139,52 @@ def test_each_turn_goes_to_one_worker_and_a_worker_holds_no_more_than_its_slots(
     worker.ack(first)
     third = worker.receive_assignment(PATIENCE_S)
     # While another worker gets the rest
-    other = ports.worker(place.broker, "w2", slots=5)
+    other = ports.worker(harness.broker, "w2", slots=5)
     rest = [other.receive_assignment(PATIENCE_S) for _ in range(2)]
     assert bodies([first, second, third, *rest]) == [f"turn {i}".encode() for i in range(5)]
 
 
-def test_the_turns_of_a_worker_that_leaves_go_to_another(place, ports):
-    leader = ports.leader(place.broker)
+def test_the_turns_of_a_worker_that_leaves_go_to_another(harness, ports):
+    leader = ports.leader(harness.broker)
     leader.assign([Envelope(b"turn")], 60)
-    gone = ports.worker(place.broker, "w1")
+    gone = ports.worker(harness.broker, "w1")
     assert gone.receive_assignment(PATIENCE_S).delivery_count == 0
     gone.close()
-    again = ports.worker(place.broker, "w2").receive_assignment(PATIENCE_S)
+    again = ports.worker(harness.broker, "w2").receive_assignment(PATIENCE_S)
     assert again.envelope.body == b"turn"
     assert again.delivery_count == 1
 
 
-def test_a_turn_that_was_done_with_does_not_come_again(place, ports, until):
-    leader = ports.leader(place.broker)
+def test_a_turn_that_was_done_with_does_not_come_again(harness, ports, until):
+    leader = ports.leader(harness.broker)
     leader.assign([Envelope(b"turn")], 60)
-    worker = ports.worker(place.broker, "w1")
+    worker = ports.worker(harness.broker, "w1")
     worker.ack(worker.receive_assignment(PATIENCE_S))
     worker.close()
-    assert ports.worker(place.broker, "w2").receive_assignment(A_WHILE_S) is None
-    assert place.ready("assignments") == 0
+    assert ports.worker(harness.broker, "w2").receive_assignment(A_WHILE_S) is None
+    assert harness.ready("assignments") == 0
 
 
-def test_a_turn_that_nobody_took_in_time_is_gone(place, ports):
-    leader = ports.leader(place.broker)
+def test_a_turn_that_nobody_took_in_time_is_gone(harness, ports):
+    leader = ports.leader(harness.broker)
     leader.assign([Envelope(b"short")], 0.05)
     leader.assign([Envelope(b"long")], 60)
     threading.Event().wait(A_WHILE_S)
-    worker = ports.worker(place.broker, slots=2)
+    worker = ports.worker(harness.broker, slots=2)
     assert worker.receive_assignment(PATIENCE_S).envelope.body == b"long"
     assert worker.receive_assignment(A_WHILE_S) is None
 
 
-def test_a_worker_without_slots_takes_no_turns(place, ports):
-    ports.leader(place.broker).assign([Envelope(b"turn")], 60)
-    assert ports.worker(place.broker, slots=0).receive_assignment(A_WHILE_S) is None
-    assert place.ready("assignments") == 1
+def test_a_worker_without_slots_takes_no_turns(harness, ports):
+    ports.leader(harness.broker).assign([Envelope(b"turn")], 60)
+    assert ports.worker(harness.broker, slots=0).receive_assignment(A_WHILE_S) is None
+    assert harness.ready("assignments") == 1
 
 
-def test_purging_removes_the_turns_that_nobody_holds(place, ports, until):
-    leader = ports.leader(place.broker)
+def test_purging_removes_the_turns_that_nobody_holds(harness, ports, until):
+    leader = ports.leader(harness.broker)
     leader.assign([Envelope(b"turn")] * 3, 60)
-    worker = ports.worker(place.broker)
+    worker = ports.worker(harness.broker)
     held = worker.receive_assignment(PATIENCE_S)
     assert leader.purge_assignments() == 2
     worker.ack(held)
@@ -194,14 +194,14 @@ def test_purging_removes_the_turns_that_nobody_holds(place, ports, until):
 # Updates
 
 
-def test_a_confirmed_update_waits_for_an_aggregator(place, ports, update):
+def test_a_confirmed_update_waits_for_an_aggregator(harness, ports, update):
     # Given a federation without a leader
-    ports.leader(place.broker).close()
+    ports.leader(harness.broker).close()
     # When a worker submits
-    ports.worker(place.broker).submit(update("u1"))
+    ports.worker(harness.broker).submit(update("u1"))
     # Then it lies there, and the next leader gets it as it was
-    assert place.ready("updates") == 1
-    leader = ports.leader(place.broker)
+    assert harness.ready("updates") == 1
+    leader = ports.leader(harness.broker)
     leader.consume(10)
     delivery = leader.receive(PATIENCE_S)
     assert delivery.envelope.body == b"u1"
@@ -211,13 +211,13 @@ def test_a_confirmed_update_waits_for_an_aggregator(place, ports, update):
     assert delivery.delivery_count == 0
 
 
-def test_a_worker_that_is_there_before_the_aggregator_loses_nothing(place, ports, update, model):
+def test_a_worker_that_is_there_before_the_aggregator_loses_nothing(harness, ports, update, model):
     # Given a worker that submits while nothing has been set up
-    worker = ports.worker(place.broker)
+    worker = ports.worker(harness.broker)
     with ThreadPoolExecutor() as pool:
         submitted = pool.submit(worker.submit, update("early"))
         # When an aggregator comes
-        leader = ports.leader(place.broker)
+        leader = ports.leader(harness.broker)
         leader.consume(10)
         # Then it gets the update, and the worker gets turns and models
         assert leader.receive(PATIENCE_S).envelope.body == b"early"
@@ -228,9 +228,9 @@ def test_a_worker_that_is_there_before_the_aggregator_loses_nothing(place, ports
     assert worker.wait_model(None, PATIENCE_S).body == b"model 1.0"
 
 
-def test_updates_that_were_not_acked_go_to_the_next_leader(place, ports, update):
+def test_updates_that_were_not_acked_go_to_the_next_leader(harness, ports, update):
     # Given a leader that holds three updates and has acked one
-    first, worker = ports.leader(place.broker), ports.worker(place.broker)
+    first, worker = ports.leader(harness.broker), ports.worker(harness.broker)
     first.consume(10)
     for name in ("a", "b", "c"):
         worker.submit(update(name))
@@ -239,7 +239,7 @@ def test_updates_that_were_not_acked_go_to_the_next_leader(place, ports, update)
     # When it goes
     first.close()
     # Then the next has the other two, and can tell that they came back
-    second = ports.leader(place.broker)
+    second = ports.leader(harness.broker)
     second.consume(10)
     again = receive(second, 2)
     assert bodies(again) == [b"a", b"c"]
@@ -247,15 +247,15 @@ def test_updates_that_were_not_acked_go_to_the_next_leader(place, ports, update)
     assert second.receive(A_WHILE_S) is None
 
 
-def test_a_receipt_from_before_means_nothing_now(place, ports, update):
+def test_a_receipt_from_before_means_nothing_now(harness, ports, update):
     # Given a delivery of a port that is gone
-    first, worker = ports.leader(place.broker), ports.worker(place.broker)
+    first, worker = ports.leader(harness.broker), ports.worker(harness.broker)
     first.consume(10)
     worker.submit(update("u"))
     stale = first.receive(PATIENCE_S)
     first.close()
     # When another port acks it
-    second = ports.leader(place.broker)
+    second = ports.leader(harness.broker)
     second.consume(10)
     again = second.receive(PATIENCE_S)
     second.ack([stale])
@@ -263,14 +263,14 @@ def test_a_receipt_from_before_means_nothing_now(place, ports, update):
     second.reject(stale, "stale")
     # Then it is still there for the next, and acking twice harms nobody
     second.close()
-    third = ports.leader(place.broker)
+    third = ports.leader(harness.broker)
     third.consume(10)
     assert third.receive(PATIENCE_S).envelope.body == again.envelope.body
-    assert place.rejected() == []
+    assert harness.rejected() == []
 
 
-def test_acking_twice_harms_nobody(place, ports, update):
-    leader, worker = ports.leader(place.broker), ports.worker(place.broker)
+def test_acking_twice_harms_nobody(harness, ports, update):
+    leader, worker = ports.leader(harness.broker), ports.worker(harness.broker)
     leader.consume(10)
     worker.submit(update("a"))
     delivery = leader.receive(PATIENCE_S)
@@ -281,8 +281,8 @@ def test_acking_twice_harms_nobody(place, ports, update):
     assert leader.receive(A_WHILE_S) is None
 
 
-def test_no_more_than_prefetch_updates_are_in_hand_and_it_can_change(place, ports, update):
-    leader, worker = ports.leader(place.broker), ports.worker(place.broker)
+def test_no_more_than_prefetch_updates_are_in_hand_and_it_can_change(harness, ports, update):
+    leader, worker = ports.leader(harness.broker), ports.worker(harness.broker)
     # Given a prefetch of two
     leader.consume(2)
     for i in range(6):
@@ -307,49 +307,49 @@ def test_no_more_than_prefetch_updates_are_in_hand_and_it_can_change(place, port
 
 
 def test_a_rejected_update_is_kept_with_its_reason_and_does_not_come_again(
-    place, ports, update, until
+    harness, ports, update, until
 ):
-    leader, worker = ports.leader(place.broker), ports.worker(place.broker)
+    leader, worker = ports.leader(harness.broker), ports.worker(harness.broker)
     leader.consume(10)
     worker.submit(update("bad"))
     leader.reject(leader.receive(PATIENCE_S), "not-finite")
-    (copy,) = place.rejected()
+    (copy,) = harness.rejected()
     assert copy.body == b"bad"
     assert copy.type == "client-update"
     assert copy.message_id == "bad"
     assert copy.headers["reason"] == "not-finite"
     assert copy.headers["client"] == "c1"
     leader.close()
-    after = ports.leader(place.broker)
+    after = ports.leader(harness.broker)
     after.consume(10)
     assert after.receive(A_WHILE_S) is None
 
 
-def test_an_update_that_kills_every_leader_ends_among_the_rejected(place, ports, update, until):
+def test_an_update_that_kills_every_leader_ends_among_the_rejected(harness, ports, update, until):
     # Given a poisonous update
-    ports.leader(place.broker).close()
-    ports.worker(place.broker).submit(update("poison"))
+    ports.leader(harness.broker).close()
+    ports.worker(harness.broker).submit(update("poison"))
     # When 21 leaders receive it and die
     counts = []
     for _ in range(21):
-        leader = ports.leader(place.broker)
+        leader = ports.leader(harness.broker)
         leader.consume(1)
         counts.append(leader.receive(PATIENCE_S).delivery_count)
         leader.close()
     assert counts == list(range(21))
     # Then it is put aside, and says why
-    leader = ports.leader(place.broker)
+    leader = ports.leader(harness.broker)
     leader.consume(1)
     assert leader.receive(A_WHILE_S) is None
-    until(lambda: place.ready("updates") == 0)
+    until(lambda: harness.ready("updates") == 0)
     found: list[Envelope] = []
-    until(lambda: bool(found.extend(place.rejected()) or found))
+    until(lambda: bool(found.extend(harness.rejected()) or found))
     assert found[0].body == b"poison"
     assert found[0].headers["reason"] == "delivery_limit"
 
 
-def test_events_arrive_and_need_no_ack(place, ports, until):
-    leader, worker = ports.leader(place.broker), ports.worker(place.broker)
+def test_events_arrive_and_need_no_ack(harness, ports, until):
+    leader, worker = ports.leader(harness.broker), ports.worker(harness.broker)
     leader.consume(1)
     with ThreadPoolExecutor() as pool:
         # An event may be lost while a connection is being set up, so it is sent until one arrives
@@ -361,10 +361,10 @@ def test_events_arrive_and_need_no_ack(place, ports, until):
     assert (event.body, event.type, event.headers) == (b"hello", "event", {"kind": "joined"})
 
 
-def test_many_updates_from_many_threads_all_arrive_once(place, ports, update):
-    leader = ports.leader(place.broker)
+def test_many_updates_from_many_threads_all_arrive_once(harness, ports, update):
+    leader = ports.leader(harness.broker)
     leader.consume(8)
-    workers = [ports.worker(place.broker, f"w{i}") for i in range(3)]
+    workers = [ports.worker(harness.broker, f"w{i}") for i in range(3)]
     with ThreadPoolExecutor(6) as pool:
         for i in range(60):
             pool.submit(workers[i % 3].submit, update(f"{i:02}", size=50_000))
@@ -379,8 +379,8 @@ def test_many_updates_from_many_threads_all_arrive_once(place, ports, update):
 # Leadership and closing
 
 
-def test_one_leads_and_the_next_follows_when_it_ends(place, ports):
-    first, second = ports.leader(place.broker), ports.aggregator(place.broker)
+def test_one_leads_and_the_next_follows_when_it_ends(harness, ports):
+    first, second = ports.leader(harness.broker), ports.aggregator(harness.broker)
     # A second aggregator waits in vain while the first leads
     assert not second.lead(A_WHILE_S)
     assert first.lead(0)
@@ -394,16 +394,16 @@ def test_one_leads_and_the_next_follows_when_it_ends(place, ports):
     second.publish_model(Envelope(b"?"))
 
 
-def test_who_gave_up_waiting_for_the_lead_does_not_have_it_later(place, ports):
-    first, impatient = ports.leader(place.broker), ports.aggregator(place.broker)
+def test_who_gave_up_waiting_for_the_lead_does_not_have_it_later(harness, ports):
+    first, impatient = ports.leader(harness.broker), ports.aggregator(harness.broker)
     assert not impatient.lead(A_WHILE_S)
     first.close()
-    assert ports.aggregator(place.broker).lead(PATIENCE_S)
+    assert ports.aggregator(harness.broker).lead(PATIENCE_S)
 
 
-def test_closing_a_port_wakes_whoever_waits(place, ports):
-    leader, worker = ports.leader(place.broker), ports.worker(place.broker)
-    standby = ports.aggregator(place.broker)
+def test_closing_a_port_wakes_whoever_waits(harness, ports):
+    leader, worker = ports.leader(harness.broker), ports.worker(harness.broker)
+    standby = ports.aggregator(harness.broker)
     leader.consume(1)
     with ThreadPoolExecutor() as pool:
         waiting = [

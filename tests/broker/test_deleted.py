@@ -16,7 +16,7 @@ from fluffle.broker import Envelope
 from fluffle.broker.admin.inspection import inspect_federation
 from fluffle.broker.topology import UPDATES, Topology
 from tests.aggregator.test_service import Clients, experiment
-from tests.broker.conftest import PATIENCE_S, STARTED, Ports, RabbitMQPlace
+from tests.broker.conftest import PATIENCE_S, STARTED, Ports, RabbitMQHarness
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -31,7 +31,7 @@ Until = Callable[[Callable[[], bool]], None]
 class Vandal:
     """Somebody with all rights."""
 
-    def __init__(self, rabbit: RabbitMQPlace) -> None:
+    def __init__(self, rabbit: RabbitMQHarness) -> None:
         self._rabbit = rabbit
         self._names = rabbit.topology
 
@@ -69,7 +69,7 @@ class Vandal:
 
 @pytest.mark.parametrize("what", [*EXCHANGES, *QUEUES, *UNBOUND])
 def test_what_is_deleted_is_made_again(
-    rabbit: RabbitMQPlace,
+    rabbit: RabbitMQHarness,
     ports: Ports,
     model: Callable[..., Envelope],
     update: Callable[..., Envelope],
@@ -111,7 +111,7 @@ def test_what_is_deleted_is_made_again(
     assert len(rabbit.rejected()) == 2
 
 
-def bindings(rabbit: RabbitMQPlace) -> set[tuple[str, ...]]:
+def bindings(rabbit: RabbitMQHarness) -> set[tuple[str, ...]]:
     lines = rabbit.node.ctl("list_bindings", "--no-table-headers", "source_name",
                             "destination_name", "routing_key").splitlines()  # fmt: skip
     return {tuple(line.split("\t")) for line in lines}
@@ -122,7 +122,7 @@ def expected(names: Topology) -> set[tuple[str, ...]]:
 
 
 def test_a_worker_says_what_is_missing_and_when_it_is_back(
-    rabbit: RabbitMQPlace, ports: Ports, update: Callable[..., Envelope], until: Until
+    rabbit: RabbitMQHarness, ports: Ports, update: Callable[..., Envelope], until: Until
 ) -> None:
     # Given a worker that has submitted, and a leader that is gone
     leader, worker = ports.leader(rabbit.broker), ports.worker(rabbit.broker)
@@ -143,7 +143,7 @@ def test_a_worker_says_what_is_missing_and_when_it_is_back(
 
 
 def test_a_worker_says_that_nobody_takes_what_it_sends(
-    rabbit: RabbitMQPlace, ports: Ports, update: Callable[..., Envelope], until: Until
+    rabbit: RabbitMQHarness, ports: Ports, update: Callable[..., Envelope], until: Until
 ) -> None:
     leader, worker = ports.leader(rabbit.broker), ports.worker(rabbit.broker)
     worker.submit(update("u"))
@@ -161,7 +161,7 @@ def test_a_worker_says_that_nobody_takes_what_it_sends(
 
 
 @pytest.fixture
-def team(rabbit: RabbitMQPlace) -> Iterator[Clients]:
+def team(rabbit: RabbitMQHarness) -> Iterator[Clients]:
     """Clients that take their time, so that there is a run to disturb."""
     pause = threading.Event()
 
@@ -175,7 +175,7 @@ def team(rabbit: RabbitMQPlace) -> Iterator[Clients]:
 
 
 def test_a_run_in_which_everything_is_deleted_once_ends_well(
-    rabbit: RabbitMQPlace, team: Clients, ports: Ports, tmp_path: Path, until: Until
+    rabbit: RabbitMQHarness, team: Clients, ports: Ports, tmp_path: Path, until: Until
 ) -> None:
     # Given a run at work
     tables = experiment(

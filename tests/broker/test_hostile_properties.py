@@ -16,7 +16,7 @@ from pika.data import encode_short_string
 from fluffle.broker.rabbitmq.envelopes import delivery_count
 from fluffle.broker.topology import EVENTS, UPDATES
 from fluffle.broker.transport import Delivery, Envelope
-from tests.broker.conftest import PATIENCE_S, Ports, RabbitMQPlace
+from tests.broker.conftest import PATIENCE_S, Ports, RabbitMQHarness
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -69,13 +69,13 @@ WILD: dict[str, dict[str, Any]] = {
 
 
 def send(
-    place: RabbitMQPlace, properties: BasicProperties, body: bytes, key: str = UPDATES
+    harness: RabbitMQHarness, properties: BasicProperties, body: bytes, key: str = UPDATES
 ) -> None:
     """As somebody who uses no port of ours, and waits for the broker's confirm."""
-    with closing(place.connect()) as connection:
+    with closing(harness.connect()) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
-        channel.basic_publish(place.topology.submit, key, body, properties, mandatory=True)
+        channel.basic_publish(harness.topology.submit, key, body, properties, mandatory=True)
 
 
 def received(leader: Any) -> Delivery:
@@ -85,7 +85,7 @@ def received(leader: Any) -> Delivery:
 
 
 @pytest.fixture
-def leader(rabbit: RabbitMQPlace, ports: Ports) -> Any:
+def leader(rabbit: RabbitMQHarness, ports: Ports) -> Any:
     port = ports.leader(rabbit.broker)
     port.consume(8, 1000)
     return port
@@ -93,7 +93,7 @@ def leader(rabbit: RabbitMQPlace, ports: Ports) -> Any:
 
 @pytest.mark.parametrize("name", sorted(POISON))
 def test_properties_that_cannot_be_decoded_end_no_connection(
-    rabbit: RabbitMQPlace, leader: Any, name: str
+    rabbit: RabbitMQHarness, leader: Any, name: str
 ) -> None:
     # Given a message that would end a connection of pika's own
     send(rabbit, Raw(POISON[name]), b"poison")
@@ -108,7 +108,7 @@ def test_properties_that_cannot_be_decoded_end_no_connection(
 
 @pytest.mark.parametrize("name", sorted(WILD))
 def test_a_copy_of_wild_headers_is_taken_by_the_broker(
-    rabbit: RabbitMQPlace, leader: Any, name: str
+    rabbit: RabbitMQHarness, leader: Any, name: str
 ) -> None:
     # Given a message with headers that are nobody's business
     properties = BasicProperties(content_type="application/msgpack", headers=WILD[name])
@@ -123,7 +123,7 @@ def test_a_copy_of_wild_headers_is_taken_by_the_broker(
 
 
 def test_texts_that_are_no_text_are_left_out_and_control_characters_replaced(
-    rabbit: RabbitMQPlace, leader: Any
+    rabbit: RabbitMQHarness, leader: Any
 ) -> None:
     strange = BasicProperties(
         content_type="application/msgpack", type=b"\xff\xfe", message_id="a\x1b[2J\nb" + "ü" * 100
@@ -136,7 +136,7 @@ def test_texts_that_are_no_text_are_left_out_and_control_characters_replaced(
     assert len(rabbit.rejected()) == 1
 
 
-def test_another_content_type_or_encoding_is_not_ours(rabbit: RabbitMQPlace, leader: Any) -> None:
+def test_another_content_type_or_encoding_is_not_ours(rabbit: RabbitMQHarness, leader: Any) -> None:
     for content_type, encoding in (("application/json", None), ("application/msgpack", "gzip")):
         send(
             rabbit,
@@ -149,7 +149,7 @@ def test_another_content_type_or_encoding_is_not_ours(rabbit: RabbitMQPlace, lea
 
 
 def test_a_body_beyond_the_limit_is_not_kept_and_the_broker_sets_it_aside(
-    rabbit: RabbitMQPlace, leader: Any, until: Callable[[Callable[[], bool]], None]
+    rabbit: RabbitMQHarness, leader: Any, until: Callable[[Callable[[], bool]], None]
 ) -> None:
     # Given a message of many frames that is longer than we said we take, between two others
     long = bytes(range(256)) * 4096
@@ -170,7 +170,7 @@ def test_a_body_beyond_the_limit_is_not_kept_and_the_broker_sets_it_aside(
 
 
 def test_an_event_is_what_comes_from_the_events_whatever_it_says_it_is(
-    rabbit: RabbitMQPlace, leader: Any
+    rabbit: RabbitMQHarness, leader: Any
 ) -> None:
     # Given an event sent as an update, and an update sent as an event
     for kind, key in (("event", UPDATES), ("client-update", EVENTS)):
@@ -180,7 +180,7 @@ def test_an_event_is_what_comes_from_the_events_whatever_it_says_it_is(
     assert got == {"event": False, "client-update": True}
 
 
-def test_an_event_of_any_size_fills_no_memory(rabbit: RabbitMQPlace, leader: Any) -> None:
+def test_an_event_of_any_size_fills_no_memory(rabbit: RabbitMQHarness, leader: Any) -> None:
     send(rabbit, BasicProperties(type="event"), bytes(1024**2), EVENTS)
     assert received(leader).envelope.body == b""
 

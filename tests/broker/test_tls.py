@@ -58,7 +58,7 @@ def test_messages_travel_over_mutual_tls_with_the_name_that_the_broker_vouches_f
     node: SecureNode, certificates: Certificates, federation: str, user: str
 ) -> None:
     # Given an aggregator and a site over mutual TLS, who are known by a password or a certificate
-    url = f"amqps://{user}@{node.place}/%2F?{certificates.query(cert='site')}"
+    url = f"amqps://{user}@{node.address}/%2F?{certificates.query(cert='site')}"
     broker = RabbitMQBroker(url, federation)
     with closing(broker.aggregator()) as leader, closing(broker.worker(SITE, 1)) as site:
         assert leader.lead(PATIENCE_S)
@@ -76,11 +76,11 @@ def test_a_certificate_of_another_name_does_not_speak_for_it(
 ) -> None:
     query = certificates.query(cert="site")
     with closing(
-        RabbitMQBroker(f"amqps://{SITE}@{node.place}/?{query}", federation).aggregator()
+        RabbitMQBroker(f"amqps://{SITE}@{node.address}/?{query}", federation).aggregator()
     ) as leader:
         assert leader.lead(PATIENCE_S)
         # When somebody with the certificate of one site says that it is another
-        other = RabbitMQBroker(f"amqps://hospital-8@{node.place}/?{query}", federation)
+        other = RabbitMQBroker(f"amqps://hospital-8@{node.address}/?{query}", federation)
         refused = pytest.raises(AccessRefused, match="by another name than we go by")
         # Then it is told, and nothing is sent
         with closing(other.worker("hospital-8", 1)) as port, refused:
@@ -100,7 +100,7 @@ def test_a_certificate_of_another_name_does_not_speak_for_it(
 def test_certificates_that_do_not_fit_are_told_apart(
     node: SecureNode, certificates: Certificates, ca: str | None, cert: str | None, says: str
 ) -> None:
-    assert says in says_why(f"amqps://{USER}@{node.place}/%2F?{certificates.query(ca, cert)}")
+    assert says in says_why(f"amqps://{USER}@{node.address}/%2F?{certificates.query(ca, cert)}")
 
 
 def test_a_server_by_another_name_is_not_believed_unless_we_say_which(
@@ -114,12 +114,12 @@ def test_a_server_by_another_name_is_not_believed_unless_we_say_which(
 
 def test_an_expired_server_is_not_believed(certificates: Certificates) -> None:
     with SecureNode(certificates, "expired-server", mutual=False) as node:
-        url = f"amqps://{USER}@{node.place}/%2F?{certificates.query()}"
+        url = f"amqps://{USER}@{node.address}/%2F?{certificates.query()}"
         assert "has expired" in says_why(url)
 
 
 def test_tls_and_none_do_not_meet(node: SecureNode, certificates: Certificates) -> None:
-    assert "a port for TLS, perhaps" in says_why(f"amqp://{USER}@{node.place}/%2F")
+    assert "a port for TLS, perhaps" in says_why(f"amqp://{USER}@{node.address}/%2F")
     plain = f"amqps://{USER}@localhost:{node.tcp_port}/%2F?{certificates.query()}"
     assert "speaks no TLS" in says_why(plain)
 
@@ -127,7 +127,7 @@ def test_tls_and_none_do_not_meet(node: SecureNode, certificates: Certificates) 
 def test_a_wrong_password_is_said_over_tls_too(
     node: SecureNode, certificates: Certificates
 ) -> None:
-    url = f"amqps://{SITE}:wrong@{node.place}/%2F?{certificates.query(cert='site')}"
+    url = f"amqps://{SITE}:wrong@{node.address}/%2F?{certificates.query(cert='site')}"
     assert f"refused user '{SITE}'" in says_why(url)
 
 

@@ -70,7 +70,7 @@ class SecureNode(Node):
         )
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
         return f"localhost:{self.tls_port}"
 
     def add_user(self, name: str, password: str, *rights: str) -> None:

@@ -157,9 +157,9 @@ def test_files_that_are_no_data_are_unavailable_rather_than_a_crash(home: Path) 
         with pytest.raises(Unavailable, match="broken"):
             open_(broken)
     for open_ in (fashion_mnist.read_folder, cifar10.read_path):
-        for place in (broken, home):
-            with pytest.raises(Unavailable, match=place.name):
-                open_(place)
+        for path in (broken, home):
+            with pytest.raises(Unavailable, match=path.name):
+                open_(path)
     with tarfile.open(home / "empty.tgz", "w:gz"):
         pass
     with pytest.raises(Unavailable, match=r"empty\.tgz"):
@@ -476,7 +476,7 @@ def test_a_file_that_is_not_the_data_set_is_named_in_the_error(home: Path) -> No
     with pytest.raises(
         UserError, match=r"other\.npz: x_train is not that of mnist: uint8\[3, 2, 2\]"
     ):
-        datasets.fetch("mnist", place=home / "other.npz")
+        datasets.fetch("mnist", brought=home / "other.npz")
 
 
 def test_a_role_says_its_lines_and_nothing_else() -> None:
@@ -542,18 +542,16 @@ def test_cifar_batches_become_images_with_colours_last(
         (inside / name).write_bytes(data)
     with tarfile.open(home / "cifar.tar.gz", "w:gz") as archive:
         archive.add(inside, inside.name)
-    place = {"archive": home / "cifar.tar.gz", "folder": inside, "outer folder": inside.parent}[
-        form
-    ]
+    path = {"archive": home / "cifar.tar.gz", "folder": inside, "outer folder": inside.parent}[form]
 
     # When they are not the author's, they are refused
     with pytest.raises(Unavailable, match="data_batch_1 has another MD5"):
-        cifar10.read_path(place)
+        cifar10.read_path(path)
 
     # When they are, then an image is (32, 32, 3), from planes of red, green and blue
     sums = {name: hashlib.md5(data).hexdigest() for name, data in batches.items()}
     monkeypatch.setattr(cifar10, "BATCHES", sums)
-    arrays = cifar10.read_path(place)
+    arrays = cifar10.read_path(path)
     assert arrays["x_train"].shape == (10, 32, 32, 3)
     assert arrays["x_test"].shape == (2, 32, 32, 3)
     assert arrays["y_train"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]

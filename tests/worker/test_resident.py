@@ -189,10 +189,10 @@ def test_a_site_and_an_aggregator_without_a_single_turn(
 
 
 def test_a_site_does_to_its_update_what_the_plan_says_before_it_leaves(site: Path) -> None:
-    place = Scripted()
-    place.start()
-    place.publish(0, experiment=experiment(update=[{"kind": "quantise", "bits": 8}]))
-    update = place.take()
+    federation = Scripted()
+    federation.start()
+    federation.publish(0, experiment=experiment(update=[{"kind": "quantise", "bits": 8}]))
+    update = federation.take()
     assert update.tensors["trainable/0"].dtype == np.uint8
     assert update.tensors["range/trainable/0"].shape == (2,)
 
@@ -202,11 +202,11 @@ def test_a_site_never_simulates_and_says_so(site: Path, said: list[str]) -> None
     devices = {"byzantine": 1.0, "dropout": 0.9, "delay": "constant", "delay_s": 3600.0}
     sent = []
     for tables in ({}, {"devices": devices}):
-        place = Scripted()
-        place.start()
-        place.publish(0, experiment=experiment(**tables))
-        sent.append(place.take())
-        assert place.nothing()
+        federation = Scripted()
+        federation.start()
+        federation.publish(0, experiment=experiment(**tables))
+        sent.append(federation.take())
+        assert federation.nothing()
     # Then the site sends the same update, and has said why
     assert sent[0].tensors["trainable/0"].tobytes() == sent[1].tensors["trainable/0"].tobytes()
     assert len([line for line in said if "a site never simulates" in line]) == 1
@@ -218,12 +218,12 @@ def test_a_site_is_not_asked_to_remember_what_compression_left_over() -> None:
 
 
 def test_it_trains_once_for_each_version_and_attempt(site: Path) -> None:
-    place = Scripted()
-    place.start()
+    federation = Scripted()
+    federation.start()
     ids = []
     for version, attempt, epoch in [(0, 0, 1), (0, 1, 1), (1, 0, 1), (2, 1, 2)]:
-        place.publish(version, attempt, epoch)
-        update = place.take()
+        federation.publish(version, attempt, epoch)
+        update = federation.take()
         assert isinstance(update, ClientUpdate)
         ids.append(update.update_id)
         assert (update.client, update.base_version, update.turn) == ("lab-3", version, attempt + 1)
@@ -233,21 +233,21 @@ def test_it_trains_once_for_each_version_and_attempt(site: Path) -> None:
         for version, attempt in [(0, 0), (0, 1), (1, 0), (2, 1)]
     ]
     # Nothing for an attempt behind it under another leader, and nothing where there are no weights
-    place.publish(2, 0, epoch=3)
-    place.publish(2, 1, epoch=4)
-    place.publish(3, 0, epoch=4, tensors={})
-    assert place.nothing()
-    assert [type(message) for message in place.sent] == [ClientUpdate] * 4
+    federation.publish(2, 0, epoch=3)
+    federation.publish(2, 1, epoch=4)
+    federation.publish(3, 0, epoch=4, tensors={})
+    assert federation.nothing()
+    assert [type(message) for message in federation.sent] == [ClientUpdate] * 4
 
 
 def test_a_restarted_site_sends_the_very_same_update_which_counts_once(site: Path) -> None:
     updates = []
     for _ in range(2):
-        place = Scripted()
-        place.start()
-        place.publish(7, 2)
-        updates.append(place.take())
-        assert place.nothing()
+        federation = Scripted()
+        federation.start()
+        federation.publish(7, 2)
+        updates.append(federation.take())
+        assert federation.nothing()
     first, second = updates
     assert first.update_id == second.update_id
     for name, array in first.tensors.items():
@@ -255,43 +255,43 @@ def test_a_restarted_site_sends_the_very_same_update_which_counts_once(site: Pat
 
 
 def test_two_versions_are_trained_in_other_orders_of_examples(site: Path) -> None:
-    place = Scripted()
-    place.start()
-    place.publish(0)
-    first = place.take()
-    place.publish(1)
-    second = place.take()
+    federation = Scripted()
+    federation.start()
+    federation.publish(0)
+    first = federation.take()
+    federation.publish(1)
+    second = federation.take()
     assert first.tensors["trainable/0"].tobytes() != second.tensors["trainable/0"].tobytes()
-    assert place.nothing()
+    assert federation.nothing()
 
 
 def test_what_fails_at_a_site_is_said_there_in_full_and_sent_as_its_kind_alone(site: Path) -> None:
     # Given a site whose data break the training
     (site / "broken").touch()
-    place = Scripted()
-    place.start()
+    federation = Scripted()
+    federation.start()
     # When a model comes
-    place.publish(0)
-    failure = place.take()
+    federation.publish(0)
+    failure = federation.take()
     # Then the aggregator learns that it failed, and nothing about patients
     assert isinstance(failure, ClientFailed)
     assert failure.reason == "ValueError at the site, whose log says more"
-    place.thread.join(60)
-    assert isinstance(place.error, UserError)
-    assert "patient 4711" in str(place.error)
-    assert "site_task.py, line 23" in str(place.error)
+    federation.thread.join(60)
+    assert isinstance(federation.error, UserError)
+    assert "patient 4711" in str(federation.error)
+    assert "site_task.py, line 23" in str(federation.error)
 
 
 def test_a_site_that_stays_goes_on_after_a_failure(site: Path, said: list[str]) -> None:
     (site / "broken").touch()
-    place = Scripted()
-    place.start(stay=True)
-    place.publish(0)
-    assert isinstance(place.take(), ClientFailed)
+    federation = Scripted()
+    federation.start(stay=True)
+    federation.publish(0)
+    assert isinstance(federation.take(), ClientFailed)
     (site / "broken").unlink()
-    place.publish(1)
-    assert isinstance(place.take(), ClientUpdate)
-    assert place.nothing()
+    federation.publish(1)
+    assert isinstance(federation.take(), ClientUpdate)
+    assert federation.nothing()
     assert "1 trainings failed" in said[-1]
 
 
@@ -306,38 +306,38 @@ def test_a_site_that_stays_goes_on_after_a_failure(site: Path, said: list[str]) 
 def test_a_site_that_is_not_let_in_leaves_and_one_that_stays_waits(
     site: Path, tables: dict[str, Any], user: str, says: str, said: list[str]
 ) -> None:
-    place = Scripted()
-    place.port.user = user
-    place.start()
-    place.publish(0, experiment=experiment(**tables))
-    place.thread.join(60)
-    assert isinstance(place.error, UserError)
-    assert says in str(place.error)
+    federation = Scripted()
+    federation.port.user = user
+    federation.start()
+    federation.publish(0, experiment=experiment(**tables))
+    federation.thread.join(60)
+    assert isinstance(federation.error, UserError)
+    assert says in str(federation.error)
     # One that stays is let in by the next run
-    place = Scripted()
-    place.port.user = user
-    place.start(stay=True)
+    federation = Scripted()
+    federation.port.user = user
+    federation.start(stay=True)
     for version in range(2):
-        place.publish(version, experiment=experiment(**tables))
-        place.hears(version)
-    place.publish(0, epoch=2, run_id="other")
-    assert isinstance(place.take(), ClientUpdate)
-    assert place.nothing()
+        federation.publish(version, experiment=experiment(**tables))
+        federation.hears(version)
+    federation.publish(0, epoch=2, run_id="other")
+    assert isinstance(federation.take(), ClientUpdate)
+    assert federation.nothing()
     assert len([line for line in said if says in line]) == 1
 
 
 def test_a_run_that_ended_before_it_came_is_not_its_run(site: Path) -> None:
-    place = Scripted()
-    place.publish(9, final=True, run_id="before")
-    place.start()
-    place.publish(0, epoch=2)
-    assert isinstance(place.take(), ClientUpdate)
-    place.publish(1, epoch=2, final=True)
-    place.thread.join(60)
-    assert not place.thread.is_alive()
-    assert place.error is None
+    federation = Scripted()
+    federation.publish(9, final=True, run_id="before")
+    federation.start()
+    federation.publish(0, epoch=2)
+    assert isinstance(federation.take(), ClientUpdate)
+    federation.publish(1, epoch=2, final=True)
+    federation.thread.join(60)
+    assert not federation.thread.is_alive()
+    assert federation.error is None
     events = []
-    while (delivery := place.leader.receive(0.01)) is not None:
+    while (delivery := federation.leader.receive(0.01)) is not None:
         events.append(delivery.envelope.message())
     assert [event.kind for event in events if isinstance(event, Event)][-1] == "left"
 
@@ -358,15 +358,15 @@ def test_a_site_told_to_stop_does_not_wait_for_a_broker_for_ever(
     site: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     monkeypatch.setattr("fluffle.worker.services.shutdown.LEAVE_S", 0.1)
-    place = Scripted()
-    place.port = port = Unconfirmed(place.broker, "lab-3", 0)
-    place.start()
-    place.publish(0)
+    federation = Scripted()
+    federation.port = port = Unconfirmed(federation.broker, "lab-3", 0)
+    federation.start()
+    federation.publish(0)
     while not port.asked:
-        place.thread.join(0.01)
-    place.service.stop()
-    place.thread.join(60)
-    assert not place.thread.is_alive()
-    assert place.error is None
+        federation.thread.join(0.01)
+    federation.service.stop()
+    federation.thread.join(60)
+    assert not federation.thread.is_alive()
+    assert federation.error is None
     assert any("stopped before the broker had confirmed" in line for line in said)
     assert "0 updates" in said[-1]

@@ -68,16 +68,16 @@ def recipe(name: str) -> Recipe:
     return found
 
 
-def fetch(name: str, progress: Progress | None = None, place: Path | None = None) -> Path:
+def fetch(name: str, progress: Progress | None = None, brought: Path | None = None) -> Path:
     """The folder that holds the data set; fetched if it is not there.
 
-    ``progress(what, bytes so far, bytes in all or None)`` is called along the way. ``place`` is a
-    file or folder that somebody has brought, to be read instead of every other source.
+    ``progress(what, bytes so far, bytes in all or None)`` is called along the way. ``brought`` is
+    a file or folder of the user's, to be read instead of every other source.
     Raises: UserError.
     """
     wanted = recipe(name)
-    if place is not None:
-        wanted = replace(wanted, sources=(Source(str(place), _brought(wanted, place)),))
+    if brought is not None:
+        wanted = replace(wanted, sources=(Source(str(brought), _reader(wanted, brought)),))
     return cache.ensure(wanted, progress or _silent)
 
 
@@ -86,9 +86,9 @@ def load(name: str, progress: Progress | None = None) -> Dataset:
     return cache.open_dataset(fetch(name, progress))
 
 
-def _brought(wanted: Recipe, place: Path) -> Read:
+def _reader(wanted: Recipe, path: Path) -> Read:
     def read(folder: Path, progress: Progress) -> Arrays:
-        return wanted.opens(place)
+        return wanted.opens(path)
 
     return read
 

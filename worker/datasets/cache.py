@@ -114,11 +114,11 @@ def _replace(recipe: Recipe, target: Path, progress: Progress) -> None:
 def _first_good(recipe: Recipe, scratch: Path, target: Path, progress: Progress) -> Arrays:
     failures = []
     for number, source in enumerate(recipe.sources):
-        room = scratch / str(number)
-        room.mkdir()
+        folder = scratch / str(number)
+        folder.mkdir()
         progress(f"{recipe.name}: {source.name}", 0, None)
         try:
-            arrays = source.read(room, progress)
+            arrays = source.read(folder, progress)
             recipe.check(source.name, arrays)
             return arrays
         except Unavailable as error:

@@ -53,8 +53,8 @@ def read_path(path: Path) -> Arrays:
     try:
         if path.is_dir():
             inner = path / _INSIDE
-            place = inner if inner.is_dir() else path
-            return _arrays({name: (place / name).read_bytes() for name in BATCHES})
+            batches = inner if inner.is_dir() else path
+            return _arrays({name: (batches / name).read_bytes() for name in BATCHES})
         with tarfile.open(path) as archive:
             files = {name: archive.extractfile(f"{_INSIDE}/{name}") for name in BATCHES}
             return _arrays({name: file.read() if file else b"" for name, file in files.items()})

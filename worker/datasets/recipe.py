@@ -1,4 +1,4 @@
-"""What a data set is, and how it is recognised whatever the source."""
+"""A data set's recipe: its arrays, their hashes, and its sources."""
 
 from __future__ import annotations
 

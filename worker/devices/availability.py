@@ -1,4 +1,4 @@
-"""When a client can start: the next time from now at which it is available."""
+"""Availability of a client: the next time from now at which it can start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads what people have, arrays, images and tables in files, as ``ClientData``."""
+"""Files of users, with arrays, images and tables, read as ``ClientData``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients keep from one turn to their next: a control variate, what compression left over.
+"""Clients' state between their turns: a control variate, what compression left over.
 
 A training makes an update and the client's next state, and the two must not part: if the server
 has folded an update whose state is lost, or the client goes on from a state whose update never

@@ -1,4 +1,4 @@
-"""What a site has given to a run, and what it has from it: for the people at the site."""
+"""A site's contribution to a run, and its benefit from it: for the people at the site."""
 
 from __future__ import annotations
 

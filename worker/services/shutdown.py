@@ -1,4 +1,4 @@
-"""How whoever works leaves: what is trained is sent, and the broker is not waited for for ever.
+"""Shutdown of a worker: what is trained is sent, and the broker is not waited for for ever.
 
     at work ──stop──> leaving ──what is under way is confirmed, or there is nothing──> left
                          └─ not confirmed after LEAVE_S: say so, close the port ─────> left

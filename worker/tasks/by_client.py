@@ -1,4 +1,4 @@
-"""How well the global model serves each client: who is worst off, and how far clients lie apart.
+"""Metrics by client: who is worst off with the global model, and how far clients lie apart.
 
 A client is measured on test examples alone, which no client trains on. Where these have owners
 (``Task.test_owners``, partition ``natural``) they are the client's own. Else they are all of them,

@@ -1,4 +1,4 @@
-"""What is learned, and from which data: a Keras model and the examples of every client."""
+"""A task: a Keras model and the examples of every client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much each training example counts in the loss: a task's own weights, times its class's."""
+"""Weights of training examples in the loss: a task's own weights, times their class's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a classifier takes for what: counted on the test examples that evaluations use."""
+"""Confusion of a classifier: true and predicted classes, counted on the test examples."""
 
 from __future__ import annotations
 

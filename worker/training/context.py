@@ -1,4 +1,4 @@
-"""What a client's algorithm finds in the graph: weights, where they began, what it was given."""
+"""The context of a client's algorithm in the graph: weights, their start, what it was given."""
 
 from __future__ import annotations
 

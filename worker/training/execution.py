@@ -1,4 +1,4 @@
-"""Which of TensorFlow's executors runs a loop and its steps. A training has one core.
+"""The executor of TensorFlow that runs a loop and its steps. A training has one core.
 
 The default executor hands kernels from thread to thread, which costs small models a third of
 their time; the single-threaded one runs them one by one in the calling thread. But only the
