@@ -48,11 +48,7 @@ from fluffle.aggregator.coordinator.admission import (
     INITIAL_CHECKS,
     OF_THE_MODEL,
     REASONS,
-    UPDATE_CHECKS,
-    Moment,
-    Rules,
     first_reason,
-    restored,
 )
 from fluffle.aggregator.coordinator.buffer import Buffer
 from fluffle.aggregator.coordinator.effects import (
@@ -73,10 +69,11 @@ from fluffle.aggregator.coordinator.effects import (
     SaveBuffer,
 )
 from fluffle.aggregator.coordinator.failures import FailuresInARow
-from fluffle.aggregator.coordinator.norms import Recent, norms_of
 from fluffle.aggregator.coordinator.stopping import Stopping
+from fluffle.aggregator.coordinator.timers import Timers
 from fluffle.aggregator.coordinator.turns import Turns
-from fluffle.aggregator.strategies.base import Strategy, asks_of, broadcast_of, model_of
+from fluffle.aggregator.coordinator.update_admission import UpdateAdmission
+from fluffle.aggregator.strategies.base import Strategy, asks_of, broadcast_of
 from fluffle.schemas import (
     Assignment,
     ClientFailed,
@@ -91,9 +88,6 @@ from fluffle.schemas import (
 from fluffle.schemas.codec import one_line
 from fluffle.schemas.messages import FromWorker
 
-#: How long a finished run waits for the evaluation of its last version, and how often it publishes
-#: that meanwhile, so that an evaluator which has just come back knows that it is waited for.
-FINAL_WAIT_S, FINAL_AGAIN_S = 60.0, 5.0
 #: After so many deadlines residents are asked again even if some have answered: what is missing may
 #: have been lost for good, as what was dead-lettered is.
 ASK_AGAIN = 8
@@ -123,39 +117,26 @@ class Coordinator:
         states = checkpoint.states if self._plan.keeps_state else None
         self.turns = Turns(experiment, run, checkpoint.turn, self.buffer.clients, states)
         self._strategy = strategy
-        self._rules = Rules(
-            run,
-            strategy.sends,
-            experiment.task.clients,
-            experiment.residents,
-            experiment.max_staleness,
-            experiment.update or (),
-        )
+        self.admission = UpdateAdmission(experiment, run, strategy.sends, checkpoint)
         self._stopping = Stopping(experiment.experiment, checkpoint.evaluations)
-        self._residents = dict(checkpoint.residents)
-        self._recent = Recent(experiment.admission, checkpoint.recent)
         self.hold_updates = hold_updates
-        self._elapsed_s = checkpoint.elapsed_s
+        self._timers = Timers(experiment, checkpoint.elapsed_s)
         self._failures = FailuresInARow(experiment.concurrency)
         self._attempt = checkpoint.attempt
         self._extensions = 0
         self._resident_failed = False
-        self._started_at = 0.0
-        self._deadline = float("inf")
-        self._held_since: float | None = None
         self._ending = ("", "")
-        self._waits_until = float("inf")
 
     # ---- what drives it
 
     def start(self, now: float, initial: Tensors | None = None) -> list[Effect]:
         """Begin, or go on from the checkpoint; ``initial`` gives version 0 (``--initial``)."""
-        self._started_at = now
+        self._timers.start(now)
         if self.phase == "running" and self.version >= self.experiment.experiment.versions:
             effects = list(self._finish("finished", f"{self.version} versions made", now))
         elif self.phase == "running":
             effects = [*self._publish(), *self._issue(now)]
-            self._restart_deadline(now)
+            self._timers.restart_deadline(now)
         elif initial is not None:
             effects = list(self._make_first_version(initial, [], now))
         else:
@@ -183,17 +164,17 @@ class Coordinator:
     def on_timer(self, now: float) -> list[Effect]:
         """Some time that ``CallAt`` asked for has come (or not: calling it early is harmless)."""
         effects: list[Effect] = []
-        if self.phase == "finishing" and now >= self._deadline:
+        if self.phase == "finishing" and now >= self._timers.deadline:
             effects += self._wait_on(now)
         if self.phase in ("initialising", "running"):
             effects += self._drop_out(now)
         if self.phase == "running":
-            if now >= self._ends_at():
+            if now >= self._timers.ends_at():
                 minutes = self.experiment.experiment.max_minutes
                 effects += self._finish("finished", f"{minutes:g} minutes are over", now)
-            elif now >= self._deadline:
+            elif now >= self._timers.deadline:
                 effects += self._on_deadline(now)
-        if now >= self._save_at():
+        if self.phase == "running" and now >= self._timers.save_at():
             effects += self._save_buffer()
         return [*effects, self._call()]
 
@@ -203,7 +184,7 @@ class Coordinator:
 
     def elapsed_s(self, now: float) -> float:
         """Seconds that the run has taken so far, earlier starts included."""
-        return self._elapsed_s + now - self._started_at
+        return self._timers.elapsed_s(now)
 
     # ---- version 0
 
@@ -216,7 +197,7 @@ class Coordinator:
             self._attempt += 1  # version 0 itself has to be newer
 
     def _on_initial(self, update: ClientUpdate, now: float) -> Iterator[Effect]:
-        reason = first_reason(INITIAL_CHECKS, update, self._rules)
+        reason = first_reason(INITIAL_CHECKS, update, self.admission.rules)
         if reason is not None:
             yield Reject(update.update_id, reason)
             if reason in OF_THE_MODEL:
@@ -235,40 +216,25 @@ class Coordinator:
         self.phase = "running"
         yield MakeVersion(0, self.buffer.state, "initial", folds, self.turns.resume_from)
         yield from self._publish()
-        self._restart_deadline(now)
+        self._timers.restart_deadline(now)
         yield from self._issue(now)
 
     # ---- updates
 
     def _on_client_update(self, update: ClientUpdate, now: float) -> Iterator[Effect]:
-        moment = Moment(
-            self.version,
-            self.phase == "running",
-            self.buffer.expected,
-            self.turns,
-            self._residents,
-            self._recent.most_examples(),
-        )
-        reason = first_reason(UPDATE_CHECKS, update, self._rules, moment)
-        if reason is None:
-            update, reason = restored(update, self._rules.steps, self.buffer.expected)
-        norms: dict[str, float] = {}
-        if reason is None and self.experiment.admission.norm_factor:
-            model = model_of(self.buffer.state)
-            norms = norms_of(update.tensors, model, self._strategy.sends)
-            too_long = self._recent.too_long(norms, update.tensors, model)
-            reason = "too_long" if too_long else None
-        if reason is not None:
-            yield Reject(update.update_id, reason)
+        running = self.phase == "running"
+        verdict = self.admission.judge(update, self.version, running, self.buffer, self.turns)
+        if isinstance(verdict, str):
+            yield Reject(update.update_id, verdict)
             yield from self._closed(update.update_id, now)
             return
+        update = verdict.update
         yield Hold(update.update_id)
         self._failures.clear()
         self.turns.contributed(update)
-        if not update.client.isdecimal():
-            self._residents[update.client] = update.base_version
-        self.buffer.add(update, Fold.of(update, self.version - update.base_version, norms))
-        self._held_since = now if self._held_since is None else self._held_since
+        staleness = self.version - update.base_version
+        self.buffer.add(update, Fold.of(update, staleness, verdict.norms))
+        self._timers.hold(now)
         if self.buffer.size >= self.experiment.quorum:
             yield from self._step("quorum", now)
         else:
@@ -277,7 +243,7 @@ class Coordinator:
 
     def _on_failed(self, failure: ClientFailed, now: float) -> Iterator[Effect]:
         # Client 0 has the turn that makes version 0, however few clients there are.
-        rules = replace(self._rules, clients=max(1, self._rules.clients))
+        rules = replace(self.admission.rules, clients=max(1, self.admission.rules.clients))
         reason = first_reason(FAILURE_CHECKS, failure, rules)
         if reason is not None:
             yield Reject(failure.update_id, reason)
@@ -333,17 +299,17 @@ class Coordinator:
         folds = self.buffer.step()
         self.version += 1
         self.updates += len(self.buffer.closed)
-        self._recent.add(self.buffer.closed)
+        self.admission.close_version(self.buffer.closed)
         self._attempt = self._extensions = 0
         self._resident_failed = False
-        self._held_since = None
+        self._timers.release()
         self.turns.start_version()
         yield MakeVersion(self.version, self.buffer.state, closed_by, folds, self.turns.resume_from)
         if self.version >= self.experiment.experiment.versions:
             yield from self._finish("finished", f"{self.version} versions made", now)
         else:
             yield from self._publish()
-            self._restart_deadline(now)
+            self._timers.restart_deadline(now)
 
     def _save_if_enough(self) -> Iterator[Effect]:
         """Record the buffer when it holds all that the prefetch allows: no other would arrive."""
@@ -351,7 +317,7 @@ class Coordinator:
             yield from self._save_buffer()
 
     def _save_buffer(self) -> Iterator[Effect]:
-        self._held_since = None
+        self._timers.release()
         folds = self.buffer.record()
         yield SaveBuffer(self.buffer.state, folds, self.buffer.waiting, self.turns.resume_from)
 
@@ -364,7 +330,7 @@ class Coordinator:
             yield from self._step("deadline", now)
             yield from self._issue(now)
         else:
-            self._restart_deadline(now)
+            self._timers.restart_deadline(now)
             self._extensions += 1
             # Again at extensions 1, 2, 4, 8, …: a mailbox may have lost it, but need not drown.
             if self._extensions & (self._extensions - 1) == 0:
@@ -402,8 +368,7 @@ class Coordinator:
         evaluates = self.experiment.evaluation.every_updates > 0 and has_model
         evaluated = self.evaluated is not None and self.evaluated.version == self.version
         if evaluates and not evaluated:
-            self._waits_until = now + FINAL_WAIT_S
-            self._deadline = now + FINAL_AGAIN_S
+            self._timers.wait_for_evaluation(now)
         else:
             yield from self._done()
 
@@ -412,11 +377,10 @@ class Coordinator:
         yield from self._publish(final=True)
 
     def _wait_on(self, now: float) -> Iterator[Effect]:
-        if now >= self._waits_until:
-            yield from self._done()
-        else:
-            self._deadline = min(self._waits_until, now + FINAL_AGAIN_S)
+        if self._timers.waits_on(now):
             yield from self._publish_last()
+        else:
+            yield from self._done()
 
     def _done(self) -> Iterator[Effect]:
         self.phase = "done"
@@ -444,25 +408,5 @@ class Coordinator:
         else:
             yield from self._issue(now)
 
-    def _restart_deadline(self, now: float) -> None:
-        self._deadline = now + self.experiment.aggregation.deadline_s
-
     def _call(self) -> CallAt:
-        ends_at = self._ends_at() if self.phase == "running" else float("inf")
-        return CallAt(min(self._deadline, self.turns.next_deadline(), self._save_at(), ends_at))
-
-    # What is asked for and what is compared are the very same sums: a timer that is due and does
-    # nothing would be due again at once, for ever under a clock that waits for it.
-
-    def _save_at(self) -> float:
-        """When the open buffer has been held for long enough."""
-        if self._held_since is None or self.phase != "running":
-            return float("inf")
-        return self._held_since + self.experiment.aggregation.hold_s
-
-    def _ends_at(self) -> float:
-        """When ``max_minutes`` are over."""
-        minutes = self.experiment.experiment.max_minutes
-        if minutes is None:
-            return float("inf")
-        return self._started_at + minutes * 60 - self._elapsed_s
+        return CallAt(self._timers.next(self.phase == "running", self.turns.next_deadline()))

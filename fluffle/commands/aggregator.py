@@ -62,8 +62,7 @@ def aggregator(
     from fluffle.experiment_file import load_experiment
     from fluffle.metrics import AggregatorMetrics
     from fluffle.run import check_folder, new_run_id, read_summary, stopping
-    from fluffle.tracking import trackers
-    from fluffle.tracking.follower import tracked
+    from fluffle.tracking import tracked, trackers
 
     experiment = load_experiment(file, settings or [], os.environ)
     make_strategy(experiment, file.parent)  # before anything starts: it may not load

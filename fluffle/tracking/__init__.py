@@ -10,6 +10,7 @@ that is resumed, or tracked again, has no point twice.
 
 from __future__ import annotations
 
-from fluffle.tracking.follower import Tracker, tracked, trackers
+from fluffle.tracking.follower import tracked, trackers
+from fluffle.tracking.tracker import Tracker
 
 __all__ = ["Tracker", "tracked", "trackers"]

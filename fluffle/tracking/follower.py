@@ -7,9 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
 
 from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.aggregator.ledger.summary import CLIENT
@@ -19,6 +17,7 @@ from fluffle.schemas import Experiment, UserError
 from fluffle.schemas.codec import one_line
 from fluffle.schemas.extensions import TRACKER, check_verbs
 from fluffle.schemas.user_code import is_custom
+from fluffle.tracking.tracker import About, Point, Tracker
 
 EVERY_S = 3.0
 #: Versions this far behind the newest get no evaluation any more, until the run is over.
@@ -30,53 +29,8 @@ _CREDENTIALS = re.compile(r"//[^/@\s]+@")
 #: Columns that are of the run, and those that are no measurements.
 _OF_RUN = ("time_s", "updates_total", "staleness_mean", "bytes_up", "bytes_down")
 _NO_POINTS = ("version", "made_at", "closed_by", "examples", "updates", "evaluated_examples")
-
-
 #: How columns begin, and the group of curves that they are shown in.
 _GROUPS = {"train_": "training", CLIENT: "by_client"}
-
-
-class Point(NamedTuple):
-    """One measurement: ``at`` is Unix time, ``step`` the version."""
-
-    tag: str
-    step: int
-    value: float
-    at: float
-
-
-@dataclass(frozen=True)
-class About:
-    """What a tracker shows of the run as a whole."""
-
-    run_id: str
-    name: str
-    experiment: Experiment
-
-
-class Tracker(Protocol):
-    """Where curves go. Used by one thread. Any method may raise: it is tried again.
-
-    >>> class Printed:
-    ...     def open(self, about): return {}
-    ...     def write(self, points):
-    ...         for point in points: print(point.tag, point.step, point.value)
-    ...     def close(self, status): print(status)
-    >>> Printed().write([Point("evaluation/accuracy", 3, 0.5, 0.0)])
-    evaluation/accuracy 3 0.5
-    """
-
-    def open(self, about: About) -> dict[str, int]:
-        """Begin, or go on: the last step of each tag that is there already."""
-        ...
-
-    def write(self, points: Sequence[Point]) -> None:
-        """Durable, or on the server, when it returns."""
-        ...
-
-    def close(self, status: str) -> None:
-        """The run has ended like that; "running" if it was stopped."""
-        ...
 
 
 def points_of(row: Row) -> Iterator[Point]:
@@ -219,14 +173,3 @@ def tracked(service: AggregatorService, followed: Sequence[Tracker]) -> Iterator
     finally:
         for follower in followers:
             follower.end()
-
-
-def scalars(experiment: Experiment) -> dict[str, Any]:
-    """The experiment's keys, table.key, that are set."""
-    tables = experiment.model_dump(mode="json", exclude_none=True)
-    return {
-        f"{table}.{key}": value
-        for table, keys in tables.items()
-        if isinstance(keys, dict)
-        for key, value in keys.items()
-    }

@@ -11,7 +11,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdou
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from fluffle.tracking.follower import About, Point, scalars
+from fluffle.tracking.tracker import About, Point, scalars
 
 #: What MLflow takes at once, and how long a parameter's value may be.
 _METRICS, _PARAMETERS, _LENGTH = 1000, 100, 500

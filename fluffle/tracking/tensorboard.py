@@ -13,7 +13,7 @@ sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # noqa: E402
 from tensorboard.summary import Writer  # noqa: E402
 
-from fluffle.tracking.follower import About, Point  # noqa: E402
+from fluffle.tracking.tracker import About, Point  # noqa: E402
 
 
 class TensorBoard:
@@ -21,7 +21,6 @@ class TensorBoard:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._writer: Writer | None = None
 
     def open(self, about: About) -> dict[str, int]:
         """The last steps in the event files that are there. A torn record ends its file."""
@@ -36,12 +35,10 @@ class TensorBoard:
 
     def write(self, points: Sequence[Point]) -> None:
         """Append them to the event file."""
-        assert self._writer is not None
         for point in points:
             self._writer.add_scalar(point.tag, point.value, point.step, wall_time=point.at)
         self._writer.flush()
 
     def close(self, status: str) -> None:
         """Close the event file."""
-        assert self._writer is not None
         self._writer.close()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fluffle.aggregator.coordinator.coordinator import FINAL_AGAIN_S, FINAL_WAIT_S, Coordinator
+from fluffle.aggregator.coordinator.coordinator import Coordinator
 from fluffle.aggregator.coordinator.effects import (
     Assign,
     CallAt,
@@ -24,6 +24,7 @@ from fluffle.aggregator.coordinator.effects import (
     Reject,
     SaveBuffer,
 )
+from fluffle.aggregator.coordinator.timers import FINAL_AGAIN_S, FINAL_WAIT_S
 from fluffle.aggregator.strategies.registry import make_strategy
 from fluffle.schemas import (
     Assignment,
@@ -771,7 +772,8 @@ def test_a_timer_that_came_is_not_asked_for_again(
         "aggregation": {"deadline_s": 1000, "quorum": 3, **aggregation},
     }
     driver = Driver(**tables)
-    driver.now = driver.coordinator._started_at = began
+    driver.now = began
+    driver.coordinator._timers.start(began)
     # When the clock is exactly there, as a virtual one is
     driver.now = only(CallAt, driver.give()).time
     # Then it does something, and the next one is later

@@ -89,8 +89,9 @@ def test_what_is_too_long_is_known_again_after_a_restart(tmp_path: Path) -> None
     for _ in range(2):
         coordinator = federation.service.coordinator
         assert coordinator is not None
-        known = [[fold.norms for fold in folds] for folds in coordinator._recent._versions]
-        bounds.append((known, coordinator._recent.most_examples()))
+        recent = coordinator.admission.recent
+        known = [[fold.norms for fold in folds] for folds in recent._versions]
+        bounds.append((known, recent.most_examples()))
         # When its aggregator dies
         federation.die()
         federation.start()

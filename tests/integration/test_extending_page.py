@@ -30,7 +30,7 @@ FILES = {
 INTERFACES = [
     "fluffle.aggregator.strategies.base",
     "fluffle.schemas.transforms.base",
-    "fluffle.tracking.follower",
+    "fluffle.tracking.tracker",
     "fluffle.worker.datasets.recipe",
     "fluffle.worker.tasks.custom_partition",
     "fluffle.worker.tasks.task",

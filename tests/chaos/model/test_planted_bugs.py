@@ -86,7 +86,7 @@ def counts_a_resident_as_often_as_it_sends(patch: pytest.MonkeyPatch) -> None:
     on_client_update = Coordinator._on_client_update
 
     def planted(self: Coordinator, *arguments: Any) -> Any:
-        self._residents.clear()
+        self.admission.residents.clear()
         return on_client_update(self, *arguments)
 
     patch.setattr(Coordinator, "_on_client_update", planted)
