@@ -7,6 +7,7 @@ beside it, has forgotten versions: to go on from it would silently replace them.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from fluffle.aggregator.ledger.archive import UPDATES
@@ -22,7 +23,8 @@ _DO = (
 
 def refuse_without_run(folder: Path) -> None:
     """Raises: UserError where files of a run lie in a folder whose ledger knows none."""
-    left = next(iter([*_models(folder), *(folder / UPDATES).glob("updates-e*")]), None)
+    models = (path for path, _, _ in _models(folder))
+    left = next(iter([*models, *(folder / UPDATES).glob("updates-e*")]), None)
     if left is not None:
         raise UserError(
             f"{folder} holds files of a run ({left.relative_to(folder)}), but its ledger knows no "
@@ -35,8 +37,7 @@ def refuse_newer(folder: Path, version: int, epoch: int) -> None:
 
     Of the next version there may be a file: a crash before its transaction leaves one.
     """
-    for path in _models(folder):
-        its_version, its_epoch = _numbers(path)
+    for _, its_version, its_epoch in _models(folder):
         if its_version > version + 1 or its_epoch > epoch:
             raise UserError(
                 f"the ledger in {folder} ends with version {version} of epoch {epoch}, but there "
@@ -44,11 +45,8 @@ def refuse_newer(folder: Path, version: int, epoch: int) -> None:
             )
 
 
-def _models(folder: Path) -> list[Path]:
-    return sorted(p for p in (folder / WEIGHTS).glob("model-v*") if _MODEL.match(p.name))
-
-
-def _numbers(path: Path) -> tuple[int, int]:
-    found = _MODEL.match(path.name)
-    assert found is not None
-    return int(found[1]), int(found[2])
+def _models(folder: Path) -> Iterator[tuple[Path, int, int]]:
+    """Each file of weights with its version and epoch."""
+    for path in sorted((folder / WEIGHTS).glob("model-v*")):
+        if found := _MODEL.match(path.name):
+            yield path, int(found[1]), int(found[2])

@@ -51,9 +51,9 @@ class RobustChannel:
     def open(self) -> None:
         """Have a channel from now on."""
         self._wanted = True
-        if self.link.is_up and self.channel is None:
-            assert self.link.connection is not None
-            self.channel = self.link.connection.channel(on_open_callback=self._opened)
+        connection = self.link.connection
+        if connection is not None and self.link.is_up and self.channel is None:
+            self.channel = connection.channel(on_open_callback=self._opened)
             self.channel.add_on_close_callback(self._closed)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fluffle.report.data import Run
+from fluffle.report.data import Ints, Run
 from fluffle.report.style import HEAT, WIDTH, Empty
 
 #: Up to so many classes a cell has room for its number.
@@ -16,7 +16,7 @@ _NUMBERED = 15
 
 def confusion(runs: list[Run]) -> Figure:
     """Of each true class the share that was taken for each class, a panel for each run."""
-    told = [run for run in runs if run.confusion is not None]
+    told = [(run.label, run.confusion) for run in runs if run.confusion is not None]
     if not any(np.isfinite(run.evaluations.accuracy).any() for run in runs):
         raise Empty("")  # nothing was classified
     if not told:
@@ -26,18 +26,16 @@ def confusion(runs: list[Run]) -> Figure:
     size = WIDTH * (1 if columns == 2 else 0.62), 3.4 * rows
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, run in zip(panels, told, strict=False):
-        _panel(axes, run)
+    for axes, (label, counts) in zip(panels, told, strict=False):
+        _panel(axes, counts)
         if len(runs) > 1:
-            axes.set_title(run.label)
+            axes.set_title(label)
     for axes in panels[len(told) :]:
         axes.set_axis_off()
     return figure
 
 
-def _panel(axes: Axes, run: Run) -> None:
-    assert run.confusion is not None
-    counts = run.confusion
+def _panel(axes: Axes, counts: Ints) -> None:
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap=HEAT, vmin=0, vmax=1)
     axes.grid(visible=False)

@@ -226,5 +226,5 @@ def test_a_password_file_that_is_not_there_or_for_nobody_is_said(tmp_path: Path)
 def test_a_node_of_our_own_needs_none_of_this(rabbitmq: Node) -> None:
     parameters = parameters_of(rabbitmq.url)
     assert parameters.ssl_options is None
-    assert parameters.credentials.username == "guest"
+    assert parameters.credentials.username == "fluffle"
     assert parameters.virtual_host == "/"

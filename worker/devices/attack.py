@@ -27,10 +27,10 @@ def as_sent(plan: Plan, client: str, local: Tensors, base: Tensors) -> Tensors:
     base - scale (local - base) of ``trainable`` tensors, so that what is sent as a delta
     points away from where training went. The other tensors stay as they are.
     """
-    if not is_byzantine(plan, client):
+    devices = plan.devices
+    if devices is None or not is_byzantine(plan, client):
         return local
-    assert plan.devices is not None
-    scale = plan.devices.byzantine_scale or 1.0
+    scale = devices.byzantine_scale or 1.0
     return {
         key: np.subtract(base[key], scale * np.subtract(values, base[key]), dtype=values.dtype)
         if key.startswith("trainable/")

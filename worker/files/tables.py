@@ -79,13 +79,14 @@ def _read(
     first_row: int,
 ) -> ClientData:
     files = files_in(path, endings) if path.is_dir() else [path]
+    features = columns.features
     parts: list[_Part] = []
     for file in files:
         table = _Table(file, _opened(file, read), first_row)
-        if columns.features is None:  # all files have to have what the first has
+        if features is None:  # all files have to have what the first has
             others = {*columns.targets, columns.client}
-            columns = columns._replace(features=[n for n in table.names if n not in others])
-        parts.append(_part(table, columns))
+            features = [name for name in table.names if name not in others]
+        parts.append(_part(table, columns, features))
         if (parts[-1].y.dtype.kind == "U") != (parts[0].y.dtype.kind == "U"):
             raise UserError(f"column {columns.target!r} is text in one of {files[0]} and {file}")
     y = np.concatenate([part.y for part in parts])
@@ -104,16 +105,15 @@ def _read(
     return ClientData.by_name(np.concatenate([p.x for p in parts]), y, whose, str(path), classes)
 
 
-def _part(table: _Table, columns: _Columns) -> _Part:
-    assert columns.features is not None
-    table.check([*columns.targets, *filter(None, [columns.client]), *columns.features])
-    if not columns.features:
+def _part(table: _Table, columns: _Columns, features: Sequence[str]) -> _Part:
+    table.check([*columns.targets, *filter(None, [columns.client]), *features])
+    if not features:
         raise UserError(f"{table.file} has no column to learn from beside {columns.targets}")
     if isinstance(columns.target, str):
         y = table.target(columns.target)
     else:
         y = np.stack([table.numbers(name, np.float32) for name in columns.targets], axis=1)
-    x = np.stack([table.numbers(name, np.float32) for name in columns.features], axis=1)
+    x = np.stack([table.numbers(name, np.float32) for name in features], axis=1)
     if columns.client is None:
         return _Part(x, y, np.full(len(y), table.file.stem))
     return _Part(x, y, table.text(columns.client))

@@ -23,7 +23,6 @@ class Journal:
 
     def __init__(self, path: Path | None = None) -> None:
         """Raises: UserError where the file cannot be written."""
-        self._path = path
         self._lock = threading.Lock()
         self._file: TextIO | None = None
         if path is not None:
@@ -31,7 +30,7 @@ class Journal:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = path.open("a", encoding="utf-8")
             except OSError as error:
-                raise _cannot_write(path, error) from error
+                raise _cannot_write(str(path), error) from error
 
     def sending(self, envelope: Envelope) -> None:
         """This is about to be sent. Raises: UserError where the file cannot be written."""
@@ -57,9 +56,8 @@ class Journal:
                 self._file.write(json.dumps(line) + "\n")
                 self._file.flush()
             except OSError as error:
-                assert self._path is not None
-                raise _cannot_write(self._path, error) from error
+                raise _cannot_write(self._file.name, error) from error
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
+def _cannot_write(path: str, error: OSError) -> UserError:
     return UserError(f"cannot write the journal {path}: {error.strerror or error}")

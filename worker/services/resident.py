@@ -134,9 +134,10 @@ class ResidentService:
         self._received += envelope.size
         run_id, known = model.run.run_id, self._contribution
         if model.final:
-            return (
-                known is not None and known.run_id == run_id and self._run_is_over(envelope, model)
-            )
+            if known is None or known.run_id != run_id:
+                return False
+            known.bytes_down += envelope.size
+            return self._run_is_over(model)
         refusal = self._refusal(model)
         if refusal:
             self._refuse(refusal)
@@ -190,9 +191,7 @@ class ResidentService:
         self._port.emit(Envelope.of(event))
         return self._contribution
 
-    def _run_is_over(self, envelope: Envelope, model: GlobalModel) -> bool:
-        assert self._contribution is not None
-        self._contribution.bytes_down += envelope.size
+    def _run_is_over(self, model: GlobalModel) -> bool:
         self._port.emit(Envelope.of(Event(run=model.run, kind="left", worker=self._client)))
         self._sum_up()
         _log.info(f"run {model.run.run_id} is over{'; waiting for the next' * self._stay}")
