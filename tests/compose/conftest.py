@@ -21,14 +21,19 @@ def _engine_answers() -> bool:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def engine() -> None:
+    """Without one tests are skipped; in CI they fail."""
+    if not _engine_answers():
+        missing = "no Docker engine answers"
+        raise AssertionError(missing) if os.environ.get("CI") else pytest.skip.Exception(missing)
+
+
+@pytest.fixture(scope="session")
+def stack(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Three workers, an evaluator and an aggregator at work on a long run.
 
     test_run.py, which comes last, takes it down.
     """
-    if not _engine_answers():
-        missing = "no Docker engine answers"
-        raise AssertionError(missing) if os.environ.get("CI") else pytest.skip.Exception(missing)
     settings: Path = tmp_path_factory.mktemp("compose") / "settings.env"
     one = Stack(f"fluffle-test-{secrets.token_hex(3)}", settings)
     try:
