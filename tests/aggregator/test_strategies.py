@@ -244,7 +244,7 @@ def test_a_buffer_that_came_back_from_a_file_goes_on_to_the_same_bytes(name: str
     sent=st.lists(
         st.tuples(
             hnp.arrays(np.float32, 4, elements=st.floats(2.0**-100, 2.0**100, width=32)),
-            st.integers(0, 2**53),
+            st.integers(0, 2**40),
             st.integers(0, 1000),
         ),
         min_size=1,
@@ -265,7 +265,7 @@ def test_a_variance_stays_positive_and_within_what_was_sent(
 
 
 @each_strategy
-def test_integer_values_are_rounded_and_keep_their_dtype(name: str) -> None:
+def test_integer_values_are_taken_whole_and_keep_their_dtype(name: str) -> None:
     model: Tensors = {
         "non_trainable/0": np.array(10, np.int64),
         "non_trainable/1": np.array([True]),
@@ -275,8 +275,7 @@ def test_integer_values_are_rounded_and_keep_their_dtype(name: str) -> None:
         "non_trainable/1": np.array([False]),
     }
     got = fold(STRATEGIES[name], model, [(update_of(sent), 0)])
-    # FedAsync: 0.4 * 10 + 0.6 * 13 = 11.8; the others have one update, and take it.
-    assert got["non_trainable/0"].item() == (12 if name == "fedasync" else 13)
+    assert got["non_trainable/0"].item() == 13
     assert got["non_trainable/1"].tolist() == [False]
     assert [a.dtype.name for a in got.values()] == ["int64", "bool"]
 

@@ -22,7 +22,7 @@ SHAPES = {
     "trainable/2": ("float32", []),
     "non_trainable/0": ("float32", [3]),  # a moving mean
     "non_trainable/1": ("float64", [3]),  # a moving variance
-    "non_trainable/2": ("int64", []),  # a counter
+    "non_trainable/2": ("int64", []),  # a counter: taken from one update, never averaged
 }
 
 
@@ -79,12 +79,15 @@ def mean(weighted):
 def fedavg(table, model, buffer, memory):
     """w <- sum_k n_k / n w_k (McMahan et al., Algorithm 1)"""
     n = [u["examples"] if table["weighting"] == "examples" else 1 for u in buffer]
-    return {k: mean([(w, u["local"][k]) for w, u in zip(n, buffer, strict=True)]) for k in model}
+    return {k: mean_values(table, buffer, n, k) for k in model}
 
 
 def mean_values(table, buffer, weights, key):
-    """What is no parameter is averaged, with the weights that the strategy gives its updates."""
-    return mean([(w, u["local"][key]) for w, u in zip(weights, buffer, strict=True)])
+    """What is no parameter is averaged, with the weights that the strategy gives its updates; a
+    counter is that of the update with the largest weight, of equal ones the larger.
+    """
+    weighted = [(w, u["local"][key]) for w, u in zip(weights, buffer, strict=True)]
+    return max(weighted)[1] if SHAPES[key][0] == "int64" else mean(weighted)
 
 
 def server_optimizer(table, name, key, x, delta, memory):
@@ -184,13 +187,12 @@ def rule_on(table, model, buffer, memory, rule):
 
 def median(table, model, buffer, memory):
     """Coordinate by coordinate (Yin et al., Definition 1)"""
-    return rule_on(
-        table,
-        model,
-        buffer,
-        memory,
-        lambda key, rows: [statistics.median(c) for c in zip(*rows, strict=True)],
-    )
+
+    def rule(key, rows):
+        of = statistics.median_low if SHAPES[key][0] == "int64" else statistics.median
+        return [of(column) for column in zip(*rows, strict=True)]
+
+    return rule_on(table, model, buffer, memory, rule)
 
 
 def trimmed_mean(table, model, buffer, memory):
@@ -199,6 +201,8 @@ def trimmed_mean(table, model, buffer, memory):
 
     def rule(key, rows):
         middles = [sorted(column)[cut : len(rows) - cut] for column in zip(*rows, strict=True)]
+        if SHAPES[key][0] == "int64":
+            return list(map(statistics.median_low, middles))
         return [math.fsum(middle) / len(middle) for middle in middles]
 
     return rule_on(table, model, buffer, memory, rule)
@@ -219,9 +223,12 @@ def krum(table, model, buffer, memory):
         scores.append(math.fsum(others[: n - f - 2]))
     m = 1 if table["strategy"] == "krum" else table.get("krum_selected", n - f)
     chosen = sorted(range(n), key=lambda i: scores[i])[:m]
-    return rule_on(
-        table, model, buffer, memory, lambda key, rows: mean([(1, rows[i]) for i in chosen])
-    )
+
+    def rule(key, rows):
+        best = [rows[i] for i in chosen]
+        return best[0] if SHAPES[key][0] == "int64" else mean([(1, row) for row in best])
+
+    return rule_on(table, model, buffer, memory, rule)
 
 
 def norm_bounding(table, model, buffer, memory):
@@ -310,7 +317,9 @@ def fedasync(table, model, buffer, memory):
     alpha = table["mixing"] * s(table, update["staleness"])
     new = update["local"]
     return {
-        k: [(1 - alpha) * x + alpha * y for x, y in zip(model[k], new[k], strict=True)]
+        k: new[k]
+        if SHAPES[k][0] == "int64"
+        else [(1 - alpha) * x + alpha * y for x, y in zip(model[k], new[k], strict=True)]
         for k in model
     }
 
