@@ -22,6 +22,7 @@ from fluffle.aggregator.ledger.damage import blamed
 from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.aggregator.strategies.base import model_of
 from fluffle.history import columns, history
+from fluffle.outputs import may_replace
 from fluffle.schemas import Experiment, Plan, Tensors, UserError
 from fluffle.schemas.tensors import dtype_name, model_groups
 from fluffle.worker.services.client_state import ClientStates
@@ -71,6 +72,8 @@ def export(
             name += "" if client is None else f"-of-client-{client}"
             path = out or folder / f"{name}{_SUFFIX[kind]}"
             write = _npz(weights, state) if kind == "npz" else _model(weights, kind, state)
+    if out is not None:
+        may_replace(out, [_SUFFIX.get(kind, f".{kind}")], "--out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)

@@ -79,7 +79,9 @@ def definitions(
     """
     from fluffle.broker.admin.definitions import definitions_of
     from fluffle.broker.admin.permissions import of_admin
+    from fluffle.outputs import may_replace
 
+    may_replace(out, [".json"], "OUT")
     rights = _rights(federation, site or (), pool) | ({"admin": of_admin()} if admin else {})
     words = _keep_passwords(passwords, rights, os.environ)
     tables = definitions_of(federation, vhost, rights, words)
@@ -128,6 +130,10 @@ def _keep_passwords(
             if word:
                 file.write_text(f"{word}\n")
             words[name] = word or file.read_text().strip()
+            if not re.fullmatch(r".{1,1024}", words[name]):
+                raise UserError(f"{file} holds no password: it is one line of text")
+    except UnicodeDecodeError:
+        raise UserError(f"{file} holds no password: it is one line of text") from None
     except OSError as error:
         raise UserError(f"cannot keep passwords in {folder}: {error.strerror}") from None
     return words

@@ -10,6 +10,7 @@ import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fluffle.outputs import may_fill
 from fluffle.report import tables
 from fluffle.report.costs import target_of
 from fluffle.report.data import Run, read_runs
@@ -17,6 +18,8 @@ from fluffle.report.figures import PICTURES
 from fluffle.report.style import RC, Empty, inline, save
 from fluffle.schemas import UserError
 from fluffle.schemas.experiment import CostTable
+
+PAGE = "report.html"
 
 
 def write_report(
@@ -31,10 +34,12 @@ def write_report(
     target: an accuracy in (0, 1]; price: of a worker for an hour. Default: the experiments'.
     """
     runs = [_with(run, target, price) for run in read_runs(folders)]
+    figures = [f"{picture.name}.{kind}" for picture in PICTURES for kind in ("svg", "pdf")]
+    may_fill(out, figures, PAGE, ": Fluffle report</title>")
     try:
         out.mkdir(parents=True, exist_ok=True)
         sections, left_out = _draw(runs, out)
-        page = out / "report.html"
+        page = out / PAGE
         page.write_text(_render(runs, sections, left_out), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the report into {out}: {error}") from None

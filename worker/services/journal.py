@@ -17,6 +17,9 @@ from typing import TextIO
 from fluffle.broker import Envelope
 from fluffle.schemas import UserError
 
+#: Of the first line of every journal.
+_START = b'{"at": '
+
 
 class Journal:
     """Appends to a file; without a path it writes nothing. Thread-safe: all slots share one."""
@@ -28,6 +31,7 @@ class Journal:
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                _check_ours(path)
                 self._file = path.open("a", encoding="utf-8")
             except OSError as error:
                 raise _cannot_write(str(path), error) from error
@@ -57,6 +61,16 @@ class Journal:
                 self._file.flush()
             except OSError as error:
                 raise _cannot_write(self._file.name, error) from error
+
+
+def _check_ours(path: Path) -> None:
+    """Raises: UserError where another kind of file lies there; OSError."""
+    if not path.is_file():
+        return  # nothing is there, or a pipe or a device, which may be written to
+    with path.open("rb") as file:
+        start = file.read(len(_START))
+    if start and start != _START:
+        raise UserError(f"--journal {path} is there already, and no journal: give another name")
 
 
 def _cannot_write(path: str, error: OSError) -> UserError:
