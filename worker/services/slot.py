@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _LOOK_UP_S = 0.5
+#: How often a slot that rests looks whether anybody still wants it to, in seconds.
+_PAUSE_LOOK_UP_S = 2.0
 #: After failures in a row a slot rests, so that a broken worker does not eat all turns.
 _REST_S = 0.1
 _LONGEST_REST_S = 30.0
@@ -133,7 +135,7 @@ class Slot:
             return  # not acked: it goes back to the broker
         self._port.ack(delivery)
         self._worker.on_turn(sent)
-        self._rest()
+        self._rest(assignment.run)
 
     def _drive(self, assignment: Assignment) -> Message | None:
         """What was sent in the end; None where there was nothing to be said."""
@@ -247,9 +249,21 @@ class Slot:
         same = model.run.run_id == run.run_id
         return model.final if same else leadership(model.run) > leadership(run)
 
-    def _rest(self) -> None:
+    def _rest(self, run: Run) -> None:
+        """Between turns; a pause is its run's, and ends where another leads or the run is over."""
         rest = min(_LONGEST_REST_S, _REST_S * 2**self._failures) if self._failures else 0.0
-        self._wait(max(rest, self._pause_s))
+        self._wait(rest)
+        left = self._pause_s - rest
+        while left > 0 and not self._worker.stop.is_set():
+            if left > _PAUSE_LOOK_UP_S and self._is_past(run):
+                return
+            self._wait(min(left, _PAUSE_LOOK_UP_S))
+            left -= _PAUSE_LOOK_UP_S
+
+    def _is_past(self, run: Run) -> bool:
+        newest = self._port.newest_model()
+        model = newest.model() if newest else None
+        return model is not None and (model.final or leadership(model.run) > leadership(run))
 
     def _wait(self, seconds: float) -> None:
         if 0 < seconds < math.inf:
