@@ -9,13 +9,14 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fluffle.schemas.user_code import is_custom
 
 #: What a strategy may ask of clients beyond the model's update: SCAFFOLD's control variates
-#: (arXiv 1910.06378, equation 4, option I or II), FedNova's ||a||_1 (arXiv 2007.07481, equation 5).
-Asks = Literal["control-variate-I", "control-variate-II", "normaliser"]
+#: (arXiv 1910.06378, equation 4, option I or II), FedNova's ||a||_1 (arXiv 2007.07481, equation 5),
+#: FedDyn's regularised loss (arXiv 2111.04263).
+Asks = Literal["control-variate-I", "control-variate-II", "normaliser", "feddyn"]
 
 #: What a parameter of user code may be.
 Scalar = bool | int | float | str | list[bool | int | float | str]
@@ -31,17 +32,33 @@ class FedProx(Parameters):
     """FedProx: its mu is ``training.proximal_mu``."""
 
 
+class Moon(Parameters):
+    """MOON (arXiv 2103.16257)."""
+
+    #: The weight of the contrastive loss.
+    mu: float = Field(1.0, gt=0, allow_inf_nan=False)
+    #: T
+    temperature: float = Field(0.5, gt=0, allow_inf_nan=False)
+
+
+class Ditto(Parameters):
+    """Ditto (arXiv 2012.04221)."""
+
+    #: How strongly the personal model is pulled to the global one (lambda).
+    pull: float = Field(1.0, ge=0, allow_inf_nan=False)
+
+
 #: What ``training.algorithm`` may name.
-ALGORITHMS: Mapping[str, type[Parameters]] = {"fedprox": FedProx}
+ALGORITHMS: Mapping[str, type[Parameters]] = {"fedprox": FedProx, "moon": Moon, "ditto": Ditto}
 #: Their clients keep something from one turn to the next.
-WITH_STATE: tuple[str, ...] = ()
+WITH_STATE = ("moon", "ditto")
 #: Strategies that bring their clients' algorithm with them.
-_OF_STRATEGY = ("scaffold", "fednova")
+_OF_STRATEGY = ("scaffold", "fednova", "feddyn")
 
 
 def state_of(asks: Asks | None, algorithm: str | None, keep_state: bool | None) -> bool:
     """Whether the algorithm's clients keep something from one turn to the next."""
-    asked = asks in ("control-variate-I", "control-variate-II")
+    asked = asks in ("control-variate-I", "control-variate-II", "feddyn")
     return asked or algorithm in WITH_STATE or bool(keep_state)
 
 

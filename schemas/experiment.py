@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from fluffle.schemas.aggregation import STORED, Aggregation, strategies
-from fluffle.schemas.algorithms import Asks, Scalar, check_algorithm, state_of
+from fluffle.schemas.algorithms import WITH_STATE, Asks, Scalar, check_algorithm, state_of
 from fluffle.schemas.device_tables import HardwareTable, Trace
 from fluffle.schemas.extensions import PARTITION, UPDATE_STEP
 from fluffle.schemas.schedules import Schedule
@@ -152,8 +152,8 @@ class TrainingTable(Table):
     version_schedule: Schedule | None = None
     #: FedProx (arXiv 1812.06127): mu/2 |w - w_base|^2 is added to the local loss.
     proximal_mu: NonNegative | None = None
-    #: What a client does besides: fedprox, or FILE.py:Class beside the experiment file. Default:
-    #: what the strategy asks for, else plain local training.
+    #: What a client does besides: fedprox, moon, ditto, or FILE.py:Class beside the experiment
+    #: file. Default: what the strategy asks for, else plain local training.
     algorithm: str | None = None
     #: What an algorithm is made with.
     algorithm_parameters: dict[str, Scalar] | None = None
@@ -542,6 +542,11 @@ class Experiment(Table):
             raise ValueError("task.clients = 0 leaves nobody: name participation.residents")
         if self.keeps_weights:
             self._check_personal()
+        if self.residents and self.training.algorithm in WITH_STATE:
+            raise ValueError(
+                f"{self.training.algorithm}'s clients keep state from turn to turn, and "
+                "participation.residents have no turns"
+            )
         if self.residents and (self.training.keep_state or self.training.optimizer_state == "keep"):
             raise ValueError(
                 "training.keep_state and optimizer_state = 'keep': clients keep state from turn "

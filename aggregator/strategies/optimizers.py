@@ -119,6 +119,28 @@ class Adaptive:
         return x + self.learning_rate * m / (np.sqrt(v) + self.tau), {"m": m, "v": v}
 
 
+@dataclass(frozen=True, slots=True)
+class Amsgrad:
+    """v^ <- max(v^, v);  x <- x + eta m / (sqrt(v^) + epsilon), m and v as Adam's (FADAS)"""
+
+    learning_rate: float
+    beta_1: float
+    beta_2: float
+    epsilon: float
+
+    def start(self) -> Mapping[str, float]:
+        """Both moments, and the largest second one."""
+        return {"m": 0.0, "v": 0.0, "v_hat": 0.0}
+
+    def apply(self, x: Sum, delta: Sum, kept: Slots) -> tuple[Sum, Slots]:
+        """A step whose length in a coordinate never grows again."""
+        m = self.beta_1 * kept["m"] + (1 - self.beta_1) * delta
+        v = adam(kept["v"], np.square(delta), self.beta_2)
+        v_hat = np.maximum(kept["v_hat"], v)
+        moved = x + self.learning_rate * m / (np.sqrt(v_hat) + self.epsilon)
+        return moved, {"m": m, "v": v, "v_hat": v_hat}
+
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 

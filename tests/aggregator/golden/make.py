@@ -324,6 +324,72 @@ def fedasync(table, model, buffer, memory):
     }
 
 
+def fedexp(table, model, buffer, memory):
+    """x <- x + eta_g mean,  eta_g = max(1, sum_i |Delta_i|^2 / (2 M (|mean|^2 + epsilon)))
+    (Jhunjhunwala et al., Algorithm 1)
+    """
+    trainable = [key for key in model if key.startswith("trainable/")]
+    m, ones = len(buffer), [1] * len(buffer)
+    means = {k: [d / m for d in sum_of_deltas(table, buffer, ones, k)] for k in trainable}
+    squares = math.fsum(d * d for u in buffer for key in trainable for d in u["sent"][key])
+    of_mean = math.fsum(d * d for key in trainable for d in means[key])
+    eta_g = max(1, squares / (2 * m * (of_mean + table["epsilon"])))
+    following = {}
+    for key, x in model.items():
+        if key.startswith("non_trainable/"):
+            following[key] = mean_values(table, buffer, ones, key)
+        else:
+            following[key] = [a + eta_g * d for a, d in zip(x, means[key], strict=True)]
+    return following
+
+
+def fadas(table, model, buffer, memory):
+    """x <- x + eta_t m / (sqrt(max v) + epsilon), with the mean of the buffer in m and v; eta_t
+    is eta, or min(eta, 1 / tau_max) where tau_max > tau_c (Wang et al., Algorithm 2). What is kept
+    is kept in the tensor's dtype.
+    """
+    beta_1, beta_2 = table["server_beta_1"], table["server_beta_2"]
+    eta, stalest = table["server_learning_rate"], max(u["staleness"] for u in buffer)
+    if "delay_threshold" in table and stalest > table["delay_threshold"]:
+        eta = min(eta, 1 / stalest)
+    following = {}
+    for key, x in model.items():
+        if key.startswith("non_trainable/"):
+            following[key] = mean_values(table, buffer, [1] * len(buffer), key)
+            continue
+        total = sum_of_deltas(table, buffer, [1] * len(buffer), key)
+        slots, following[key] = [], []
+        kept = memory.get(key, [(0.0, 0.0, 0.0)] * len(x))
+        for a, d, (m, v, largest) in zip(x, total, kept, strict=True):
+            d = d / len(buffer)
+            m, v = beta_1 * m + (1 - beta_1) * d, beta_2 * v + (1 - beta_2) * d * d
+            largest = max(largest, v)
+            following[key].append(a + eta * m / (math.sqrt(largest) + table["epsilon"]))
+            slots.append((m, v, largest))
+        dtype = SHAPES[key][0]
+        memory[key] = list(
+            zip(*(rounded(each, dtype) for each in zip(*slots, strict=True)), strict=True)
+        )
+    return following
+
+
+def feddyn(table, model, buffer, memory):
+    """h <- h - alpha / N sum_i Delta_i;  theta <- theta + mean - h / alpha (Acar et al.)"""
+    alpha, ones, following = table["alpha"], [1] * len(buffer), {}
+    for key, x in model.items():
+        if key.startswith("non_trainable/"):
+            following[key] = mean_values(table, buffer, ones, key)
+            continue
+        total = sum_of_deltas(table, buffer, ones, key)
+        before = memory.get(key, [0.0] * len(x))
+        h = [b - alpha / CLIENTS * d for b, d in zip(before, total, strict=True)]
+        memory[key] = h
+        following[key] = [
+            a + d / len(buffer) - b / alpha for a, d, b in zip(x, total, h, strict=True)
+        ]
+    return {**following, "feddyn/alpha": [alpha]}
+
+
 #: FedAvg with a server optimizer, by the names of the papers.
 OPTIMIZERS = {
     "fedavgm": "momentum",
@@ -344,6 +410,9 @@ RULES = {
     "norm-bounding": norm_bounding,
     "scaffold": scaffold,
     "fednova": fednova,
+    "fedexp": fedexp,
+    "fadas": fadas,
+    "feddyn": feddyn,
     **dict.fromkeys(OPTIMIZERS, fedopt),
 }
 #: How many clients there are in all.
@@ -357,6 +426,8 @@ WANTS = {
     },
     "fednova": {"fednova/norm": ("float64", [])},
 }
+#: What goes out with the model, where it is not what updates bring.
+GOES_OUT = {"feddyn": {"feddyn/alpha": ("float64", [])}}
 #: Their updates carry the clients' weights; those of all others carry deltas.
 SEND_WEIGHTS = ("fedavg", "fedasync")
 
@@ -372,6 +443,7 @@ def story(name, table, arrivals, bad=()):
     events = []
     memory = {}
     wants = WANTS.get(table["strategy"], {})
+    shapes = wants | GOES_OUT.get(table["strategy"], {})
     for stalenesses in arrivals:
         buffer = []
         for staleness in stalenesses:
@@ -396,14 +468,14 @@ def story(name, table, arrivals, bad=()):
             if table["strategy"] == "ca2fl":  # with 5 clients of 10, one twice in a buffer at times
                 update["client"] = str(rng.randrange(5))
             events.append({"update": {**update, "tensors": sent}})
-            if staleness >= table.get("delay_threshold", math.inf):
+            if table["strategy"] == "ringmaster" and staleness >= table["delay_threshold"]:
                 continue
             buffer.append({**update, "staleness": staleness, "local": local, "sent": sent})
         exact = RULES[table["strategy"]](table, versions[-1], buffer, memory)
         versions.append({key: rounded(exact[key], SHAPES[key][0]) for key in SHAPES})
-        besides = {k: rounded(exact[k], wants[k][0]) for k in exact if k not in SHAPES}
+        besides = {k: rounded(exact[k], shapes[k][0]) for k in exact if k not in SHAPES}
         events.append({"step": {**versions[-1], **besides}})
-    head = {"aggregation": table, "shapes": {**SHAPES, **wants}, "initial": versions[0]}
+    head = {"aggregation": table, "shapes": {**SHAPES, **shapes}, "initial": versions[0]}
     lines = [f'"{key}": {json.dumps(value)},' for key, value in head.items()]
     told = ",\n".join(map(json.dumps, events))  # a line for each event
     story = "\n".join(["{", *lines, f'"events": [\n{told}\n]', "}\n"])
@@ -478,6 +550,12 @@ def main():
         story(name, table, [arrivals for arrivals in LARGE if len(arrivals) >= 7], bad=(1, 4))
     story("scaffold", {"strategy": "scaffold", "server_learning_rate": 0.8}, SYNCHRONOUS)
     story("fednova", {"strategy": "fednova"}, SYNCHRONOUS)
+    story("fedexp", {"strategy": "fedexp", "epsilon": 0.01}, SYNCHRONOUS)
+    story("feddyn", {"strategy": "feddyn", "alpha": 0.2}, SYNCHRONOUS)
+    moments = {"server_learning_rate": 0.4, "server_beta_1": 0.8, "server_beta_2": 0.95}
+    table = {"strategy": "fadas", **moments, "epsilon": 1e-3}
+    story("fadas", table, BUFFERS)
+    story("fadas-delay", {**table, "delay_threshold": 2}, BUFFERS)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fluffle.schemas import Plan, UserError, user_code
-from fluffle.schemas.algorithms import Asks
+from fluffle.schemas.algorithms import ALGORITHMS, Asks
 from fluffle.schemas.experiment import TrainingTable
 from fluffle.worker.tasks import custom
 from fluffle.worker.training.algorithms.base import Algorithm
+from fluffle.worker.training.algorithms.ditto import Ditto
+from fluffle.worker.training.algorithms.feddyn import FedDyn
 from fluffle.worker.training.algorithms.fednova import FedNova
 from fluffle.worker.training.algorithms.fedprox import FedProx
+from fluffle.worker.training.algorithms.moon import Moon
 from fluffle.worker.training.algorithms.scaffold import Scaffold
 
 T = TypeVar("T")
@@ -22,8 +25,13 @@ T = TypeVar("T")
 _ASKED: dict[Asks, Callable[[Plan], Algorithm]] = {
     "control-variate-I": lambda plan: Scaffold(),
     "control-variate-II": lambda plan: Scaffold(),
+    "feddyn": lambda plan: FedDyn(),
     "normaliser": lambda plan: FedNova(plan.training.proximal_mu or 0.0),
 }
+
+
+#: What ``training.algorithm`` names.
+_NAMED: dict[str, Callable[..., Algorithm]] = {"moon": Moon, "ditto": Ditto}
 
 
 def check(table: TrainingTable) -> None:
@@ -39,6 +47,9 @@ def algorithm_of(plan: Plan) -> Algorithm:
         return _ASKED[plan.asks](plan)
     if name is not None and user_code.is_custom(name):
         return _custom(name, plan.training.algorithm_parameters or {})
+    if name in _NAMED:
+        parameters = ALGORITHMS[name].model_validate(plan.training.algorithm_parameters or {})
+        return _NAMED[name](**parameters.model_dump())
     return FedProx(plan.training.proximal_mu or 0.0)
 
 
