@@ -13,11 +13,12 @@ import pytest
 pytest.importorskip("tensorflow")
 
 import keras
+import tensorflow as tf
 
 from fluffle.aggregator.coordinator.admission import finite
 from fluffle.aggregator.strategies.base import model_of
 from fluffle.aggregator.strategies.registry import make_strategy
-from fluffle.schemas import ClientUpdate, Experiment, Plan, Run, Tensors, transforms
+from fluffle.schemas import ClientUpdate, Experiment, Plan, Run, Tensors, UserError, transforms
 from fluffle.schemas.codec import decode, encode
 from fluffle.schemas.tensors import spec, tensors_sha256
 from fluffle.worker.services.answers import delta
@@ -212,3 +213,26 @@ def test_what_a_normalization_has_learnt_is_the_versions_not_the_workers() -> No
     assert this.trainer.evaluate(other)[0]["loss"] != this.trainer.evaluate(this.initial)[0]["loss"]
     exported = keras_model(this.plan, other)
     assert np.allclose(np.asarray(exported.layers[0].mean).reshape(-1), other[mean])
+
+
+def test_other_entries_of_a_look_up_table_are_named_and_give_no_other_answers() -> None:
+    # Given a version of a worker whose vocabulary was another
+    this = made("StringLookup")
+    *_, tables = (key for key in this.initial if key.startswith("non_trainable/"))
+    other = this.initial | {tables: np.zeros_like(this.initial[tables])}
+    # Then nobody trains, measures or exports it
+    for use in (this.trainer.evaluate, lambda weights: this.trainer.train(weights, "0", 1)):
+        with pytest.raises(UserError, match=r"a look-up layer .* has other entries here"):
+            use(other)
+    with pytest.raises(ValueError, match="look-up layers of StringLookup have other entries"):
+        keras_model(this.plan, other)
+
+
+@pytest.mark.parametrize("name", ["dict of inputs", "list of inputs", "TextVectorization"])
+def test_a_saved_model_takes_inputs_as_the_task_has_them(name: str, tmp_path: Path) -> None:
+    this = made(name)
+    model = keras_model(this.plan, this.trained.tensors)
+    save(model, this.plan, tmp_path / "model.savedmodel")
+    loaded = tf.saved_model.load(str(tmp_path / "model.savedmodel"))
+    x = keras.tree.map_structure(lambda a: tf.constant(a[:3]), load_task(this.plan).test().x)
+    np.testing.assert_allclose(loaded.serve(x), model(x), atol=1e-6)
