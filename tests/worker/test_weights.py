@@ -230,3 +230,13 @@ def test_a_clients_own_model_can_be_exported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing of client 9 is kept"):
         state_of(ledger, "9")
     ledger.close()
+
+
+def test_an_error_about_a_weight_names_its_layer() -> None:
+    document = tables("blobs", {})
+    del document["weights"]
+    trainer = make_trainer(Plan.of(Experiment.model_validate(document), "delta"))
+    base = trainer.initial()
+    base["trainable/6"] = base["trainable/6"][:, :2]
+    with pytest.raises(ValueError, match=r"trainable/6 \(head/kernel\) is"):
+        trainer.train(base, "1", 1)

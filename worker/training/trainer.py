@@ -43,7 +43,7 @@ from fluffle.worker.training.schedules import LocalOptimizer
 from fluffle.worker.training.seeds import seeds_of
 from fluffle.worker.training.tensor_cache import TensorCache
 from fluffle.worker.training.trained import Trained
-from fluffle.worker.training.travel import Travel
+from fluffle.worker.training.travel import Travel, paths_of
 from fluffle.worker.training.trial import check_model
 from fluffle.worker.training.variables import (
     generators_of,
@@ -272,8 +272,10 @@ class Trainer:
         if (found := spec(model_groups(tensors))) != self._spec:
             both = self._spec | found
             wrong = next(name for name in both if found.get(name) != self._spec.get(name))
+            named = dict(zip(self._spec, self._paths, strict=False))
+            layer = f" ({named[wrong]})" if wrong in named else ""
             raise ValueError(
-                f"these weights do not fit the model of {self._plan.task.name}: {wrong} is "
+                f"these weights do not fit the model of {self._plan.task.name}: {wrong}{layer} is "
                 f"{found.get(wrong, 'missing')}, not {self._spec.get(wrong, 'there')}"
             )
         arrays = [tensors[name] for name in self._spec]
@@ -284,6 +286,12 @@ class Trainer:
                 "vocabulary or its bins, the same everywhere"
             )
         return _bases.make(arrays)
+
+    @property
+    def _paths(self) -> list[str]:
+        """The path of each weight, in the order in which they travel."""
+        paths = paths_of(self._model)
+        return [paths[id(v)] for v in self._weights]
 
     @cached_property
     def _test_indices(self) -> NDArray[np.int32]:
