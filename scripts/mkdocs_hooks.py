@@ -1,4 +1,4 @@
-"""What `make docs` adds to the pages of docs/: the reference, and the files that pages link to.
+"""Additions of `make docs` to the pages of docs/: the reference, and the files that pages link to.
 
 Pages link to files of the repository as people read them there (``../experiments/article.toml``).
 The site has those files too, below ``files/``: Markdown as it is, everything else as a page that

@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
+
 from fluffle.schemas.device_tables import Row, rows_of
 from fluffle.schemas.experiment import DevicesTable
 from fluffle.worker.devices.draws import generator
@@ -56,7 +58,7 @@ def _on_off(seed: int, on_s: float, off_s: float) -> NextStart:
     """Alternating exponential times on and off (a two-state Markov chain), stationary at 0."""
 
     @cache
-    def changes(client: int) -> tuple[list[float], bool, object]:
+    def changes(client: int) -> tuple[list[float], bool, np.random.Generator]:
         rng = generator("on_off", seed, client)
         return [0.0], bool(rng.random() < on_s / (on_s + off_s)), rng
 
@@ -64,7 +66,7 @@ def _on_off(seed: int, on_s: float, off_s: float) -> NextStart:
         times, first_is_on, rng = changes(int(client))
         while times[-1] <= now:
             is_on = first_is_on == (len(times) % 2 == 1)
-            times.append(times[-1] + rng.exponential(on_s if is_on else off_s))  # type: ignore[attr-defined]
+            times.append(times[-1] + rng.exponential(on_s if is_on else off_s))
         interval = bisect_right(times, now) - 1
         is_on = first_is_on == (interval % 2 == 0)
         return now if is_on else times[interval + 1]

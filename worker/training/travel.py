@@ -1,4 +1,4 @@
-"""Which of a model's weights travel: groups by patterns over their paths (``[weights]``).
+"""Groups of a model's weights, by patterns over their paths: which travel (``[weights]``).
 
     send      travels up and down, as every weight does without ``[weights]``
     keep      stays with the client, in its state: personal layers
