@@ -59,9 +59,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Whoever imports TensorFlow is marked for it, and no other."""
-    before = "tensorflow" in sys.modules
+    before = sys.modules.get("tensorflow")
     result = yield
-    if "tensorflow" in sys.modules and not before and not item.get_closest_marker("tensorflow"):
+    if sys.modules.get("tensorflow") and not before and not item.get_closest_marker("tensorflow"):
         pytest.fail("it imports TensorFlow: mark it so")
     return result
 
