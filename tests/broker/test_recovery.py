@@ -24,7 +24,7 @@ A_WHILE_S = 0.4
 
 @pytest.fixture(scope="module")
 def fragile():
-    """A server of our own to kill, which takes messages of 1 MB at most."""
+    """A server of our own to kill, which takes messages of 1 MiB at most."""
     with Node(settings={"max_message_size": "1048576"}) as node:
         yield node
 
@@ -208,7 +208,7 @@ def test_a_message_that_is_too_large_is_refused_with_the_setting_that_helps(
 ):
     broker = RabbitMQBroker(fragile.url, federation)
     leader, worker = ports.leader(broker), ports.worker(broker)
-    with pytest.raises(MessageTooLarge, match=r"2\.9 MB .* 1\.0 MB .* max_message_size") as caught:
+    with pytest.raises(MessageTooLarge, match=r"3 MB .* 1.05 MB .* max_message_size") as caught:
         leader.publish_model(model(1, size=3_000_000))
     assert "\n" not in str(caught.value)
     with pytest.raises(MessageTooLarge, match="max_message_size"):
