@@ -34,7 +34,8 @@ class Probe:
     may_train: bool
     #: None without a federation: nobody is told before there is one.
     may_lead: bool | None
-    #: Updates that wait for the aggregator; None without a federation.
+    #: Updates that wait for the aggregator; None without a federation, or where the broker does
+    #: not let this user see (4.3 asks for a right even for that).
     waiting: int | None
     #: The largest message in bytes: exact where the broker has told. None: nobody knows.
     largest_message: int | None
@@ -55,7 +56,9 @@ def probe(url: str, federation: str = "fluffle") -> Probe:
 def _look(session: Session, names: Topology) -> Probe:
     ask, user = session.ask, session.user
     depths: list[int] = []
-    exists = ask(_depth(names.updates, depths)) is None
+    # Who has no right on any of them is told nothing of them by 4.3, and counts as without.
+    seen = [ask(_depth(names.updates, depths)), *(ask(_exists(x)) for x in names.exchanges)]
+    exists = None in seen
     submits = exists and ask(_publish(names.submit, b"")) is None
     mailboxes = (names.mailbox(name) for name in (user, "worker-doctor", "evaluator-doctor"))
     receives = any(ask(_declare(mailbox)) is None for mailbox in mailboxes)
@@ -76,7 +79,7 @@ def _look(session: Session, names: Topology) -> Probe:
         federation=exists,
         may_train=receives and (submits or not exists),
         may_lead=leads if exists else None,
-        waiting=depths[0] if exists else None,
+        waiting=depths[0] if depths else None,
         largest_message=largest,
         takes_large=takes_large,
     )
@@ -85,6 +88,13 @@ def _look(session: Session, names: Topology) -> Probe:
 def _depth(queue: Queue, depths: list[int]) -> Callable[[BlockingChannel], None]:
     def ask(channel: BlockingChannel) -> None:
         depths.append(channel.queue_declare(queue.name, passive=True).method.message_count)
+
+    return ask
+
+
+def _exists(exchange: str) -> Callable[[BlockingChannel], None]:
+    def ask(channel: BlockingChannel) -> None:
+        channel.exchange_declare(exchange, passive=True)
 
     return ask
 

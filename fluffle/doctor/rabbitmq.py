@@ -59,8 +59,13 @@ def find_broker(url: str, federation: str) -> Finding:
     if seen.may_lead is None:
         state = f"nobody has led {federation} here yet"
         roles = "may train" if seen.may_train else "may not train"
+        if not seen.may_train:
+            state += ", or this user may not see it"
     else:
-        state = f"{seen.waiting} updates wait in {federation}.updates"
+        many = "what waits in {}.updates is not for this user to see"
+        if seen.waiting is not None:
+            many = f"{seen.waiting} updates wait in {{}}.updates"
+        state = many.format(federation)
         can = [role for role, may in (("train", seen.may_train), ("lead", seen.may_lead)) if may]
         roles = f"may {' and '.join(can)}" if can else "may neither train nor lead"
     found = f"RabbitMQ {seen.version} at {seen.where}: user {seen.user} {roles}; {size}; {state}"
