@@ -26,7 +26,7 @@ settings.load_profile("fluffle")
 CONTAINER = "FLUFFLE_TEST_BROKER"
 
 #: What ``--fast`` leaves out.
-SLOW = ("compose", "rabbitmq", "tensorflow", "slow")
+SLOW = ("compose", "network", "rabbitmq", "tensorflow", "slow")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -301,6 +301,7 @@ def test_a_thousand_clients_share_the_rows_of_a_heat_map(tmp_path: Path) -> None
 # ---- how clients differ, and what is taken for what
 
 
+@pytest.mark.slow
 def test_a_run_that_was_evaluated_by_client_shows_how_they_differ(tmp_path: Path) -> None:
     # Given two runs, one of them evaluated by client
     differing = {"client_accuracy_worst": 0.25, "client_accuracy_p10": 0.5}
@@ -340,6 +341,7 @@ def test_the_confusion_matrix_of_the_last_version_is_drawn(tmp_path: Path) -> No
 # ---- the page and the command
 
 
+@pytest.mark.slow
 def test_the_report_is_one_page_with_the_figures_beside_it_as_svg_and_pdf(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", clock="virtual", **PRICED, **TARGET)
     result = fluffle("report", folder)
@@ -362,6 +364,7 @@ def test_the_report_is_one_page_with_the_figures_beside_it_as_svg_and_pdf(tmp_pa
     assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_several_runs_are_laid_over_each_other_beside_the_first(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name, clock="virtual") for name in ("a", "b")]
     result = fluffle("report", *folders, "--target", "0.5", "--price", "72")
@@ -372,6 +375,7 @@ def test_several_runs_are_laid_over_each_other_beside_the_first(tmp_path: Path) 
     assert len(figures.by_time(read_runs(folders)).axes[1].lines) == 2
 
 
+@pytest.mark.slow
 def test_a_name_that_looks_like_markup_is_only_a_name(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name) for name in ("<b>&$x_1$", "_b")]
     fluffle("report", *folders, "--out", tmp_path / "out")
@@ -381,6 +385,7 @@ def test_a_name_that_looks_like_markup_is_only_a_name(tmp_path: Path) -> None:
     assert ">b</text>" in html  # Matplotlib would leave a label out that begins with _
 
 
+@pytest.mark.slow
 def test_figures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
     fluffle("report", write_run(tmp_path / "virtual", clock="virtual"), "--out", tmp_path / "out")
     assert (tmp_path / "out" / "timeline.svg").exists()

@@ -26,6 +26,8 @@ const of = (element, property) => getComputedStyle(document.querySelector(elemen
 return [of('body', 'backgroundColor'), of('body', 'color'), of('#staleness text', 'fill')];
 """
 
+pytestmark = pytest.mark.slow  # and it needs a browser
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:

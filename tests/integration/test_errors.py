@@ -41,6 +41,7 @@ def test_a_mistake_in_the_experiment_is_said_before_anything_starts(
     assert not (out / "ledger.sqlite").exists()
 
 
+@pytest.mark.slow
 def test_a_cache_that_would_outgrow_its_bound_ends_a_run_before_it_begins(
     start: Start, experiment: Path, tmp_path: Path
 ) -> None:

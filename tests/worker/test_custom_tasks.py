@@ -146,6 +146,7 @@ def test_a_site_cannot_train_on_data_that_come_with_fluffle() -> None:
         open_data(plan("mnist-mlp"))
 
 
+@pytest.mark.slow
 def test_a_worker_py_of_the_users_shadows_nothing_and_its_neighbours_can_be_imported(
     file: Path, tmp_path: Path
 ) -> None:

