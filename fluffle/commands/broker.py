@@ -129,6 +129,8 @@ def _keep_passwords(
                 word = word or secrets.token_urlsafe(24)
             if word:
                 file.write_text(f"{word}\n")
+            if file.parent != folder:
+                file.chmod(0o444)  # whoever has the volume is the user
             words[name] = word or file.read_text().strip()
             if not re.fullmatch(r".{1,1024}", words[name]):
                 raise UserError(f"{file} holds no password: it is one line of text")
