@@ -7,12 +7,14 @@ nothing is newer than 3.10.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from fluffle.schemas.errors import UserError, printable
 from fluffle.schemas.sizes import MIB
 
 #: A message that came back this often and then once more is dead.
@@ -55,6 +57,14 @@ class Topology:
     """The names of one federation."""
 
     federation: str = "fluffle"
+
+    def __post_init__(self) -> None:
+        """Raises: UserError where names of queues, patterns of rights or a log would suffer."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.federation):
+            raise UserError(
+                f"--federation {printable(self.federation, 80)}: use letters, digits, dots, _ and "
+                "-, 64 at most"
+            )
 
     @property
     def global_model(self) -> str:

@@ -20,6 +20,7 @@ from fluffle.broker import Broker
 from fluffle.broker.rabbitmq.broker import RabbitMQBroker
 from fluffle.metrics import new_registry, served
 from fluffle.run import stopping
+from fluffle.schemas.errors import UserError, printable
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +28,14 @@ _PARENT_EVERY_S = 1.0
 
 
 def connect(url: str, federation: str, role: str, timeout_s: float | None) -> Broker:
-    """The broker, which is asked for only when a port is opened; without a timeout for ever."""
+    """The broker, which is asked for only when a port is opened; without a timeout for ever.
+
+    Raises: UserError where the role, a worker's name, is none that a message can carry.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}", role):
+        raise UserError(
+            f"--name {printable(role, 80)}: use letters, digits, dots, _, : and -, 100 at most"
+        )
     if timeout_s is None:
         timeout_s = threading.TIMEOUT_MAX
     return RabbitMQBroker(url, federation, role, connect_timeout_s=timeout_s)
