@@ -287,7 +287,12 @@ def test_fedavg_over_clients_without_examples_keeps_the_model() -> None:
 
 
 @given(
-    hnp.arrays(np.float32, st.integers(0, 100_000), elements=st.just(1.1), fill=st.just(-0.3)),
+    hnp.arrays(
+        np.float32,
+        st.integers(0, 100_000),
+        elements=st.just(np.float32(1.1).item()),
+        fill=st.just(np.float32(-0.3).item()),
+    ),
     st.floats(-10, 10),
 )
 def test_folding_in_blocks_is_the_plain_float64_formula(values: Floats, weight: float) -> None:
