@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from fluffle.aggregator.coordinator.admission import OF_THEIR_TIME, REASONS, finite, is_model
+from fluffle.aggregator.coordinator.admission import OF_THEIR_TIME, REASONS, check_initial
 from fluffle.aggregator.coordinator.coordinator import Coordinator
 from fluffle.aggregator.coordinator.effects import (
     Assign,
@@ -49,7 +49,6 @@ from fluffle.schemas import (
     Event,
     GlobalModel,
     Tensors,
-    UserError,
     transforms,
 )
 from fluffle.schemas.codec import one_line
@@ -97,11 +96,8 @@ class Leader:
         """Publish, issue turns and receive. Raises: UserError."""
         if self.coordinator.phase == "running":
             self._check_room()
-        elif initial is not None and not (is_model(initial) and finite(initial)):
-            raise UserError(
-                "--initial: these are no weights of a model: names trainable/… and "
-                "non_trainable/…, at least one of the former, finite numbers, nothing empty"
-            )
+        elif initial is not None:
+            check_initial(initial)
         # Where there is a model it is published here, so that its size is known before any update.
         self._execute(self.coordinator.start(self._clock(), initial), None)
         self.coordinator.hold_updates = self._prefetch.begin()

@@ -31,7 +31,7 @@ from fluffle.device_files import check_travels
 from fluffle.display import Display, snapshot
 from fluffle.export import STATES, save_models
 from fluffle.memory import MemoryWatch
-from fluffle.schemas import Experiment, UserError
+from fluffle.schemas import Experiment, Tensors, UserError
 from fluffle.tracking import Tracker, tracked
 from fluffle.worker.services.client_state import MEMORY_BYTES, ClientStates
 from fluffle.worker_group import Processes, Threads, WorkerGroup
@@ -56,6 +56,7 @@ def run_experiment(
     workers: int = 0,
     slots: int = 1,
     code: Path | None = None,
+    initial: Tensors | None = None,
     trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
     """Run or resume the experiment in ``folder``; the summary object.
@@ -63,6 +64,7 @@ def run_experiment(
     url: "embedded", "local" (a private RabbitMQ node) or of a broker.
     workers: worker processes; 0 for threads in this process.
     code: the folder of a strategy from a file.
+    initial: the weights of version 0, by default the task's.
     trackers: where curves go.
     Raises: UserError.
     """
@@ -89,6 +91,7 @@ def run_experiment(
             folder,
             run_id=new_run_id(experiment),
             code=code,
+            initial=initial,
         )
         # An update that a real broker has must not outlive its client's state.
         states = ClientStates(folder / STATES, memory_bytes=0 if amqp else MEMORY_BYTES)
@@ -114,6 +117,7 @@ def run_virtual(
     *,
     slots: int,
     code: Path | None = None,
+    initial: Tensors | None = None,
     trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
     """Run the experiment under the virtual clock; the summary object, with ``virtual_s``.
@@ -127,7 +131,7 @@ def run_virtual(
         memory = MemoryWatch()
         stack.callback(memory.close)
         stack.enter_context(_lock(folder))
-        forget_unfinished(folder, experiment)
+        forget_unfinished(folder, experiment, initial is not None)
         configure(slots)
         virtual = VirtualRun(
             experiment,
@@ -137,6 +141,7 @@ def run_virtual(
             # Personal weights can be exported afterwards.
             states=ClientStates(folder / STATES) if experiment.keeps_weights else None,
             code=code,
+            initial=initial,
         )
         started = time.perf_counter()
         try:
@@ -163,12 +168,19 @@ def run_virtual(
     return summary
 
 
-def forget_unfinished(folder: Path, experiment: Experiment) -> None:
-    """Clear a folder of a virtual run of this experiment that has something left to do."""
+def forget_unfinished(folder: Path, experiment: Experiment, initial: bool) -> None:
+    """Clear a folder of a virtual run of this experiment that has something left to do.
+
+    initial: whether it starts over with weights from a file. Raises: UserError where it began with
+    such, and would start over without.
+    """
     if not (folder / "ledger.sqlite").exists():
         return
     with blamed(folder), closing(Ledger(folder)) as ledger:
         unfinished = ledger.open_run(experiment, "", 0, "virtual")
+        began = ledger.query("SELECT updates FROM versions WHERE version = 0")
+        if unfinished and began == [(0,)] and not initial:  # nobody sent these weights
+            raise UserError(f"the run in {folder} began with --initial FILE: give it again")
     if unfinished:
         try:
             # The ledger last: what is cut short here is begun again.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from fluffle.aggregator.service import AggregatorService
 from fluffle.broker import Envelope
 from fluffle.broker.embedded import EmbeddedBroker
-from fluffle.schemas import Experiment, GlobalModel, Message, UserError
+from fluffle.schemas import Experiment, GlobalModel, Message, Tensors, UserError
 from fluffle.schemas.messages import order
 from fluffle.simulation.clients import WORKER, Clients
 from fluffle.simulation.events import Clock, EventLog, Events
@@ -50,6 +50,7 @@ class VirtualRun:
         slots: int,
         states: ClientStates | None = None,
         code: Path | None = None,
+        initial: Tensors | None = None,
     ) -> None:
         self.clock = Clock()
         broker = EmbeddedBroker(self.clock)
@@ -59,6 +60,7 @@ class VirtualRun:
             self._aggregator,
             folder,
             run_id=run_id,
+            initial=initial,
             code=code,
             clock_name="virtual",
             clock=self.clock,

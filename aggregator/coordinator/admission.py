@@ -13,7 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from fluffle.aggregator.coordinator.turns import Turns
-from fluffle.schemas import ClientFailed, ClientUpdate, Evaluation, Run, Tensors, transforms
+from fluffle.schemas import (
+    ClientFailed,
+    ClientUpdate,
+    Evaluation,
+    Run,
+    Tensors,
+    UserError,
+    transforms,
+)
 from fluffle.schemas.messages import INITIALISE, FromWorker, assignment_id, resident_update_id
 from fluffle.schemas.steps import Step
 from fluffle.schemas.tensors import Array, Spec, is_float, spec
@@ -170,6 +178,15 @@ def is_model(tensors: Tensors) -> bool:
         key.startswith("trainable/") and array.size > 0 and is_float(array)
         for key, array in tensors.items()
     )
+
+
+def check_initial(tensors: Tensors) -> None:
+    """Raises: UserError where these cannot be the weights of version 0."""
+    if not (is_model(tensors) and finite(tensors)):
+        raise UserError(
+            "--initial: these are no weights of a model: names trainable/… and non_trainable/…, at "
+            "least one of the former, finite numbers, nothing empty"
+        )
 
 
 def _bounded(array: Array) -> bool:

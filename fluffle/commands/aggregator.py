@@ -6,7 +6,7 @@ import logging
 import os
 import resource
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from fluffle.commands.options import (
     BrokerUrl,
     ExperimentFile,
     Federation,
+    Initial,
     Json,
     MetricsAddress,
     MetricsPort,
@@ -25,11 +26,7 @@ from fluffle.commands.options import (
     secure,
     use_code_of,
 )
-from fluffle.schemas.errors import UserError
 from fluffle.schemas.sizes import MB
-
-if TYPE_CHECKING:
-    from fluffle.schemas import Tensors
 
 _log = logging.getLogger(__name__)
 
@@ -41,10 +38,7 @@ def aggregator(
     out: Annotated[Path, typer.Option(help="Run folder; one that holds a run resumes it.")],
     settings: Settings = None,
     federation: Federation = "fluffle",
-    initial: Annotated[
-        Path | None,
-        typer.Option(help="Weights of version 0: a weights file of another run's folder."),
-    ] = None,
+    initial: Initial = None,
     connect_timeout: Timeout = 30.0,
     metrics_port: MetricsPort = None,
     metrics_address: MetricsAddress = "127.0.0.1",
@@ -60,6 +54,7 @@ def aggregator(
     from fluffle.commands.summary import exit_as, print_json
     from fluffle.device_files import check_travels
     from fluffle.experiment_file import load_experiment
+    from fluffle.initial import initial_weights
     from fluffle.metrics import AggregatorMetrics
     from fluffle.run import check_folder, new_run_id, read_summary, stopping
     from fluffle.tracking import tracked, trackers
@@ -70,6 +65,7 @@ def aggregator(
     followed = trackers(tensorboard, mlflow, tracker or [])
     check_travels(experiment)
     check_folder(out)
+    weights = None if initial is None else initial_weights(initial, experiment)
     broker = connect(url, federation, "aggregator", connect_timeout)
     with metrics_at(metrics_address, metrics_port) as registry:
         may_leave_early()
@@ -80,7 +76,7 @@ def aggregator(
             port,
             out,
             run_id=new_run_id(experiment),
-            initial=_read_weights(initial) if initial else None,
+            initial=weights,
             code=file.parent,
             on_timing=metrics.on_timing,
         )
@@ -97,13 +93,3 @@ def aggregator(
     if json:
         print_json(summary)
     exit_as(summary)
-
-
-def _read_weights(path: Path) -> Tensors:
-    from fluffle.schemas.codec import unpack
-
-    try:
-        tensors = unpack(path.read_bytes())[1] or {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read weights from {path}: {error}") from error
-    return {k.removeprefix("model/"): a for k, a in tensors.items() if not k.startswith("server/")}

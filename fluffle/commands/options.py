@@ -27,6 +27,13 @@ Federation = Annotated[str, typer.Option(help="Prefix of all names on the broker
 Timeout = Annotated[
     float, typer.Option("--connect-timeout", help="Seconds to try for a first connection.")
 ]
+Initial = Annotated[
+    Path | None,
+    typer.Option(
+        help="Weights of version 0: a Keras model (.keras), of which is taken what fits; a .npz of "
+        "fluffle export, or a weights file of another run's folder."
+    ),
+]
 TaskFile = Annotated[
     str | None,
     typer.Option(

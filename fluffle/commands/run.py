@@ -16,6 +16,7 @@ from fluffle.commands.options import (
     Data,
     ExperimentFile,
     Federation,
+    Initial,
     Json,
     MLflowUri,
     Settings,
@@ -59,6 +60,7 @@ def run(
         typer.Option(help="Run folder. One that holds this experiment's run resumes it."),
     ] = None,
     settings: Settings = None,
+    initial: Initial = None,
     data: Data = None,
     federation: Federation = "fluffle",
     connect_timeout: Timeout = 30.0,
@@ -72,6 +74,7 @@ def run(
     from fluffle.commands.summary import exit_as, print_json
     from fluffle.display import Display, print_summary
     from fluffle.experiment_file import load_experiment
+    from fluffle.initial import fitted, initial_weights
     from fluffle.invocation import to_paste
     from fluffle.run import check_folder, run_experiment, run_virtual
     from fluffle.tracking import trackers
@@ -98,9 +101,18 @@ def run(
         prepare(experiment.task.name, display.fetching)
         check(experiment)
         check_algorithm(experiment.training)
+        weights = None
+        if initial is not None:
+            weights = fitted(initial_weights(initial, experiment), experiment)
         if clock == "virtual":
             summary = run_virtual(
-                experiment, folder, display, slots=slots, code=file.parent, trackers=followed
+                experiment,
+                folder,
+                display,
+                slots=slots,
+                code=file.parent,
+                initial=weights,
+                trackers=followed,
             )
         else:
             summary = run_experiment(
@@ -113,6 +125,7 @@ def run(
                 workers=workers,
                 slots=slots,
                 code=file.parent,
+                initial=weights,
                 trackers=followed,
             )
         display.rest()
