@@ -5,12 +5,12 @@ A strategy asks for its own (SCAFFOLD, FedNova); ``[training] algorithm`` names 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fluffle.schemas.extensions import ALGORITHM
 from fluffle.schemas.user_code import is_custom
 
 #: What a strategy may ask of clients beyond the model's update: SCAFFOLD's control variates
@@ -69,8 +69,8 @@ def check_algorithm(
     strategy: str,
     task: str,
 ) -> None:
-    """Raises: ValueError where a client's algorithm is not known, or does not go with the rest."""
-    if keep_state and not (name and is_custom(name)) and not is_custom(task):
+    """Raises: ValueError where a client's algorithm does not go with the rest."""
+    if keep_state and (name is None or name in ALGORITHMS) and not is_custom(task):
         raise ValueError(
             "training.keep_state goes with training.algorithm = 'FILE.py:Class', or an ArrayTask"
         )
@@ -82,10 +82,8 @@ def check_algorithm(
         raise ValueError(
             f"{strategy} brings its clients' algorithm with it: remove training.algorithm"
         )
-    if is_custom(name):
-        return
     if name not in ALGORITHMS:
-        _refuse(name)
+        return
     try:
         ALGORITHMS[name].model_validate(parameters or {})
     except ValidationError as error:
@@ -95,14 +93,12 @@ def check_algorithm(
         raise ValueError(f"{where}: {first['msg']} (the parameters of {name}: {known})") from None
 
 
-def _refuse(name: str) -> None:
+def refuse_unknown(name: str | None) -> None:
+    """Raises: ValueError for an algorithm that nobody here can mean."""
     if name in _OF_STRATEGY:
         raise ValueError(
             f"training.algorithm = {name!r} comes with its strategy: set aggregation.strategy = "
             f"{name!r} in its place"
         )
-    near = difflib.get_close_matches(name, ALGORITHMS, n=1)
-    raise ValueError(
-        f"training.algorithm = {name!r} is none of {', '.join(ALGORITHMS)}, and no file of your "
-        f"own, as my_file.py:MyAlgorithm" + (f"; did you mean {near[0]}?" if near else "")
-    )
+    if name is not None:
+        ALGORITHM.check_name("training.algorithm", name, ALGORITHMS)

@@ -15,7 +15,14 @@ from pydantic import (
 )
 
 from fluffle.schemas.aggregation import STORED, Aggregation, strategies
-from fluffle.schemas.algorithms import WITH_STATE, Asks, Scalar, check_algorithm, state_of
+from fluffle.schemas.algorithms import (
+    WITH_STATE,
+    Asks,
+    Scalar,
+    check_algorithm,
+    refuse_unknown,
+    state_of,
+)
 from fluffle.schemas.device_tables import HardwareTable, Trace
 from fluffle.schemas.extensions import PARTITION, UPDATE_STEP
 from fluffle.schemas.schedules import Schedule
@@ -474,6 +481,8 @@ class Experiment(Table):
             strategy,
             self.task.name,
         )
+        if info.context != STORED:
+            refuse_unknown(training.algorithm)
         beyond = ("optimizer_parameters", "optimizer_state", "local_schedule", "version_schedule")
         for key in beyond if strategy in ("scaffold", "fednova") else ():
             if getattr(training, key) not in (None, "reset"):

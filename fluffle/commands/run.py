@@ -159,6 +159,7 @@ def use_folder_of(file: Path, experiment: Experiment, slots: int, data: Path | N
 
     data: where its data are, if not there. Raises: UserError.
     """
+    from fluffle.schemas.algorithms import ALGORITHMS
     from fluffle.worker.tasks import custom
     from fluffle.worker.tasks.registry import use
     from fluffle.worker.training.runtime import configure
@@ -167,7 +168,8 @@ def use_folder_of(file: Path, experiment: Experiment, slots: int, data: Path | N
     if data is not None:
         use(None, data)
         os.environ[custom.DATA] = str(data.resolve())
-    if any(map(custom.is_custom, (experiment.task.name, experiment.training.algorithm or ""))):
+    algorithm = experiment.training.algorithm
+    if custom.is_custom(experiment.task.name) or algorithm not in (None, *ALGORITHMS):
         configure(slots)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fluffle.aggregator.strategies.registry import make_strategy
-from fluffle.schemas import Experiment, UserError, extensions, transforms
+from fluffle.schemas import Experiment, Plan, UserError, extensions, transforms
 from fluffle.schemas.tensors import spec
 from fluffle.schemas.transforms import Draws
 from tests.docs import example, text_of
@@ -25,6 +27,7 @@ FILES = {
     "dice.py": "RECIPE = Recipe(",
     "sizes.py": "class Growing:",
     "signs.py": "class Signs:",
+    "near.py": "class Near(Algorithm)",
     "lines.py": "class Lines:",
 }
 INTERFACES = [
@@ -50,7 +53,7 @@ def mine(tmp_path: Path) -> Path:
 @pytest.fixture
 def package(tmp_path: Path, mine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The classes of the page in an installed package."""
-    for name in ("plain", "signs"):
+    for name in ("plain", "signs", "near"):
         (mine / f"{name}.py").rename(tmp_path / f"others_{name}.py")
     info = tmp_path / "others-1.0.dist-info"
     info.mkdir()
@@ -58,6 +61,7 @@ def package(tmp_path: Path, mine: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     (info / "entry_points.txt").write_text(
         "[fluffle.strategies]\nplain = others_plain:Plain\nbroken = others_none:Plain\n"
         "[fluffle.update_steps]\nsigns = others_signs:Signs\n"
+        "[fluffle.algorithms]\nnear = others_near:Near\nodd = others_plain:Plain\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     extensions._entry_points.cache_clear()
@@ -116,6 +120,34 @@ def test_what_an_installed_package_offers_has_a_name() -> None:
     assert sent.keys() == {"trainable/0", "scale/0"}
     back = transforms.restore(experiment.update or (), sent, spec(model))
     np.testing.assert_array_equal(back["trainable/0"], model["trainable/0"])
+
+
+@pytest.mark.tensorflow
+@pytest.mark.usefixtures("package")
+def test_an_installed_packages_algorithm_is_what_clients_train_with() -> None:
+    from fluffle.worker.training.algorithms.registry import algorithm_of, check
+
+    def named(name: str, **training: Any) -> Experiment:
+        return Experiment.model_validate({"training": {"algorithm": name, **training}})
+
+    # When an experiment names it, then clients have it, made with its parameters
+    near = named("near", algorithm_parameters={"mu": 0.5}, keep_state=True)
+    made = algorithm_of(Plan.of(near, "delta"))
+    assert (type(made).__name__, vars(made)) == ("Near", {"mu": 0.5})
+    # And what cannot be made is said, and by the way of where it is from
+    with pytest.raises(UserError, match=r"with \[training.algorithm_parameters\]: .*unexpected"):
+        check(named("near", algorithm_parameters={"my": 0.5}).training)
+    with pytest.raises(UserError, match=r"odd in the installed package is no fluffle\.Algorithm"):
+        check(named("odd").training)
+    with pytest.raises(ValueError, match=r"none of .*, near, odd, .*did you mean near\?"):
+        named("neat")
+    # And a run that was made with it can be read where it is not installed
+    plan = Plan.of(near, "delta")
+    extensions._entry_points.cache_clear()
+    sys.path.pop(0)
+    assert Experiment.stored(near.model_dump_json()) == near
+    with pytest.raises(UserError, match="there is no algorithm 'near' on this machine"):
+        algorithm_of(plan)
 
 
 @pytest.mark.usefixtures("package")

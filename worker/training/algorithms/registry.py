@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from fluffle.schemas import Plan, UserError, user_code
 from fluffle.schemas.algorithms import ALGORITHMS, Asks
 from fluffle.schemas.experiment import TrainingTable
+from fluffle.schemas.extensions import ALGORITHM, told
 from fluffle.worker.tasks import custom
 from fluffle.worker.training.algorithms.base import Algorithm
 from fluffle.worker.training.algorithms.ditto import Ditto
@@ -35,8 +36,8 @@ _NAMED: dict[str, Callable[..., Algorithm]] = {"moon": Moon, "ditto": Ditto}
 
 
 def check(table: TrainingTable) -> None:
-    """Raises: UserError if an algorithm from a file cannot be made; better before than while."""
-    if table.algorithm is not None and user_code.is_custom(table.algorithm):
+    """Raises: UserError if an algorithm of one's own cannot be made; better before than while."""
+    if table.algorithm is not None and table.algorithm not in ALGORITHMS:
         _custom(table.algorithm, table.algorithm_parameters or {})
 
 
@@ -45,7 +46,7 @@ def algorithm_of(plan: Plan) -> Algorithm:
     name = plan.training.algorithm
     if plan.asks is not None:
         return _ASKED[plan.asks](plan)
-    if name is not None and user_code.is_custom(name):
+    if name is not None and name not in ALGORITHMS:
         return _custom(name, plan.training.algorithm_parameters or {})
     if name in _NAMED:
         parameters = ALGORITHMS[name].model_validate(plan.training.algorithm_parameters or {})
@@ -67,15 +68,20 @@ def trying(algorithm: Algorithm, action: Callable[[], T]) -> T:
 
 
 def _custom(name: str, parameters: dict[str, Any]) -> Algorithm:
-    """The class ``FILE.py:Class``, which lies where tasks do. Raises: UserError."""
-    path, class_name = custom.place_named_by_plan(name, "algorithm")
-    found = user_code.load_class(path, class_name)
-    if not issubclass(found, Algorithm):
-        raise UserError(f"{class_name} in {path} is no fluffle.Algorithm")
+    """Of the class ``FILE.py:Class``, which lies where tasks do, or of an installed package.
+
+    Raises: UserError.
+    """
+    if user_code.is_custom(name):
+        path, class_name = custom.place_named_by_plan(name, "algorithm")
+        found, where = user_code.load_class(path, class_name), f"{class_name} in {path}"
+    else:
+        found, where = ALGORITHM.load(name), f"{name} in the installed package"
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+        raise UserError(f"{where} is no fluffle.Algorithm")
     try:
         return found(**parameters)
     except Exception as error:
         raise UserError(
-            "cannot make the algorithm with [training.algorithm_parameters]: "
-            f"{user_code.explain(error, path)}"
+            f"cannot make the algorithm with [training.algorithm_parameters]: {told(error, found)}"
         ) from error
