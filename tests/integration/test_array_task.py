@@ -90,6 +90,19 @@ def test_the_pages_numpy_task_learns_without_tensorflow_and_is_the_same_again(
     assert subprocess.run([sys.executable, *verify], capture_output=True).returncode == 0
 
 
+def test_the_pages_ensemble_of_local_models_learns(tmp_path: Path) -> None:
+    code = example(PAGE, "class Stumps(ArrayTask)")
+    status, output, loaded = run(
+        *(tmp_path, code, "--clock", "virtual", "--out", str(tmp_path / "s")),
+        *("--set", "training.epochs=20", "--set", "training.learning_rate=0.5"),
+    )
+    assert status == 0, output
+    summary = json.loads([line for line in output.splitlines() if line[:1] == "{"][-1])
+    # Four clients' stumps tell more than the commoner class, which is no more than 65 %
+    assert summary["accuracy"] > 0.85
+    assert loaded == []
+
+
 def test_it_compresses_and_keeps_state_as_any_other(tmp_path: Path) -> None:
     code = example(PAGE, "class Softmax(ArrayTask)")
     more = '\nkeep_state = true\n[[update]]\nkind = "top_k"\nshare = 0.1\n'

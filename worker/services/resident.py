@@ -273,8 +273,8 @@ class ResidentService:
         except BaseException as error:  # whatever a task raises costs one version, not the site
             return contained(error), ""
         line = f"version {model.version}: trained on {trained.examples:,} examples"
-        if held_out:
-            metric = "accuracy" if "accuracy" in of_global else "loss"
+        metric = next((m for m in ("accuracy", "loss") if m in of_global and m in of_local), None)
+        if held_out and metric:
             before, after = of_global[metric], of_local[metric]
             to.measured(metric, before, after)
             here = f"{metric} on {held_out:,} held-out ones"
