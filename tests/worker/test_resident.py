@@ -282,6 +282,26 @@ def test_what_fails_at_a_site_is_said_there_in_full_and_sent_as_its_kind_alone(s
     assert "site_task.py, line 23" in str(federation.error)
 
 
+def test_labels_that_the_model_has_no_output_for_are_said_at_the_site_before_it_trains(
+    site: Path,
+) -> None:
+    # Given a site that numbers its classes from 1
+    with np.load(site / "data.npz") as found:
+        arrays = dict(found)
+    arrays["train_y"] += 1
+    np.savez(site / "data.npz", **arrays)
+    # When a model comes
+    federation = Scripted()
+    federation.start()
+    federation.publish(0)
+    # Then the turn fails, and the site says which example and what to do
+    assert isinstance(federation.take(), ClientFailed)
+    federation.thread.join(60)
+    assert "has the label 3, and the model has 3 outputs, so labels are 0 to 2" in str(
+        federation.error
+    )
+
+
 def test_a_site_that_stays_goes_on_after_a_failure(site: Path, said: list[str]) -> None:
     (site / "broken").touch()
     federation = Scripted()

@@ -22,7 +22,7 @@ from fluffle.worker.tasks.partitions import partition
 from fluffle.worker.tasks.registry import TASKS, load_task
 from fluffle.worker.training.streamed import StreamingTrainer
 from fluffle.worker.training.trainer import Trainer
-from fluffle.worker.training.trial import try_out
+from fluffle.worker.training.trial import try_once, try_out
 from tests.worker.models import X, Y
 
 pytestmark = [pytest.mark.tensorflow]
@@ -133,6 +133,34 @@ def test_it_is_refused(attributes: dict[str, Any], says: str) -> None:
         try_out(made(changed(**attributes)))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_whoever_trains_tries_a_task_of_others_once() -> None:
+    built = []
+
+    def model(self: Task) -> keras.Model:
+        built.append(1)
+        return Plain.model(self)
+
+    def refuse(self: Task) -> Examples:
+        raise FileNotFoundError("no test examples at a worker")
+
+    # Given a task at a worker, which has training examples alone
+    task = made(changed(model=model, test=refuse))
+    # When its slots try it, then its model was built for that once
+    try_once(task)
+    try_once(task)
+    assert len(built) == 1
+    # And what cannot be trained is refused as often as it is tried
+    hidden = made(changed(model=of(Remembers(), layers.Dense(2)), test=refuse))
+    for _ in range(2):
+        with pytest.raises(UserError, match="a variable that is no weight"):
+            try_once(hidden)
+    # And tasks that come with Fluffle are not built for it
+    ours = TASKS["mnist-mlp"].of(TaskTable(name="mnist-mlp"), PartitionTable(), 42)
+    ours.model = model.__get__(ours)  # type: ignore[method-assign]
+    try_once(ours)
+    assert len(built) == 1
 
 
 def test_a_target_that_would_never_apply() -> None:

@@ -47,7 +47,7 @@ from fluffle.worker.services.turn import Fetch, Report, Step, Submit, Train, dri
 from fluffle.worker.tasks import custom
 from fluffle.worker.tasks.registry import open_data
 from fluffle.worker.tasks.task import Task
-from fluffle.worker.training.per_plan import PerPlan, make_trainer
+from fluffle.worker.training.per_plan import PerPlan, make_tried_trainer
 
 if TYPE_CHECKING:
     from fluffle.worker.training.trained import LocalTrainer
@@ -70,7 +70,7 @@ class ResidentService:
         on_model: Callable[[GlobalModel, int], None] = lambda model, size: None,
         on_turn: Callable[[Message | None], None] = lambda answer: None,
         open_task: Callable[[Plan], Task] = open_data,
-        make_trainer: Callable[[Plan], LocalTrainer] = make_trainer,
+        make_trainer: Callable[[Plan], LocalTrainer] = make_tried_trainer,
     ) -> None:
         """
         stay: wait for the next run when one is over, or does not admit us.

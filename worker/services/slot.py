@@ -61,7 +61,7 @@ from fluffle.worker.services.turn import (
     turn_of,
     undecorated,
 )
-from fluffle.worker.training.per_plan import PerPlan, make_trainer
+from fluffle.worker.training.per_plan import PerPlan, make_tried_trainer
 
 if TYPE_CHECKING:
     from fluffle.worker.training.trained import LocalTrainer
@@ -102,7 +102,7 @@ class Slot:
     """Takes turns until told to stop. Raises: Closed when the port is."""
 
     def __init__(
-        self, worker: SlotContext, make_trainer: Callable[[Plan], LocalTrainer] = make_trainer
+        self, worker: SlotContext, make_trainer: Callable[[Plan], LocalTrainer] = make_tried_trainer
     ) -> None:
         self._worker = worker
         self._port = worker.port

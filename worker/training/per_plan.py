@@ -12,6 +12,7 @@ from fluffle.worker.tasks.registry import load_task
 from fluffle.worker.tasks.task import StreamedTask
 from fluffle.worker.training.arrays import ArrayTrainer
 from fluffle.worker.training.trained import LocalTrainer
+from fluffle.worker.training.trial import try_once, untried
 
 T = TypeVar("T")
 
@@ -53,3 +54,14 @@ def make_trainer(plan: Plan) -> LocalTrainer:
         return StreamingTrainer(plan)
     trainer = Trainer(plan)
     return OwnStepTrainer(plan) if trainer.has_own_steps else trainer
+
+
+def make_tried_trainer(plan: Plan) -> LocalTrainer:
+    """As ``make_trainer``, for whoever trains: a task from a file is tried first, once."""
+    trainer, task = make_trainer(plan), load_task(plan)
+    if untried(task):
+        from fluffle.worker.training.trainer import seeded
+
+        with seeded(plan.seed):  # a model is built, which no other thread may do meanwhile
+            try_once(task)
+    return trainer

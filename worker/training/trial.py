@@ -6,9 +6,11 @@ What cannot be trained, or would be passed over in silence, is refused here in o
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -19,9 +21,9 @@ from fluffle.worker.tasks import custom
 from fluffle.worker.tasks.arrays import ArrayTask
 from fluffle.worker.tasks.by_client import ByClient
 from fluffle.worker.tasks.losses import compile_model, named_accuracy
-from fluffle.worker.tasks.registry import task_of, trying
+from fluffle.worker.tasks.registry import TASKS, task_of, trying
 from fluffle.worker.tasks.structure import count_of, is_structured, mapped, named_leaves
-from fluffle.worker.tasks.task import Examples, Task, examples_of
+from fluffle.worker.tasks.task import Examples, StreamedTask, Task, examples_of
 from fluffle.worker.training.arrays import numbers, travelling
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ _BATCH = 2
 _FUSED = ("sgd", "adam")
 #: Metrics of clients, which an evaluation may add.
 _BY_CLIENT = 8
+
+#: Tasks of this process that have been tried.
+_tried: WeakSet[Task] = WeakSet()
 
 
 def check(experiment: Experiment) -> None:
@@ -53,6 +58,7 @@ def check(experiment: Experiment) -> None:
         wants_accuracy = experiment.experiment.target_accuracy is not None
         by_client = bool(experiment.evaluation.by_client)
         trying(task, lambda: try_out(task, wants_accuracy, by_client))
+        _tried.add(task)
     if table.clients:
         trying(task, lambda: task.client_indices("0"))
     if experiment.evaluation.by_client:
@@ -60,10 +66,33 @@ def check(experiment: Experiment) -> None:
         trying(task, lambda: ByClient(task, np.arange(total, dtype=np.int32)))
 
 
-def try_out(task: Task, wants_accuracy: bool = False, by_client: bool = False) -> None:
+def untried(task: Task) -> bool:
+    """Whether it is one from a file, all in memory, that this process has not tried."""
+    ours = type(task) in TASKS.values() or isinstance(task, ArrayTask | StreamedTask)
+    return not ours and task not in _tried
+
+
+def try_once(task: Task) -> None:
+    """The trial of a task from a file at whoever trains it: its training alone, once a process.
+
+    Where ``check`` has tried it, and for tasks of ours, nothing is done. Raises: UserError, and
+    what the task raises.
+    """
+    if untried(task):
+        try_out(task, parts=("dataset",))
+        _tried.add(task)
+
+
+def try_out(
+    task: Task,
+    wants_accuracy: bool = False,
+    by_client: bool = False,
+    parts: Sequence[str] = ("dataset", "test"),
+) -> None:
     """Raises: UserError.
 
     wants_accuracy: whether the run ends by one; by_client: whether clients are measured too.
+    parts: of the examples, those that are here.
     """
     import tensorflow as tf
 
@@ -78,7 +107,7 @@ def try_out(task: Task, wants_accuracy: bool = False, by_client: bool = False) -
     check_model(model)
     values_of(model)  # every weight can travel
     parameters = [v.value for v in parameters_of(model)]
-    for part in ("dataset", "test"):
+    for part in parts:
         examples = examples_of(task, part)
         _check_lengths(part, examples)
         first = slice(batch_of(model) or _BATCH)
@@ -93,6 +122,7 @@ def try_out(task: Task, wants_accuracy: bool = False, by_client: bool = False) -
             return
         with tf.GradientTape() as tape:
             predicted = _predicted(task, model, part, x)
+            _check_labels(task, part, examples, model)
             try:
                 loss = model.compute_loss(x, y, predicted, training=part == "dataset")
                 model.compute_metrics(x, y, predicted)
@@ -103,7 +133,6 @@ def try_out(task: Task, wants_accuracy: bool = False, by_client: bool = False) -
                 ) from error
         if part == "dataset":
             gradients_of(tape, loss, parameters)
-        _check_labels(task, part, examples, model)
     _check_metrics(model.get_metrics_result(), wants_accuracy, by_client)
     _check_state(model, task.preprocess(x))
 
