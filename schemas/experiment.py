@@ -430,7 +430,7 @@ class Experiment(Table):
         document: dict[str, Any] = dump(self)
         for name, table in self._tables():
             for key, _ in idle_keys(table):
-                document[name].pop(key, None)
+                document.get(name, {}).pop(key, None)
         return document
 
     def _tables(self) -> Iterator[tuple[str, Table]]:

@@ -90,6 +90,7 @@ def worker(
             _work(
                 *(broker, name, slots, stay, journal, state, parent, registry),
                 simulate_devices=simulate_devices,
+                own_task=task is not None,
             )
 
 
@@ -125,16 +126,19 @@ def _work(
     registry: CollectorRegistry,
     *,
     simulate_devices: bool,
+    own_task: bool,
 ) -> None:
     from fluffle.commands.service import serve
     from fluffle.metrics import WorkerMetrics
     from fluffle.worker.services.client_state import ClientStates, state_folder
     from fluffle.worker.services.journal import Journal
     from fluffle.worker.services.worker import WorkerService
-    from fluffle.worker.training.runtime import configure
+    from fluffle.worker.training.runtime import configure, import_ahead
 
     kept = Journal(journal)
     configure(slots)
+    if not own_task:
+        import_ahead()
     metrics = WorkerMetrics(registry, slots)
     port = broker.worker(name, slots)
     service = WorkerService(

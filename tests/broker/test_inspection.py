@@ -102,7 +102,7 @@ def test_a_run_that_makes_models_without_end_is_seen_all_the_same(
 
     def publish() -> None:
         version = 0
-        while not over.wait(0.02):
+        while not over.is_set():
             version += 1
             port.publish_model(model(version))
 

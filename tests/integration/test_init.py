@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_what_it_writes_runs_without_a_change(
     assert begun.wait() == 0, begun.output
     assert begun.output.splitlines() == [
         *(str(folder / name) for name in ("my_task.py", "experiment.toml", "README.md")),
-        f"next: fluffle run {folder / 'experiment.toml'}",
+        f"next: {sys.executable} -m fluffle run {folder / 'experiment.toml'}",
     ]
     # When they do what it says
     done = start(*run, "--out", "out", "--json")

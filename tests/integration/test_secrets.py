@@ -39,7 +39,7 @@ class Site:
 
     def __init__(self, node: SecureNode, certificates: Certificates, secrets: Path) -> None:
         self.node = node
-        self.url = f"amqps://{SITE}@{node.place}/%2F"
+        self.url = f"amqps://{SITE}@{node.address}/%2F"
         self.password = secrets / "password"
         self.password.write_text(f"{PASSWORD}\n")
         self.files = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import importlib.util
 import os
 import sys
@@ -16,6 +17,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from fluffle.schemas import UserError
+from fluffle.schemas.extensions import FOLDER
 from fluffle.schemas.sizes import MIB
 
 #: ``mallopt``'s names for: the least block that is mapped on its own, the free memory that is kept.
@@ -52,6 +54,17 @@ def configure(slots: int) -> None:
             else:
                 sys.meta_path.insert(0, _OnImport(name, set_up))
         _configured = True
+
+
+def import_ahead() -> None:
+    """Import TensorFlow now: a first turn would wait for it, for seconds, with others behind it.
+
+    Not where a process may have another task than Keras's, and without a word where there is none:
+    whoever needs it says so.
+    """
+    if os.environ.get(FOLDER) is None:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("keras")
 
 
 def _set_up(slots: int) -> None:
