@@ -109,6 +109,8 @@ class Slot:
         self._trainers = PerPlan(make_trainer)
         self._about: Decorator = SimulatedDevices() if worker.simulate_devices else undecorated
         self._failures = 0
+        #: Whether the turn under way was given to somebody before.
+        self._came_back = False
         self._pause_s = 0.0
         self._free_since = time.perf_counter()
 
@@ -130,6 +132,7 @@ class Slot:
             self._port.ack(delivery)
             return
         self._pause_s = 0.0
+        self._came_back = delivery.delivery_count > 0
         sent = self._drive(assignment)
         if sent is None and self._worker.stop.is_set():
             return  # not acked: it goes back to the broker
@@ -199,10 +202,7 @@ class Slot:
             trainer = self._trainers.of(step.model.plan)
             state = load_state(self._worker.states, step)
             if state is None and step.model.plan.keeps_state:
-                _log.warning(
-                    f"client {step.assignment.client} has trained before, but what it kept is not "
-                    "here: it starts anew (workers that share a --state folder find each other's)"
-                )
+                self._say_lost(step.assignment)
             trained = train(step, trainer, state)
             self._wait(step.takes_s(trained.examples) - trained.seconds)
             account = Account(self._worker.worker_id, self._slot_s(), self._worker.take_received())
@@ -212,6 +212,17 @@ class Slot:
             return contained(error)
         self._failures = 0
         return update
+
+    def _say_lost(self, assignment: Assignment) -> None:
+        client = assignment.client
+        if self._came_back or self._is_past(assignment.run):
+            # Its client may be turns ahead, and have dropped what this one goes on from.
+            _log.info(f"client {client}'s turn comes again; it may have been answered before")
+            return
+        _log.warning(
+            f"client {client} has trained before, but what it kept is not here: it starts anew "
+            "(workers that share a --state folder find each other's)"
+        )
 
     def _submit(self, assignment: Assignment, update: ClientUpdate) -> Message:
         """What was sent in the end."""
