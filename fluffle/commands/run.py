@@ -80,6 +80,7 @@ def run(
     from fluffle.tracking import trackers
     from fluffle.worker.tasks.registry import prepare
     from fluffle.worker.training.algorithms.registry import check as check_algorithm
+    from fluffle.worker.training.runtime import configure
     from fluffle.worker.training.trial import check
 
     experiment = load_experiment(file, settings or [], os.environ)
@@ -97,6 +98,7 @@ def run(
     check_folder(folder)
     slots = slots or max(1, (os.cpu_count() or 1) // max(1, workers))
     use_folder_of(file, experiment, slots, data)
+    configure(slots)  # before the trial of a task, which uses TensorFlow
     with Display(name, quiet=json) as display:
         prepare(experiment.task.name, display.fetching)
         check(experiment)

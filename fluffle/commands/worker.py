@@ -85,13 +85,23 @@ def worker(
     with metrics_at(metrics_address, metrics_port) as registry:
         may_leave_early()
         if client_id:
-            _reside(broker, name, stay, journal, parent, registry)
+            _reside(broker, name, stay, journal, parent, registry, keras=is_keras(task))
         else:
             _work(
                 *(broker, name, slots, stay, journal, state, parent, registry),
                 simulate_devices=simulate_devices,
-                own_task=task is not None,
+                own_task=not is_keras(task),
             )
+
+
+def is_keras(task: str | None) -> bool:
+    """Whether the task that was told is Keras's, as those are that come with Fluffle."""
+    if task is None:
+        return True
+    from fluffle.worker.tasks import custom
+    from fluffle.worker.tasks.arrays import ArrayTask
+
+    return not issubclass(custom.load(task), ArrayTask)
 
 
 def check_site(client: str, task: str | None, name: str, slots: int) -> None:
@@ -162,15 +172,19 @@ def _reside(
     journal: Path | None,
     parent: int,
     registry: CollectorRegistry,
+    *,
+    keras: bool,
 ) -> None:
     from fluffle.commands.service import serve
     from fluffle.metrics import WorkerMetrics
     from fluffle.worker.services.journal import Journal
     from fluffle.worker.services.resident import ResidentService
-    from fluffle.worker.training.runtime import configure
+    from fluffle.worker.training.runtime import configure, import_ahead
 
     kept = Journal(journal)
     configure(1)
+    if keras:
+        import_ahead()
     metrics = WorkerMetrics(registry, 1)
     port = broker.worker(client, 0)
     service = ResidentService(

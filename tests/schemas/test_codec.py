@@ -79,7 +79,7 @@ def plans(draw: st.DrawFn) -> Plan:
             "examples_per_client": draw(st.none() | st.integers(1, 2**31)),
         },
         "training": {
-            "epochs": draw(st.integers(1, 2**31)),
+            "epochs": draw(st.integers(1, 2**31 - 1)),
             "optimizer": draw(texts),
             "learning_rate": draw(st.floats(1e-300, 1e300)),
         },
