@@ -18,7 +18,7 @@ from typing import Any
 import atheris
 import msgpack
 
-with atheris.instrument_imports(include=["schemas"]):
+with atheris.instrument_imports(include=["fluffle.schemas"]):
     from tests.fuzz.promises import check
 
 VALUES: tuple[Any, ...] = (
