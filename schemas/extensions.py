@@ -11,15 +11,17 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fluffle.schemas.errors import UserError
+from fluffle.schemas.errors import UserError, contained
 from fluffle.schemas.user_code import explain, is_custom, load_module, place_of
+
+T = TypeVar("T")
 
 #: The folder in which a file that an experiment names is looked for.
 FOLDER = "FLUFFLE_TASK"
@@ -104,6 +106,20 @@ def check_verbs(noun: str, name: str, made: object, verbs: Iterable[str]) -> Non
     missing = [verb for verb in verbs if not callable(getattr(made, verb, None))]
     if missing:
         raise UserError(f"{noun} {name} lacks {', '.join(missing)}: see docs/extending.md")
+
+
+def guarded(what: str, made: Any, action: Callable[[], T]) -> T:
+    """What a class of others (or an object of it) raises is its author's to mend.
+
+    Raises: UserError in its place.
+    """
+    try:
+        return action()
+    except UserError:
+        raise
+    except BaseException as error:
+        contained(error)
+        raise UserError(f"the {what} failed: {told(error, made)}") from error
 
 
 def told(error: BaseException, made: Any) -> str:

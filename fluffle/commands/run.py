@@ -97,8 +97,8 @@ def run(
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     check_folder(folder)
     slots = slots or max(1, (os.cpu_count() or 1) // max(1, workers))
-    use_folder_of(file, experiment, slots, data)
-    configure(slots)  # before the trial of a task, which uses TensorFlow
+    configure(slots)  # before anybody's code, which may touch TensorFlow
+    use_folder_of(file, experiment, data)
     with Display(name, quiet=json) as display:
         prepare(experiment.task.name, display.fetching)
         check(experiment)
@@ -156,23 +156,18 @@ def check_reachable(experiment: Experiment, url: str, clock: str) -> None:
         )
 
 
-def use_folder_of(file: Path, experiment: Experiment, slots: int, data: Path | None) -> None:
+def use_folder_of(file: Path, experiment: Experiment, data: Path | None) -> None:
     """The task of an experiment is looked for beside its file, here and in worker processes.
 
     data: where its data are, if not there. Raises: UserError.
     """
-    from fluffle.schemas.algorithms import ALGORITHMS
     from fluffle.worker.tasks import custom
     from fluffle.worker.tasks.registry import use
-    from fluffle.worker.training.runtime import configure
 
     use_code_of(file, experiment)
     if data is not None:
         use(None, data)
         os.environ[custom.DATA] = str(data.resolve())
-    algorithm = experiment.training.algorithm
-    if custom.is_custom(experiment.task.name) or algorithm not in (None, *ALGORITHMS):
-        configure(slots)
 
 
 def given(context: Any, without: str) -> Iterator[str]:

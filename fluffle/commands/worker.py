@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from fluffle.broker import Broker
+    from fluffle.worker.services.journal import Journal
 
 
 @secure
@@ -73,6 +74,8 @@ def worker(
     With --client-id it is a site: one resident client, which trains on its own data.
     """
     from fluffle.commands.service import connect, default_name, may_leave_early, metrics_at
+    from fluffle.worker.services.journal import Journal
+    from fluffle.worker.training.runtime import configure, import_ahead
 
     if client_id:
         check_site(client_id, task, name, slots)
@@ -84,13 +87,16 @@ def worker(
     broker = connect(url, federation, name, timeout)
     with metrics_at(metrics_address, metrics_port) as registry:
         may_leave_early()
+        kept = Journal(journal)
+        configure(slots)
+        if is_keras(task):
+            import_ahead()
         if client_id:
-            _reside(broker, name, stay, journal, parent, registry, keras=is_keras(task))
+            _reside(broker, name, stay, kept, parent, registry)
         else:
             _work(
-                *(broker, name, slots, stay, journal, state, parent, registry),
+                *(broker, name, slots, stay, kept, state, parent, registry),
                 simulate_devices=simulate_devices,
-                own_task=not is_keras(task),
             )
 
 
@@ -130,25 +136,18 @@ def _work(
     name: str,
     slots: int,
     stay: bool,
-    journal: Path | None,
+    journal: Journal,
     state: Path | None,
     parent: int,
     registry: CollectorRegistry,
     *,
     simulate_devices: bool,
-    own_task: bool,
 ) -> None:
     from fluffle.commands.service import serve
     from fluffle.metrics import WorkerMetrics
     from fluffle.worker.services.client_state import ClientStates, state_folder
-    from fluffle.worker.services.journal import Journal
     from fluffle.worker.services.worker import WorkerService
-    from fluffle.worker.training.runtime import configure, import_ahead
 
-    kept = Journal(journal)
-    configure(slots)
-    if not own_task:
-        import_ahead()
     metrics = WorkerMetrics(registry, slots)
     port = broker.worker(name, slots)
     service = WorkerService(
@@ -156,7 +155,7 @@ def _work(
         name,
         slots,
         stay=stay,
-        journal=kept,
+        journal=journal,
         states=ClientStates(state or state_folder(), memory_bytes=0),
         simulate_devices=simulate_devices,
         on_model=metrics.on_model,
@@ -169,29 +168,21 @@ def _reside(
     broker: Broker,
     client: str,
     stay: bool,
-    journal: Path | None,
+    journal: Journal,
     parent: int,
     registry: CollectorRegistry,
-    *,
-    keras: bool,
 ) -> None:
     from fluffle.commands.service import serve
     from fluffle.metrics import WorkerMetrics
-    from fluffle.worker.services.journal import Journal
     from fluffle.worker.services.resident import ResidentService
-    from fluffle.worker.training.runtime import configure, import_ahead
 
-    kept = Journal(journal)
-    configure(1)
-    if keras:
-        import_ahead()
     metrics = WorkerMetrics(registry, 1)
     port = broker.worker(client, 0)
     service = ResidentService(
         port,
         client,
         stay=stay,
-        journal=kept,
+        journal=journal,
         on_model=metrics.on_model,
         on_turn=metrics.on_turn,
     )

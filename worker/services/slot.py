@@ -253,12 +253,15 @@ class Slot:
 
     def _is_over(self, run: Run) -> bool:
         """Whether this run has ended, or another leads now: what was trained is for nobody."""
-        newest = self._port.newest_model()
-        model = newest.model() if newest else None
+        model = self._newest_model()
         if model is None:
             return False
         same = model.run.run_id == run.run_id
         return model.final if same else leadership(model.run) > leadership(run)
+
+    def _newest_model(self) -> GlobalModel | None:
+        newest = self._port.newest_model()
+        return newest.model() if newest else None
 
     def _rest(self, run: Run) -> None:
         """Between turns; a pause is its run's, and ends where another leads or the run is over."""
@@ -272,8 +275,8 @@ class Slot:
             left -= _PAUSE_LOOK_UP_S
 
     def _is_past(self, run: Run) -> bool:
-        newest = self._port.newest_model()
-        model = newest.model() if newest else None
+        """Whether turns of this run's leader are no more: any run is over, or another leads."""
+        model = self._newest_model()
         return model is not None and (model.final or leadership(model.run) > leadership(run))
 
     def _wait(self, seconds: float) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from fluffle.schemas import Plan, UserError
-from fluffle.schemas.errors import contained
 from fluffle.schemas.experiment import PartitionTable, TaskTable
-from fluffle.schemas.extensions import TASK
+from fluffle.schemas.extensions import TASK, guarded
 from fluffle.worker.datasets import Progress
 from fluffle.worker.tasks import custom
 from fluffle.worker.tasks.arrays import ArrayTask
@@ -102,14 +101,7 @@ def task_of(table: TaskTable, partition: PartitionTable, seed: int) -> Task:
 @lru_cache(maxsize=2)
 def _load(table: TaskTable, partition: PartitionTable, seed: int) -> Task:
     kind = _task_class(table.name)
-    try:
-        task = kind.of(table, partition, seed)
-    except UserError:
-        raise
-    except Exception as error:
-        if kind in TASKS.values():
-            raise
-        raise UserError(f"the task failed: {custom.explain(error, kind)}") from error
+    task = _trying(kind, lambda: kind.of(table, partition, seed))
     task.data_dir = _told[1] or Path(inspect.getfile(type(task))).parent
     return task
 
@@ -132,12 +124,8 @@ def _task_class(name: str) -> type[Task]:
 
 def trying(task: Task, action: Callable[[], T]) -> T:
     """What the code of a user's own raises is theirs to mend. Raises: UserError in its place."""
-    try:
-        return action()
-    except UserError:
-        raise
-    except BaseException as error:
-        contained(error)
-        if type(task) in TASKS.values():
-            raise
-        raise UserError(f"the task failed: {custom.explain(error, type(task))}") from error
+    return _trying(type(task), action)
+
+
+def _trying(kind: type[Task], action: Callable[[], T]) -> T:
+    return action() if kind in TASKS.values() else guarded("task", kind, action)

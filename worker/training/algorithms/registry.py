@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fluffle.schemas import Plan, UserError, user_code
 from fluffle.schemas.algorithms import ALGORITHMS, Asks
 from fluffle.schemas.experiment import TrainingTable
-from fluffle.schemas.extensions import ALGORITHM, told
+from fluffle.schemas.extensions import ALGORITHM, guarded, told
 from fluffle.worker.tasks import custom
 from fluffle.worker.training.algorithms.base import Algorithm
 from fluffle.worker.training.algorithms.ditto import Ditto
@@ -56,15 +54,9 @@ def algorithm_of(plan: Plan) -> Algorithm:
 
 def trying(algorithm: Algorithm, action: Callable[[], T]) -> T:
     """What the code of a user's own raises is theirs to mend. Raises: UserError in its place."""
-    try:
+    if type(algorithm).__module__.startswith(f"{__package__}."):
         return action()
-    except UserError:
-        raise
-    except Exception as error:
-        path = Path(inspect.getfile(type(algorithm)))
-        if path.is_relative_to(Path(__file__).parent):
-            raise
-        raise UserError(f"the algorithm failed: {user_code.explain(error, path)}") from error
+    return guarded("algorithm", algorithm, action)
 
 
 def _custom(name: str, parameters: dict[str, Any]) -> Algorithm:
