@@ -13,16 +13,12 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from math import sqrt
 from statistics import median
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fluffle.aggregator.coordinator.effects import Fold
-from fluffle.aggregator.strategies.fold import blocks
+from fluffle.aggregator.strategies.fold import squared_norm
 from fluffle.schemas import Tensors
 from fluffle.schemas.experiment import AdmissionTable
-from fluffle.schemas.tensors import Array, is_float
+from fluffle.schemas.tensors import is_float
 
 #: The median is over the updates of so many versions, once there are so many updates.
 VERSIONS, ENOUGH = 20, 10
@@ -40,7 +36,7 @@ def norms_of(tensors: Tensors, model: Tensors, sends: str) -> dict[str, float]:
             group = key.split("/")[0]
             is_delta = group == "trainable" and sends == "delta"
             base = None if is_delta else model.get(key)
-            squares[group] = squares.get(group, 0.0) + _squared_distance(array, base)
+            squares[group] = squares.get(group, 0.0) + squared_norm(array, base)
     return {group: sqrt(total) for group, total in squares.items()}
 
 
@@ -91,21 +87,8 @@ class Recent:
     def _length(self, model: Tensors) -> float:
         if self._model_length is None:
             floats = [array for array in model.values() if is_float(array)]
-            self._model_length = sqrt(sum(_squared_distance(a, None) for a in floats))
+            self._model_length = sqrt(sum(map(squared_norm, floats)))
         return self._model_length
 
     def _folds(self) -> Iterable[Fold]:
         return (fold for folds in self._versions for fold in folds)
-
-
-def _squared_distance(array: Array, base: Array | None) -> float:
-    """In float64, block by block: no copy of the array, and the same sum every time."""
-    flat: NDArray[Any] = array.reshape(-1)
-    other: NDArray[Any] | None = None if base is None else base.reshape(-1)
-    total = 0.0
-    for part in blocks(flat.size):
-        block = flat[part].astype(np.float64)
-        if other is not None:
-            block -= other[part]
-        total += float(np.square(block, out=block).sum())
-    return total

@@ -43,12 +43,18 @@ def add_scaled(total: Sum, weight: float, values: Array) -> None:
         flat[part] += product
 
 
-def squared_norm(values: Array) -> float:
-    """The sum of the squares, in float64."""
+def squared_norm(values: Array, base: Array | None = None) -> float:
+    """The sum of the squares, of the differences from ``base`` where there is one.
+
+    In float64, block by block: no copy of the array, and the same sum every time.
+    """
     flat: NDArray[Any] = values.reshape(-1)
+    other: NDArray[Any] | None = None if base is None else base.reshape(-1)
     total = 0.0
     for part in blocks(flat.size):
         block = flat[part].astype(np.float64)
+        if other is not None:
+            block -= other[part]
         total += float(np.square(block, out=block).sum())
     return total
 
