@@ -56,10 +56,12 @@ def inspect_federation(url: str, federation: str = "fluffle") -> FederationView:
     return view
 
 
-def _ask(session: Session, action: Callable[[BlockingChannel], None]) -> str | None:
+def _ask(
+    session: Session, action: Callable[[BlockingChannel], None], last: bool = False
+) -> str | None:
     """As ``Session.ask``, and no answer is a refusal as well."""
     try:
-        return session.ask(action)
+        return session.ask(action, last)
     except NoAnswer as error:
         return str(error)
 
@@ -113,7 +115,7 @@ def _newest(session: Session, stream: str, view: FederationView) -> Envelope | N
         while not more[0] and (left := until - time.monotonic()) > 0:
             session.connection.process_data_events(time_limit=left)
 
-    refusal = _ask(session, read)
+    refusal = _ask(session, read, last=True)
     if newest.envelope is None:
         if refusal is None and waiting[0]:
             refusal = f"none came within {_FIRST_S:.0f} s"

@@ -8,7 +8,12 @@ from contextlib import contextmanager, suppress
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionBlockedTimeout
+from pika.exceptions import (
+    AMQPError,
+    ChannelClosedByBroker,
+    ConnectionBlockedTimeout,
+    ConnectionClosedByBroker,
+)
 
 from fluffle.broker.errors import BrokerUnreachable
 from fluffle.broker.rabbitmq.explain import describe, refusal_of, root_cause
@@ -35,9 +40,11 @@ class Session:
         self.user = user
         self._useless = False
 
-    def ask(self, action: Callable[[BlockingChannel], None]) -> str | None:
+    def ask(self, action: Callable[[BlockingChannel], None], last: bool = False) -> str | None:
         """Why the broker refuses this; None where it does not. It closes a channel to refuse.
 
+        last: the broker may close the connection for it. It does to who reads a stream: pika
+            rejects what comes while a channel is closed, and streams know no rejection.
         Raises: NoAnswer, at once where an earlier question got none.
         """
         with self._in_time():
@@ -47,13 +54,15 @@ class Session:
                 action(channel)
             except ChannelClosedByBroker as error:
                 return str(error.reply_text)
-            channel.close()
+            with suppress(*(ConnectionClosedByBroker,) if last else ()):
+                channel.close()
         return None
 
     def close(self) -> None:
         """Say goodbye, unless the broker does not answer anyway."""
-        with suppress(NoAnswer), self._in_time():
-            self.connection.close()
+        if self.connection.is_open:
+            with suppress(NoAnswer), self._in_time():
+                self.connection.close()
         if self._useless and self.connection._impl._transport is not None:
             self.connection._impl._transport.abort()
 
@@ -67,7 +76,8 @@ class Session:
         try:
             yield
         finally:
-            loop.remove_timeout(alarm)
+            if self.connection.is_open:
+                loop.remove_timeout(alarm)
 
     def _give_up(self) -> None:
         self._useless = True

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 
+import pika
 import pytest
 
 from fluffle.broker import BrokerUnreachable, Envelope
@@ -118,6 +120,35 @@ def test_a_run_that_makes_models_without_end_is_seen_all_the_same(
     # Then it ends, and says that there may be newer ones
     assert view.newest is not None
     assert view.unseen == ["models newer than that (they keep coming)"]
+
+
+def test_a_stream_that_is_ahead_of_its_reader_is_left_without_harm(
+    rabbitmq: Node, federation: str, model: Callable[..., Envelope]
+) -> None:
+    # Given models that come faster than anybody reads them
+    port = RabbitMQBroker(rabbitmq.url, federation).aggregator()
+    assert port.lead(timeout_s=30)
+    port.publish_model(model(0))
+    over = threading.Event()
+
+    def publish() -> None:
+        exchange = Topology(federation).global_model
+        with closing(pika.BlockingConnection(pika.URLParameters(rabbitmq.url))) as connection:
+            channel = connection.channel()
+            while not over.is_set():
+                channel.basic_publish(exchange, "", b"model", pika.BasicProperties(type="x"))
+
+    publishing = threading.Thread(target=publish)
+    publishing.start()
+    # When somebody looks, and leaves while the next is on its way
+    try:
+        for _ in range(3):
+            view = inspect_federation(rabbitmq.url, federation)
+            assert (view.updates, view.led) == (0, True)
+    finally:
+        over.set()
+        publishing.join()
+        port.close()
 
 
 def test_a_broker_that_stops_answering_is_not_called_away(
