@@ -43,7 +43,7 @@ from fluffle.worker.services.answers import (
     train,
 )
 from fluffle.worker.services.client_state import ClientStates
-from fluffle.worker.services.outgoing import noise_of_turn, upload_bytes
+from fluffle.worker.services.outgoing import upload_bytes
 from fluffle.worker.services.simulated import SimulatedDevices, end_of
 from fluffle.worker.services.turn import (
     Available,
@@ -61,6 +61,7 @@ from fluffle.worker.services.turn import (
 from fluffle.worker.tasks.registry import load_task, trying
 from fluffle.worker.tasks.task import StreamedTask
 from fluffle.worker.training.per_plan import PerPlan
+from fluffle.worker.training.seeds import Streams
 
 if TYPE_CHECKING:
     from fluffle.worker.tasks.task import Task
@@ -232,7 +233,10 @@ class Clients:
             trained = train(step, trainers.of(plan), state)
             trained = dataclasses.replace(trained, seconds=seconds)
             account = Account(WORKER, 0.0, payload_bytes(step.model.tensors))
-            noise = partial(noise_of_turn, plan, step.assignment)
+            turn = step.assignment
+            # Who knows the seed can take it off again: for simulations.
+            streams = Streams(plan.seed, turn.client, turn.turn, step.model.version)
+            noise = partial(streams.generator, "noise")
             update, kept = make_update(step, trained, state, account, noise)
             if begun is None:
                 return update, kept

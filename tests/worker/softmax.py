@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fluffle.schemas import Plan
 from fluffle.worker.tasks.task import Examples
+from fluffle.worker.training.seeds import Purpose, Streams
 
 Floats = NDArray[np.float64]
 #: Weights and biases.
@@ -28,14 +29,18 @@ def gradient(point: Point, data: Examples, chosen: NDArray[Any]) -> Point:
 
 
 def steps_of(
-    plan: Plan, client: str, turn: int, epochs: int, indices: NDArray[np.int32]
+    plan: Plan,
+    client: str,
+    turn: int,
+    epochs: int,
+    indices: NDArray[np.int32],
+    version: int = 0,
+    purpose: Purpose = "order",
 ) -> list[NDArray[np.int32]]:
     """The examples of each local step: the trainer's order, which is TensorFlow's shuffle."""
     import tensorflow as tf
 
-    from fluffle.worker.training.seeds import seeds_of
-
-    seed, steps = seeds_of(f"{plan.seed}:{client}:{turn}", 1)[0], []
+    seed, steps = Streams(plan.seed, client, turn, version).seeds(purpose, 1)[0], []
     for epoch in range(epochs):
         folded = tf.random.experimental.stateless_fold_in(tf.constant(seed), epoch)
         order = tf.random.experimental.stateless_shuffle(indices, folded, alg="philox").numpy()

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from fluffle.schemas import Experiment, Plan, Tensors, tensors_sha256
+from fluffle.worker.training.seeds import Purpose
 from tests.worker.softmax import Point, gradient, steps_of
 
 pytestmark = pytest.mark.tensorflow
@@ -28,13 +29,13 @@ def plan_of(asks: Any = None, **training: Any) -> Plan:
     return Plan.of(Experiment.model_validate(tables), "delta", asks)
 
 
-def by_hand(plan: Plan, turn: int, start: Point, correct: Any) -> Point:
+def by_hand(plan: Plan, turn: int, start: Point, correct: Any, purpose: Purpose = "order") -> Point:
     """SGD on client 2's steps of this turn, ``correct(y, gradient)`` made of each gradient."""
     from fluffle.worker.tasks.registry import load_task
 
     task = load_task(plan)
     y = [a.copy() for a in start]
-    for step in steps_of(plan, "2", turn, EPOCHS, task.client_indices("2")):
+    for step in steps_of(plan, "2", turn, EPOCHS, task.client_indices("2"), purpose=purpose):
         g = correct(y, gradient(y, task.dataset(), step))
         y = [a - RATE * b for a, b in zip(y, g, strict=True)]
     return y
@@ -92,7 +93,7 @@ def test_dittos_update_is_fedavgs_and_its_own_model_is_pulled_to_the_global_one(
         def correct(v: Point, g: Point, start: Point = start) -> Point:
             return [d + PULL * (a - s) for a, d, s in zip(v, g, start, strict=True)]
 
-        own = by_hand(plan, turn, own, correct)
+        own = by_hand(plan, turn, own, correct, "again")
         compare(point(found.state, "ditto/trainable"), own)
         model, state = found.tensors, found.state
     assert max(np.abs(a - b).max() for a, b in zip(own, point(model), strict=True)) > 0.01

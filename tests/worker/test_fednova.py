@@ -83,7 +83,8 @@ def by_hand(folder: Path, plan: Plan, start: Tensors) -> Point:
         directions, norms = [], []
         for client, turn in trained:
             epochs = devices.outcome(client, turn).epochs or training.epochs
-            steps = steps_of(plan, client, turn, epochs, task.client_indices(client))
+            indices = task.client_indices(client)
+            steps = steps_of(plan, client, turn, epochs, indices, version - 1)
             y = [a.copy() for a in x]
             velocity = [np.zeros_like(a) for a in x]
             for step in steps:

@@ -49,7 +49,7 @@ def by_hand(folder: Path, plan: Plan, start: Tensors, option: str) -> tuple[Poin
         changed = [np.zeros_like(a) for a in x]
         for client, turn in trained:
             indices = task.client_indices(client)
-            steps = steps_of(plan, client, turn, EPOCHS, indices)
+            steps = steps_of(plan, client, turn, EPOCHS, indices, version - 1)
             y = [a.copy() for a in x]
             for step in steps:
                 g = gradient(y, data, step)

@@ -20,7 +20,7 @@ import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from keras import layers  # noqa: E402
 
-from fluffle.worker.training.seeds import seeds_of  # noqa: E402
+from fluffle.worker.training.seeds import Streams, seeds_of  # noqa: E402
 from fluffle.worker.training.trial import try_out  # noqa: E402
 
 pytestmark = pytest.mark.tensorflow
@@ -56,7 +56,7 @@ class Streamed(StreamedTask):
     model, test = InMemory.model, InMemory.test
 
     def stream(self, client: str, seed: int) -> tf.data.Dataset:
-        drawn = seeds_of(f"{SEED}:{client}:{TURN}", 2)[0]
+        drawn = Streams(SEED, client, TURN, 0).seeds("order", 2)[0]
         numbers = [int(seeds_of(f"{drawn}:{n}", 1)[0, 0]) & 0x7FFFFFFF for n in range(EPOCHS)]
         number = numbers.index(seed) if seed in numbers else 0
         folded = tf.random.experimental.stateless_fold_in(tf.constant(drawn), number)

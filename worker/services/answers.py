@@ -43,7 +43,7 @@ class Account:
 def train(step: Train, trainer: LocalTrainer, state: Tensors | None) -> Trained:
     """The training that a step asks for. Raises: whatever the task does."""
     client, base = step.assignment.client, step.model.tensors
-    return trainer.train(base, client, step.label, step.epochs, state, step.model.version)
+    return trainer.train(base, client, step.assignment.turn, step.epochs, state, step.model.version)
 
 
 def make_update(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 
 import numpy as np
 
-from fluffle.schemas import Assignment, ClientUpdate, Plan, Tensors, transforms
+from fluffle.schemas import ClientUpdate, Plan, Tensors, transforms
 from fluffle.schemas.tensors import DTYPES, spec
 from fluffle.schemas.transforms import Draws
+from fluffle.worker.training.seeds import Streams
 
 
 def outgoing(
@@ -23,11 +23,12 @@ def outgoing(
 
     state: what it kept the last time; None where that is not here.
     noise: its generator; where privacy is wanted, seeded by nothing that anybody else knows.
-        Everything else is drawn from the run's seed, the client and the turn.
+        Everything else is drawn from the update's own streams.
     """
     if not plan.update:
         return update, {}
-    draws = Draws(_of_turn("rounding", plan, update), noise())
+    streams = Streams(plan.seed, update.client, update.turn, update.base_version)
+    draws = Draws(streams.generator("rounding"), noise())
     tensors, memory = transforms.apply(plan.update, update.tensors, draws, state or {})
     return update.model_copy(update={"tensors": tensors}), memory
 
@@ -36,13 +37,3 @@ def upload_bytes(plan: Plan, model: Tensors) -> int:
     """How much of an update of this model is tensors, but for what the strategy adds."""
     sent = transforms.sent_spec(plan.update or (), spec(model))
     return sum(math.prod(shape) * DTYPES[dtype].itemsize for dtype, shape in sent.values())
-
-
-def noise_of_turn(plan: Plan, turn: Assignment) -> np.random.Generator:
-    """Noise that anybody who knows the seed can take off again: for simulations."""
-    return _of_turn("noise", plan, turn)
-
-
-def _of_turn(purpose: str, plan: Plan, turn: Assignment | ClientUpdate) -> np.random.Generator:
-    text = f"{purpose}:{plan.seed}:{turn.client}:{turn.turn}"
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16]))

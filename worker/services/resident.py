@@ -238,7 +238,7 @@ class ResidentService:
                 case Report(error):
                     self._failed(model, turn, to, error, task)
 
-        drive(turn_of(turn, f"v{model.version}.{model.attempt}"), do)
+        drive(turn_of(turn), do)
 
     def _failed(
         self,

@@ -81,7 +81,6 @@ class SimulatedDevices:
         result: ClientUpdate | BaseException | None = yield Train(
             step.assignment,
             model,
-            step.label,
             epochs=outcome.epochs,
             takes_s=outcome.train_s,
             as_sent=partial(as_sent, plan, client),

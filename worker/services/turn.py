@@ -52,8 +52,6 @@ class Train:
 
     assignment: Assignment
     model: GlobalModel
-    #: What tells this training from the client's others.
-    label: int | str
     #: Fewer than the plan's, where the client is a straggler.
     epochs: int | None = None
     #: Examples -> the seconds that the training takes at least.
@@ -123,8 +121,8 @@ def undecorated(turn: Turn, assignment: Assignment) -> Turn:
     return turn
 
 
-def turn_of(assignment: Assignment, label: int | str | None = None) -> Turn:
-    """The turn that an assignment asks for; ``label`` as in ``Train``, else the turn's number."""
+def turn_of(assignment: Assignment) -> Turn:
+    """The turn that an assignment asks for."""
     if assignment.kind == "initialise":
         if assignment.plan is None:
             yield Report(UserError("a turn that asks for the first weights brought no plan"), 0)
@@ -134,7 +132,7 @@ def turn_of(assignment: Assignment, label: int | str | None = None) -> Turn:
     model = yield from newest_model(assignment)
     if model is None:
         return
-    result = yield Train(assignment, model, assignment.turn if label is None else label)
+    result = yield Train(assignment, model)
     yield Pause(pause_s(model.plan, assignment.client, assignment.turn))
     yield from _answer(result, model.version)
 

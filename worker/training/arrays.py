@@ -12,7 +12,7 @@ from fluffle.schemas import Plan, Tensors, UserError
 from fluffle.schemas.tensors import DTYPES, NAME, dtype_name, model_groups, spec
 from fluffle.worker.tasks.arrays import ArrayTask
 from fluffle.worker.tasks.registry import load_task, trying
-from fluffle.worker.training.seeds import seeds_of
+from fluffle.worker.training.seeds import Streams
 from fluffle.worker.training.trained import Trained
 
 #: Where a client's state is kept, by the names that the task gives.
@@ -47,7 +47,7 @@ class ArrayTrainer:
         self,
         base: Tensors,
         client: str,
-        turn: int | str,
+        turn: int,
         epochs: int | None = None,
         state: Tensors | None = None,
         version: int = 0,
@@ -57,8 +57,7 @@ class ArrayTrainer:
         if epochs is not None and epochs != self._plan.training.epochs:
             raise UserError("devices.stragglers do fewer epochs, and an ArrayTask has its own loop")
         weights = self._own(base)
-        seeds = seeds_of(f"{self._plan.seed}:{client}:{turn}", 4).reshape(-1)
-        rng = np.random.default_rng(seeds & 0xFFFFFFFF)
+        rng = Streams(self._plan.seed, client, turn, version).generator("task")
         kept = None
         if state is not None:
             kept = {k.removeprefix(_OWN): a for k, a in state.items() if k.startswith(_OWN)}

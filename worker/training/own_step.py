@@ -21,7 +21,7 @@ from fluffle.worker.tasks.losses import compile_model
 from fluffle.worker.tasks.task import StreamedTask
 from fluffle.worker.training import optimizers
 from fluffle.worker.training.local_state import forget
-from fluffle.worker.training.seeds import seeds_of
+from fluffle.worker.training.seeds import Purpose, Streams
 from fluffle.worker.training.trained import Trained
 from fluffle.worker.training.trainer import BUILDING, Trainer, floats
 from fluffle.worker.training.variables import has_own
@@ -72,13 +72,20 @@ class OwnStepTrainer(Trainer):
             metrics |= self._by_client.measure(measure)
         return metrics, len(self._test_indices)
 
-    def _train(self, base: Tensors, client: str, turn: int | str, epochs: int | None) -> Trained:
+    def _train(
+        self,
+        base: Tensors,
+        streams: Streams,
+        epochs: int | None,
+        purpose: Purpose = "order",
+    ) -> Trained:
         if not self._steps_itself:
-            return super()._train(base, client, turn, epochs)
+            return super()._train(base, streams, epochs, purpose)
+        client = streams.client
         weights, indices = self._checked(base), self._task.client_indices(client)
         if len(indices) < (self._whole or 1):
             raise ValueError(f"client {client} has too few examples")
-        seeds = seeds_of(f"{self._plan.seed}:{client}:{turn}", 1 + len(self._generators))
+        seeds = streams.seeds(purpose, 1 + len(self._generators))
         self._reset_optimizers()
         self._assign(weights)
         forget(self._model)

@@ -16,7 +16,7 @@ from fluffle.schemas import Tensors
 from fluffle.worker.tasks.task import StreamedTask, batched
 from fluffle.worker.training.algorithms.base import Batch
 from fluffle.worker.training.local_state import forget
-from fluffle.worker.training.seeds import seeds_of
+from fluffle.worker.training.seeds import Purpose, Streams, seeds_of
 from fluffle.worker.training.trained import Trained
 from fluffle.worker.training.trainer import BUILDING, Trainer, floats
 
@@ -24,14 +24,20 @@ from fluffle.worker.training.trainer import BUILDING, Trainer, floats
 class StreamingTrainer(Trainer):
     """Trains clients of a ``StreamedTask``; evaluates in memory, as every trainer."""
 
-    def _train(self, base: Tensors, client: str, turn: int | str, epochs: int | None) -> Trained:
+    def _train(
+        self,
+        base: Tensors,
+        streams: Streams,
+        epochs: int | None,
+        purpose: Purpose = "order",
+    ) -> Trained:
         """The examples are those that one epoch of the stream has.
 
         Raises: ValueError if ``base`` does not fit the model or the stream is empty; UserError.
         """
         assert isinstance(self._task, StreamedTask)
-        weights = self._checked(base)
-        seeds = seeds_of(f"{self._plan.seed}:{client}:{turn}", 1 + len(self._generators))
+        weights, client = self._checked(base), streams.client
+        seeds = streams.seeds(purpose, 1 + len(self._generators))
         begin, early, last, finish = self._loops
         begin(weights, tf.constant(seeds))
         self._context.begin()

@@ -36,12 +36,12 @@ class LocalTrainer(Protocol):
         self,
         base: Tensors,
         client: str,
-        turn: int | str,
+        turn: int,
         epochs: int | None = None,
         state: Tensors | None = None,
         version: int = 0,
     ) -> Trained:
-        """A client's local training: a function of (base, seed, client, turn, epochs, state)."""
+        """A client's local training: a function of its arguments and the run's seed."""
         ...
 
     def evaluate(self, weights: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:

@@ -40,7 +40,7 @@ from fluffle.worker.training.execution import Execution
 from fluffle.worker.training.gradients import Optimizer, gradients_of, objective, scaled_for
 from fluffle.worker.training.local_state import batch_of, forget, read_statistics
 from fluffle.worker.training.schedules import LocalOptimizer
-from fluffle.worker.training.seeds import seeds_of
+from fluffle.worker.training.seeds import Purpose, Streams
 from fluffle.worker.training.tensor_cache import TensorCache
 from fluffle.worker.training.trained import Trained
 from fluffle.worker.training.travel import Travel, paths_of
@@ -123,27 +123,28 @@ class Trainer:
         self,
         base: Tensors,
         client: str,
-        turn: int | str,
+        turn: int,
         epochs: int | None = None,
         state: Tensors | None = None,
         version: int = 0,
     ) -> Trained:
-        """The client's local training: a function of (base, seed, client, turn, epochs, state).
+        """The client's local training: a function of its arguments and the run's seed.
 
         base: the model, and what the strategy sent with it.
-        turn: what tells this training from the client's others.
+        turn, version: which of the client's trainings this is, and the base's version; both tell
+            its random streams from all others, and the learning rate may depend on the latter.
         epochs: how many it does, where those are fewer than the plan's (a straggler).
         state: what the client kept from its last turn: empty at first, None where it is lost.
-        version: the base's, which its learning rate may depend on.
         Raises: ValueError if ``base`` does not fit the model, the client is unknown or has no
         examples; UserError if there is no such optimizer.
         """
         started = time.perf_counter()
-        turn_of = self._turn(base, client, turn, epochs, state)
+        streams = Streams(self._plan.seed, client, turn, version)
+        turn_of = self._turn(base, streams, epochs, state)
         self._local_optimizer.begin(version, state)
         self._context.give(self._trying(lambda: self._algorithm.before(turn_of)))
         whole = base if self._travel is None else self._travel.inward(base, state)
-        trained = self._train(whole, client, turn, epochs)
+        trained = self._train(whole, streams, epochs)
         optimizer = self._local_optimizer.kept()
         personal: Tensors = {}
         if self._travel is not None:
@@ -160,8 +161,7 @@ class Trainer:
     def _turn(
         self,
         base: Tensors,
-        client: str,
-        turn: int | str,
+        streams: Streams,
         epochs: int | None,
         state: Tensors | None,
     ) -> Turn:
@@ -169,17 +169,17 @@ class Trainer:
 
         def local_training(start: Tensors, given: Given) -> Tensors:
             self._context.give(given)
-            local = self._train(self._whole_of(start), client, turn, epochs).tensors
+            local = self._train(self._whole_of(start), streams, epochs, "again").tensors
             return local if self._travel is None else self._travel.outward(local)
 
         return Turn(
             plan=self._plan,
-            client=client,
+            client=streams.client,
             base=base,
             state=state,
-            steps=self._steps(len(self._task.client_indices(client)), epochs),
+            steps=self._steps(len(self._task.client_indices(streams.client)), epochs),
             local_training=local_training,
-            full_gradient=lambda: self._gradient_at(self._whole_of(base), client, turn),
+            full_gradient=lambda: self._gradient_at(self._whole_of(base), streams),
         )
 
     def _whole_of(self, base: Tensors) -> Tensors:
@@ -205,14 +205,21 @@ class Trainer:
     def _trying(self, action: Callable[[], T]) -> T:
         return algorithms.trying(self._algorithm, action)
 
-    def _train(self, base: Tensors, client: str, turn: int | str, epochs: int | None) -> Trained:
-        """The local training alone."""
+    def _train(
+        self,
+        base: Tensors,
+        streams: Streams,
+        epochs: int | None,
+        purpose: Purpose = "order",
+    ) -> Trained:
+        """The local training alone; ``purpose`` is that of what it draws."""
         weights = self._checked(base)
+        client = streams.client
         indices = self._task.client_indices(client)
         if len(indices) < (self._whole or 1):
             few = f"fewer than {self._whole}" if self._whole else "no"
             raise ValueError(f"client {client} has {few} examples")
-        seeds = seeds_of(f"{self._plan.seed}:{client}:{turn}", 1 + len(self._generators))
+        seeds = streams.seeds(purpose, 1 + len(self._generators))
         function, execution = self._training
         with execution.loop():
             count = tf.constant(self._plan.training.epochs if epochs is None else epochs)
@@ -429,12 +436,12 @@ class Trainer:
             self._model.compute_metrics(x, y, predicted)
         return loss
 
-    def _gradient_at(self, base: Tensors, client: str, turn: int | str) -> list[Array]:
+    def _gradient_at(self, base: Tensors, streams: Streams) -> list[Array]:
         """The gradient of the mean loss over a client's examples, at these weights; layers such as
         dropout and batch normalisation are as in training.
         """
-        indices = self._task.client_indices(client)
-        seeds = seeds_of(f"{self._plan.seed}:{client}:{turn}:x", len(self._generators))
+        indices = self._task.client_indices(streams.client)
+        seeds = streams.seeds("gradient", len(self._generators))
         function, execution = self._full_gradient
         with execution.loop():
             sums = function(self._checked(base), tf.constant(indices), seeds)
