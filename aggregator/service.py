@@ -11,8 +11,10 @@ from pathlib import Path
 from fluffle.aggregator.coordinator.coordinator import Coordinator
 from fluffle.aggregator.leader import Leader
 from fluffle.aggregator.ledger.damage import blamed
+from fluffle.aggregator.ledger.disk import cannot_write
 from fluffle.aggregator.ledger.privacy import require_accounting
 from fluffle.aggregator.ledger.reader import standing
+from fluffle.aggregator.ledger.record import write_record
 from fluffle.aggregator.ledger.writer import Ledger, StaleLeader
 from fluffle.aggregator.presence import Presence
 from fluffle.aggregator.strategies.base import asks_of
@@ -194,6 +196,10 @@ class AggregatorService:
             self._ended = stands[1]
             return
         self._leader = self._lead_run()
+        try:
+            write_record(self.folder, experiment)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
         self._leader.start(self._initial)
 
     def _lead_run(self) -> Leader:

@@ -66,6 +66,12 @@ class ExperimentTable(Table):
     max_minutes: Positive | None = None
 
 
+def _without_parameters(document: dict[str, Any]) -> dict[str, Any]:
+    if document.get("parameters") is None:
+        document.pop("parameters", None)
+    return document
+
+
 #: Marks a setting of synthetic-lr.
 _SYNTHETIC = OnlyWith("name", ("synthetic-lr",))
 
@@ -84,6 +90,13 @@ class TaskTable(Table):
     synthetic_beta: Annotated[NonNegative | None, _SYNTHETIC] = None
     #: synthetic-lr: all devices have the same model and inputs instead (the paper's IID data).
     synthetic_iid: Annotated[bool | None, _SYNTHETIC] = None
+    #: What a task of your own is made with: its keyword arguments.
+    parameters: Parameters | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A plan of a task without parameters has the bytes that it had before there were any."""
+        return _without_parameters(dump(self))
 
 
 #: Partitions that come with Fluffle.
@@ -117,10 +130,7 @@ class PartitionTable(Table):
     @model_serializer(mode="wrap")
     def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A plan of a partition of ours has the bytes that it had before there were others."""
-        document: dict[str, Any] = dump(self)
-        if document.get("parameters") is None:
-            document.pop("parameters", None)
-        return document
+        return _without_parameters(dump(self))
 
     @model_validator(mode="after")
     def _parameters_are_for_others(self) -> Self:
@@ -548,7 +558,10 @@ class Experiment(Table):
                 "error_feedback = false in [[update]]"
             )
         if not self.task.clients and not self.residents:
-            raise ValueError("task.clients = 0 leaves nobody: name participation.residents")
+            raise ValueError(
+                "task.clients = 0 leaves nobody to train: give the number of simulated clients, 1 "
+                "or more; 0 is for runs whose clients are all sites, in participation.residents"
+            )
         if self.keeps_weights:
             self._check_personal()
         if self.residents and self.training.algorithm in WITH_STATE:

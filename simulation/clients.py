@@ -200,8 +200,7 @@ class Clients:
         self._log.note("start", client=client, turn=number, version=model.version)
 
     def _examples(self, plan: Plan, client: str) -> int:
-        task = self._tasks.of(plan)
-        return len(trying(task, lambda: task.client_indices(client)))
+        return trying(task := self._tasks.of(plan), lambda: _count(task, client))
 
     def _initialise(self, turn: InFlight, step: Initialise) -> None:
         def work(trainers: PerPlan[LocalTrainer]) -> ClientUpdate:
@@ -288,9 +287,18 @@ class Clients:
 def _countable_task(plan: Plan) -> Task:
     """Raises: UserError where the task does not say how many examples a client has."""
     task = load_task(plan)
-    if isinstance(task, StreamedTask):
-        raise UserError(
-            "--clock virtual takes a training's time from how many examples a client has, "
-            "and a StreamedTask does not say: use the real clock, or a Task"
-        )
+    trying(task, lambda: _count(task, "0"))
     return task
+
+
+def _count(task: Task, client: str) -> int:
+    """How many examples a client has. Raises: UserError where its task does not say."""
+    if not isinstance(task, StreamedTask):
+        return len(task.client_indices(client))
+    if (count := task.examples(client)) is None:
+        raise UserError(
+            "the virtual clock takes a training's time from how many examples a client has, and "
+            f"{type(task).__name__} does not say: give it a method examples(client), or use the "
+            "real clock"
+        )
+    return count

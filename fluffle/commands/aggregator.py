@@ -56,7 +56,7 @@ def aggregator(
     from fluffle.experiment_file import load_experiment
     from fluffle.initial import initial_weights
     from fluffle.metrics import AggregatorMetrics
-    from fluffle.run import check_folder, new_run_id, read_summary, stopping
+    from fluffle.running import check_folder, new_run_id, read_summary, stopping
     from fluffle.tracking import tracked, trackers
 
     experiment = load_experiment(file, settings or [], os.environ)

@@ -17,6 +17,7 @@ from fluffle.commands.export import export
 from fluffle.commands.init import init
 from fluffle.commands.report import report
 from fluffle.commands.run import run
+from fluffle.commands.show import show
 from fluffle.commands.verify import verify
 from fluffle.commands.worker import worker
 from fluffle.schemas.errors import UserError
@@ -66,7 +67,7 @@ def fluffle(
     os.environ.update(FLUFFLE_LOG_LEVEL=level, FLUFFLE_LOG_FORMAT=log_format)
 
 
-for command in (run, init, aggregator, worker, evaluator, verify, report, export, doctor):
+for command in (run, init, aggregator, worker, evaluator, verify, show, report, export, doctor):
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(broker.app, name="broker")

@@ -76,7 +76,7 @@ def run(
     from fluffle.experiment_file import load_experiment
     from fluffle.initial import fitted, initial_weights
     from fluffle.invocation import to_paste
-    from fluffle.run import check_folder, run_experiment, run_virtual
+    from fluffle.running import check_folder, run_experiment, run_virtual
     from fluffle.tracking import trackers
     from fluffle.worker.tasks.registry import prepare
     from fluffle.worker.training.algorithms.registry import check as check_algorithm

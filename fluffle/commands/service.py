@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from fluffle.broker import Broker
 from fluffle.broker.rabbitmq.broker import RabbitMQBroker
 from fluffle.metrics import new_registry, served
-from fluffle.run import stopping
+from fluffle.running import stopping
 from fluffle.schemas.errors import UserError, printable
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from fluffle.broker import Envelope
 from fluffle.commands.verify import verify_run
 from fluffle.export import export
 from fluffle.report.data import read_run
-from fluffle.run import read_summary
+from fluffle.running import read_summary
 from fluffle.schemas import Evaluation, UserError
 from tests.aggregator.scripted import Federation
 

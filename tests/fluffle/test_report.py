@@ -426,7 +426,7 @@ def test_a_price_may_change_when_a_run_is_resumed_and_travels_to_nobody(tmp_path
 
 def test_neither_the_aggregator_nor_the_command_line_loads_what_only_the_report_needs() -> None:
     script = (
-        "import sys, fluffle.commands.app, fluffle.run, fluffle.commands.service\n"
+        "import sys, fluffle.commands.app, fluffle.running, fluffle.commands.service\n"
         "import fluffle.aggregator.service\n"
         "print([m for m in ('matplotlib', 'jinja2', 'tensorflow') if m in sys.modules])"
     )

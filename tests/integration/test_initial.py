@@ -14,7 +14,7 @@ from fluffle.aggregator.service import AggregatorService
 from fluffle.broker.embedded import EmbeddedBroker
 from fluffle.export import export
 from fluffle.initial import fitted, initial_weights
-from fluffle.run import forget_unfinished
+from fluffle.running import forget_unfinished
 from fluffle.schemas import Experiment, UserError
 from fluffle.schemas.extensions import FOLDER
 from fluffle.worker.tasks import registry as tasks

@@ -95,4 +95,12 @@ def test_the_streamed_task(start: Start, tmp_path: Path) -> None:
     assert run.summary()["accuracy"] > 0.9
     # And the virtual clock says what it lacks
     out = ("--out", tmp_path / "virtual", "--clock", "virtual", "--set", "aggregation.quorum=2")
-    assert "a StreamedTask does not say" in refused(start("run", tmp_path / "mine.toml", *out))
+    said = "Signs does not say: give it a method examples(client)"
+    assert said in refused(start("run", tmp_path / "mine.toml", *out))
+    # And once it has that, it runs there as well
+    with (tmp_path / "signs.py").open("a") as file:
+        file.write("\n    def examples(self, client):\n        return 200\n")
+    delay = ("--set", "devices.delay_s=1", "--set", "devices.delay=constant")
+    run = start("run", tmp_path / "mine.toml", *out, *delay, "--json")
+    assert run.wait() == 0, run.output
+    assert run.summary()["virtual_s"] > 0

@@ -98,7 +98,7 @@ def test_a_key_that_is_wrong_is_named_with_the_reason(toml: str, where: str, why
         ("[aggregation]\ndeterministic = true", "needs participation.mode = 'cohort'"),
         ("[participation]\npause_s = [2, 1]", "pause_s is [low, high]"),
         ("[training]\noptimizer = 'sgd'\nnesterov = true", "nesterov needs training.momentum"),
-        ("[task]\nclients = 0", "task.clients = 0 leaves nobody: name participation.residents"),
+        ("[task]\nclients = 0", "task.clients = 0 leaves nobody to train: give the number of"),
         ("[participation]\nresidents = ['7']", "'7' is a number, as pooled clients are"),
         ("[participation]\nresidents = ['a', 'b', 'a']", "names a client twice"),
         ("[participation]\nmode = 'cohort'\nresidents = ['a']", "nobody can choose them"),

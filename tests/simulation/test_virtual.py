@@ -158,7 +158,8 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").symlink_to("/dev/full")
     code = (
         "import sys; from pathlib import Path; from fluffle.display import Display\n"
-        "from fluffle.run import run_virtual; from fluffle.schemas import Experiment, UserError\n"
+        "from fluffle.running import run_virtual\n"
+        "from fluffle.schemas import Experiment, UserError\n"
         "experiment = Experiment.model_validate({'task': {'name': 'digits-lr'}})\n"
         "try: run_virtual(experiment, Path(sys.argv[1]), Display('full', quiet=True), slots=1)\n"
         "except UserError as error: print(error)"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fluffle.schemas import Experiment, Plan, UserError
+from fluffle.schemas.experiment import PartitionTable, TaskTable
 from fluffle.worker.tasks import custom
 from fluffle.worker.tasks import registry as tasks
-from fluffle.worker.tasks.registry import load_task, open_data
+from fluffle.worker.tasks.registry import load_task, open_data, task_of
+from fluffle.worker.tasks.task import Task
 
 MINE = """
 from pathlib import Path
@@ -175,3 +179,38 @@ def test_what_a_task_is_made_of_is_imported_without_tensorflow() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+class Wide(Task):
+    """A task with parameters of its own."""
+
+    def __init__(self, seed: int, width: int = 4, *, names: list[str] | None = None) -> None:
+        self.made = seed, width, names
+
+    def model(self) -> Any: ...
+    def dataset(self) -> Any: ...
+    def test(self) -> Any: ...
+
+
+def test_a_task_is_made_with_the_parameters_of_the_experiment() -> None:
+    table = TaskTable(name="w.py:Wide", clients=3, parameters={"width": 9, "names": ["a"]})
+    assert Wide.of(table, PartitionTable(), 5).made == (5, 9, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"widht": 9}, "task.parameters.widht: Wide.__init__ takes no such (but width, names)"),
+        ({"seed": 9}, "task.parameters.seed: seed is set elsewhere, leave it out"),
+    ],
+)
+def test_parameters_that_a_task_does_not_take_are_named(
+    parameters: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        Wide.of(TaskTable(name="w.py:Wide", parameters=parameters), PartitionTable(), 5)
+
+
+def test_a_task_of_fluffles_own_takes_no_parameters() -> None:
+    with pytest.raises(UserError, match="are for a task of your own, and digits-lr is none"):
+        task_of(TaskTable(name="digits-lr", parameters={"a": 1}), PartitionTable(), 5)

@@ -101,6 +101,8 @@ def task_of(table: TaskTable, partition: PartitionTable, seed: int) -> Task:
 @lru_cache(maxsize=2)
 def _load(table: TaskTable, partition: PartitionTable, seed: int) -> Task:
     kind = _task_class(table.name)
+    if table.parameters and kind in TASKS.values():
+        raise UserError(f"[task.parameters] are for a task of your own, and {table.name} is none")
     task = _trying(kind, lambda: kind.of(table, partition, seed))
     task.data_dir = _told[1] or Path(inspect.getfile(type(task))).parent
     return task

@@ -78,11 +78,14 @@ class Task(ABC):
         """The task that an experiment names. Overridden by those that have parameters.
 
         An ``__init__`` of the user's own may take (clients, partition, seed), some of them by name,
-        or nothing; they are set before it is called. Raises: UserError where it wants others.
+        or nothing; they are set before it is called. ``[task.parameters]`` come by name. Raises:
+        UserError where it wants others.
         """
         task = cls.__new__(cls)
         task.clients, task.partition, task.seed = table.clients, partition, seed
         given = {"clients": table.clients, "partition": partition, "seed": seed}
+        if table.parameters:
+            return cls._with_parameters(task, given, table.parameters)
         signature = inspect.signature(task.__init__)  # type: ignore[misc]
         kinds = {parameter.kind for parameter in signature.parameters.values()}
         wanted = given.keys() if inspect.Parameter.VAR_KEYWORD in kinds else signature.parameters
@@ -99,6 +102,36 @@ class Task(ABC):
                     f"{cls.__name__}.__init__{signature} wants others than a task is made with: "
                     "clients, partition and seed, or nothing"
                 ) from None
+        task.__init__(*bound.args, **bound.kwargs)  # type: ignore[misc]
+        return task
+
+    @classmethod
+    def _with_parameters(
+        cls, task: Self, given: Mapping[str, Any], parameters: Mapping[str, Any]
+    ) -> Self:
+        signature = inspect.signature(task.__init__)  # type: ignore[misc]
+        names = [
+            name
+            for name, one in signature.parameters.items()
+            if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+        ]
+        any_name = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
+        for key in parameters:
+            if key in given:
+                raise UserError(f"task.parameters.{key}: {key} is set elsewhere, leave it out")
+            if key not in names and not any_name:
+                known = ", ".join(name for name in names if name not in given) or "none"
+                raise UserError(
+                    f"task.parameters.{key}: {cls.__name__}.__init__ takes no such (but {known})"
+                )
+        wanted = {key: value for key, value in given.items() if any_name or key in names}
+        try:
+            bound = signature.bind(**wanted, **parameters)
+        except TypeError as error:
+            raise UserError(
+                f"{cls.__name__}.__init__{signature} cannot be called with [task.parameters]: "
+                f"{error}"
+            ) from None
         task.__init__(*bound.args, **bound.kwargs)  # type: ignore[misc]
         return task
 
@@ -176,6 +209,13 @@ class StreamedTask(Task):
         with zeros where their lengths differ, and reads ahead. The same (client, seed) has to give
         the same. A resident client has all that is here, whatever its name.
         """
+
+    def examples(self, client: str) -> int | None:
+        """How many examples this client's stream has in an epoch; None where that is not known.
+
+        The virtual clock takes a training's time from it; nothing else asks.
+        """
+        return None
 
     def dataset(self) -> Examples:
         """The first examples of a stream: what examples look like."""

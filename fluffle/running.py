@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from fluffle.aggregator.ledger import record
 from fluffle.aggregator.ledger.archive import UPDATES
 from fluffle.aggregator.ledger.damage import blamed
 from fluffle.aggregator.ledger.disk import cannot_delete, cannot_write, is_of_the_disk, make_folder
@@ -32,6 +33,7 @@ from fluffle.display import Display, snapshot
 from fluffle.export import STATES, save_models
 from fluffle.memory import MemoryWatch
 from fluffle.schemas import Experiment, Tensors, UserError
+from fluffle.schemas.experiment import DevicesTable
 from fluffle.tracking import Tracker, tracked
 from fluffle.worker.services.client_state import MEMORY_BYTES, ClientStates
 from fluffle.worker_group import Processes, Threads, WorkerGroup
@@ -132,6 +134,11 @@ def run_virtual(
         stack.callback(memory.close)
         stack.enter_context(_lock(folder))
         forget_unfinished(folder, experiment, initial is not None)
+        if not takes_time(experiment):
+            _log.warning(
+                "nothing takes time in this experiment, so all its virtual times will be 0: say "
+                "what devices are like, as with --set devices.preset=phones, or take --clock real"
+            )
         configure(slots)
         virtual = VirtualRun(
             experiment,
@@ -168,6 +175,16 @@ def run_virtual(
     return summary
 
 
+def takes_time(experiment: Experiment) -> bool:
+    """Whether virtual time can pass: a device needs some for something, or a client rests."""
+    devices = (experiment.devices or DevicesTable()).with_preset
+    rates = (devices.download_bytes_per_s, devices.upload_bytes_per_s, devices.hardware)
+    seconds = (devices.delay_s, devices.seconds_per_example, devices.latency_s)
+    waits = devices.availability not in (None, "always") or devices.dropout
+    rests = experiment.participation.pause_s[1] > 0
+    return bool(any(rates) or any(seconds) or waits or rests)
+
+
 def forget_unfinished(folder: Path, experiment: Experiment, initial: bool) -> None:
     """Clear a folder of a virtual run of this experiment that has something left to do.
 
@@ -178,15 +195,23 @@ def forget_unfinished(folder: Path, experiment: Experiment, initial: bool) -> No
         return
     with blamed(folder), closing(Ledger(folder)) as ledger:
         unfinished = ledger.open_run(experiment, "", 0, "virtual")
+        version = ledger.latest_version()
         began = ledger.query("SELECT updates FROM versions WHERE version = 0")
         if unfinished and began == [(0,)] and not initial:  # nobody sent these weights
             raise UserError(f"the run in {folder} began with --initial FILE: give it again")
     if unfinished:
+        if version > 0:
+            _log.info(
+                f"the run in {folder} had made version {version}: under the virtual clock it "
+                "starts over, for what was on its way then is not kept; the bytes are the same"
+            )
         try:
             # The ledger last: what is cut short here is begun again.
             for name in (UPDATES, WEIGHTS, CODE):
                 if (folder / name).exists():
                     shutil.rmtree(folder / name)
+            for name in record.FILES:
+                (folder / name).unlink(missing_ok=True)
             for path in folder.glob("ledger.sqlite*"):
                 path.unlink()
         except OSError as error:
