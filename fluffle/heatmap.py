@@ -22,7 +22,8 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 #: Kind -> its parameter's key, what it is by default, and how it is said.
 _PARAMETERS: dict[str, tuple[str, float, str]] = {
-    "dirichlet": ("alpha", 0.5, "alpha {:g}"),
+    "dirichlet": ("alpha", 0.5, "alpha {:g} over all classes, client by client"),
+    "dirichlet-by-class": ("alpha", 0.5, "alpha {:g} for each client, class by class"),
     "shards": ("shards_per_client", 2, "{:g} for each"),
     "power-law": ("exponent", 1, "exponent {:g}"),
     "similarity": ("similarity", 10, "{:g} %"),

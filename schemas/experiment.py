@@ -100,21 +100,31 @@ class TaskTable(Table):
 
 
 #: Partitions that come with Fluffle.
-PARTITIONS = ("contiguous", "iid", "shards", "dirichlet", "power-law", "similarity", "natural")
+PARTITIONS = (
+    *("contiguous", "iid", "shards", "dirichlet", "dirichlet-by-class"),
+    *("power-law", "similarity", "natural"),
+)
+_DIRICHLET = ("dirichlet", "dirichlet-by-class")
 
 
 class PartitionTable(Table):
     """Which examples each client holds."""
 
-    #: contiguous stretches in the order of the data; iid, at random; shards of a label; dirichlet,
+    #: contiguous stretches in the order of the data; iid, at random; shards of a label; dirichlet
+    #: (client by client, of equal sizes), dirichlet-by-class (class by class, of unequal sizes),
     #: power-law and similarity, skewed on purpose; natural, by the data's own owners. One of your
     #: own: FILE.py:Class beside the experiment file, or the name that an installed package gave it.
     kind: str = Field("contiguous", max_length=256)
     #: shards: how many label-sorted shards a client gets (McMahan et al. 2017: 2).
     shards_per_client: Annotated[int, OnlyWith("kind", ("shards",))] = Field(2, ge=1, le=2**31)
-    #: dirichlet: the sum of the concentrations of all classes; smaller is more skewed (Hsu et al.
-    #: 2019, arXiv 1909.06335).
-    alpha: Annotated[Positive, OnlyWith("kind", ("dirichlet",))] = 0.5
+    #: Smaller is more skewed. dirichlet: the sum of the concentrations of all classes in a client's
+    #: mixture (Hsu et al. 2019, arXiv 1909.06335). dirichlet-by-class: the concentration of each
+    #: client in a class's shares (Li et al. 2022, NIID-Bench, arXiv 2102.02079, its beta).
+    alpha: Annotated[Positive, OnlyWith("kind", _DIRICHLET)] = 0.5
+    #: dirichlet-by-class: shares are drawn again until every client has this many. Default: 10.
+    min_examples: Annotated[
+        Annotated[int, Field(ge=1, le=2**31)] | None, OnlyWith("kind", ("dirichlet-by-class",))
+    ] = None
     #: power-law: client k's share of the examples is proportional to (k + 1)^-exponent. Default: 1.
     exponent: Annotated[NonNegative | None, OnlyWith("kind", ("power-law",))] = None
     #: similarity: this many percent of each client's examples are iid, the rest is sorted by label
@@ -129,8 +139,11 @@ class PartitionTable(Table):
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A plan of a partition of ours has the bytes that it had before there were others."""
-        return _without_parameters(dump(self))
+        """A plan without the newer keys has the bytes that it had before there were any."""
+        document = _without_parameters(dump(self))
+        if document.get("min_examples") is None:
+            document.pop("min_examples", None)
+        return document
 
     @model_validator(mode="after")
     def _parameters_are_for_others(self) -> Self:
@@ -247,6 +260,17 @@ class DevicesTable(Table):
     #: The path of a CSV with a row for each device: seconds_per_example, latency_s,
     #: download_bytes_per_s, upload_bytes_per_s; clients are dealt the rows at random.
     hardware: HardwareTable | None = None
+
+    @model_validator(mode="after")
+    def _has_a_mean(self, info: ValidationInfo) -> Self:
+        shape = self.effective("delay_shape")
+        pareto = info.context != STORED and self.effective("delay") == "pareto"
+        if pareto and shape is not None and shape <= 1:
+            raise ValueError(
+                f"devices.delay_shape = {shape:g}: a pareto delay has a mean where its exponent is "
+                "above 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_its_trace(self) -> Self:

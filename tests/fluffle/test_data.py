@@ -70,9 +70,19 @@ def test_what_is_set_is_what_is_shown() -> None:
         *("data", "show", "synthetic", "--partition", "dirichlet", "--clients", "7"),
         *("--set", "partition.alpha=0.25", "--set", "task.synthetic_iid=true"),
     ).output
-    assert said.startswith("synthetic, dirichlet (alpha 0.25), 7 clients\n")
+    title = "dirichlet (alpha 0.25 over all classes, client by client)"
+    assert said.startswith(f"synthetic, {title}, 7 clients\n")
     total = len(generate(1, 1, True, 30, 42).y_train)
     assert f"examples of a client: {total // 7:,} to {total // 7 + 1:,}; labels" in said
+
+
+def test_the_two_dirichlets_are_told_apart() -> None:
+    said = fluffle(
+        *("data", "show", "synthetic", "--partition", "dirichlet-by-class", "--clients", "7"),
+        *("--set", "partition.alpha=5", "--set", "task.synthetic_iid=true"),
+    ).output
+    title = "dirichlet-by-class (alpha 5 for each client, class by class)"
+    assert said.startswith(f"synthetic, {title}, 7 clients\n")
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,23 @@ def test_where_test_examples_have_owners_each_client_has_its_own() -> None:
     assert len(ByClient(Owned(3, PartitionTable(), 0), EVERY).groups) == 3
 
 
+def test_clients_renumbered_by_a_split_are_measured_on_their_own_data() -> None:
+    # Given four people, the second of whom has nothing to train on: client 1 is then the third
+    class Split(Owned):
+        def owners(self) -> Any:
+            return np.array([0, 0, 0, 2, 2, 2, 3, 3, 3, 3])
+
+        def test_owners(self) -> Any:
+            return np.array([0, 0, 0, 1, 1, 2, 2, 2, 3, 3])
+
+    by_client = ByClient(Split(3, PartitionTable(kind="natural"), 0), EVERY)
+    assert [group.tolist() for group in by_client.groups] == [[0, 1, 2], [5, 6, 7], [8, 9]]
+    # And so it is after task.clients was lowered, and for one client alone
+    fewer = Split(2, PartitionTable(kind="natural"), 0)
+    assert [group.tolist() for group in ByClient(fewer, EVERY).groups] == [[0, 1, 2], [5, 6, 7]]
+    assert [group.tolist() for group in ByClient(fewer, EVERY, only=1).groups] == [[5, 6, 7]]
+
+
 def test_of_many_clients_some_are_sampled_and_the_same_ones_each_time() -> None:
     class Many(Ten):
         def client_indices(self, client: str) -> Any:

@@ -135,6 +135,40 @@ def test_diurnal_clients_are_available_for_their_share_and_wait_for_their_time()
     assert one.next_start("1", later) == later
 
 
+@pytest.mark.parametrize("available", [0.3, 0.8, 1.0])
+def test_diurnal_clients_are_there_for_the_share_that_is_asked_for(available: float) -> None:
+    # Given 80 clients, each with its own phase, at every part of a day
+    one = devices(availability="diurnal", period_s=48.0, available=available)
+    there = np.array([[one.next_start(str(c), t) == t for t in range(48)] for c in range(80)])
+    assert there.mean() == pytest.approx(available, abs=0.025)
+
+
+@pytest.mark.parametrize("shape", [0.5, 0.8, 1.0])
+def test_a_pareto_delay_without_a_mean_is_refused(shape: float) -> None:
+    with pytest.raises(ValidationError, match=r"devices\.delay_shape = .* exponent is above 1"):
+        devices(delay="pareto", delay_s=2.0, delay_shape=shape)
+    # A preset's shape counts as well: phones have a log-normal's sigma of 1
+    with pytest.raises(ValidationError, match=r"devices\.delay_shape = 1"):
+        devices(preset="phones", delay="pareto")
+    log_normal = devices(delay="log_normal", delay_s=2.0, delay_shape=shape)
+    assert log_normal.outcome("0", 0).delay_s > 0
+
+
+def test_pauses_and_availability_are_drawn_independently() -> None:
+    # Given a pause on [0, 1], and whether a client is there in that part of its day
+    document = {
+        "task": {"clients": 60},
+        "participation": {"pause_s": [0.0, 1.0]},
+        "devices": {"availability": "diurnal", "period_s": 48.0, "available": 0.5},
+    }
+    one = Devices(Plan.of(Experiment.model_validate(document), "delta"))
+    cells = [(str(client), turn) for client in range(60) for turn in range(25)]
+    pauses = np.array([one.outcome(*cell).pause_s for cell in cells])
+    there = np.array([one.next_start(client, float(part)) == part for client, part in cells])
+    assert pauses.mean() == pytest.approx(0.5, abs=0.03)
+    assert abs(np.corrcoef(pauses, there)[0, 1]) < 0.1
+
+
 def test_on_off_clients_are_on_for_their_share_whatever_the_order_of_questions() -> None:
     table = {"availability": "on_off", "on_s": 30.0, "off_s": 10.0}
     forward, backward = devices(**table), devices(**table)

@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from fluffle import ClientData, read_csv, read_images, read_npz, read_parquet
 from fluffle.schemas import UserError
+from fluffle.worker.tasks.client_data import among_sites
 
 VISITS = """age,ward,stay,pain
 61,north,3.5,yes
@@ -247,6 +248,24 @@ def test_sites_that_give_their_classes_mean_the_same_by_a_number(tmp_path: Path)
         read_csv(b, target="pain", classes=["none", "none"])
     with pytest.raises(UserError, match="classes= are for"):
         read_csv(b, target="age", features=["stay"], classes=["none"])
+
+
+def test_among_sites_a_task_says_what_a_number_means(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.csv", "age,stay,pain\n1,2,mild\n3,4,none\n")
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (2, 2)).save(tmp_path / name / "0.png")
+    with among_sites():
+        # Given files that other sites have others of, columns and classes have to be given
+        with pytest.raises(UserError, match=r"other columns, .* give features=.* in the task file"):
+            read_csv(table, target="pain", classes=["none", "mild"])
+        with pytest.raises(UserError, match=r"other classes, .* give classes="):
+            read_csv(table, target="pain", features=["stay"])
+        with pytest.raises(UserError, match=r"other classes, .* give classes="):
+            read_images(tmp_path, size=(2, 2))
+        # And a target in numbers has no names
+        assert read_csv(table, target="age", features=["stay"]).y.tolist() == [1, 3]
+    assert read_csv(table, target="pain").classes == ("mild", "none")
 
 
 def test_classes_of_images_are_those_that_are_given(tmp_path: Path) -> None:

@@ -122,6 +122,47 @@ def test_the_classes_of_a_client_vary_as_a_dirichlet_of_alpha_times_the_prior_do
         assert np.mean((shares - 0.1) ** 2) == pytest.approx(expected, rel=0.15)
 
 
+def by_class(alpha: float, least: int | None = None) -> PartitionTable:
+    return PartitionTable(kind="dirichlet-by-class", alpha=alpha, min_examples=least)
+
+
+def test_dirichlet_by_class_cuts_each_class_by_a_symmetric_dirichlet_over_clients() -> None:
+    # Given classes of 600 among ten clients, under 300 seeds; the first one is cut freely
+    labels = np.tile(np.arange(3, dtype=np.uint8), 600)
+    for alpha in (0.5, 2.0):
+        parts = [partition(by_class(alpha, 1), labels, 10, seed) for seed in range(300)]
+        shares = np.array([[np.mean(labels[p] == 0) * len(p) for p in own] for own in parts]) / 600
+
+        # Then a client's share of it is Beta(alpha, 9 alpha), but that nobody is left with nothing
+        assert shares.sum(axis=1) == pytest.approx(np.ones(300))
+        expected = 0.1 * 0.9 / (10 * alpha + 1)
+        assert shares.var() == pytest.approx(expected, rel=0.2)
+
+
+def test_dirichlet_by_class_gives_every_example_once_in_unequal_sizes_of_ten_at_least() -> None:
+    labels = labels_of(3000)
+    parts = partition(by_class(0.5), labels, 10, 4)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(3000))
+    sizes = [len(part) for part in parts]
+    assert min(sizes) >= 10
+    assert max(sizes) > 2 * min(sizes)
+    assert all(map(np.array_equal, parts, partition(by_class(0.5), labels, 10, 4)))
+
+
+def test_a_client_that_has_its_share_gets_none_of_the_classes_after() -> None:
+    # Given two classes, the first of which is three quarters of the data, and two clients
+    labels = np.repeat(np.array([0, 1], np.uint8), [750, 250])
+    for seed in range(40):
+        first, second = partition(by_class(0.3, 1), labels, 2, seed)
+        full = [p for p in (first, second) if np.sum(labels[p] == 0) >= 500]
+        assert all(np.sum(labels[p] == 1) == 0 for p in full)
+
+
+def test_dirichlet_by_class_that_cannot_be_drawn_says_what_to_change() -> None:
+    with pytest.raises(UserError, match=r"one of 50 clients with fewer than 10.*partition\.alpha"):
+        partition(by_class(0.01), labels_of(1000), 50, 0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_clients_than_examples_is_an_error_that_says_what_to_change(kind: str) -> None:
     table = PartitionTable.model_validate({"kind": kind, "shards_per_client": 1})
@@ -201,7 +242,7 @@ def test_a_natural_partition_needs_owners_and_enough_of_them() -> None:
         partition(natural, labels_of(4), 3, 0, owners=[0, 1, 1, 0])
 
 
-@pytest.mark.parametrize("kind", ["shards", "dirichlet", "similarity"])
+@pytest.mark.parametrize("kind", ["shards", "dirichlet", "dirichlet-by-class", "similarity"])
 def test_examples_with_many_labels_each_cannot_be_sorted_by_label(kind: str) -> None:
     table = PartitionTable.model_validate({"kind": kind})
     with pytest.raises(UserError, match=f"'{kind}' sorts examples by label.*use natural"):

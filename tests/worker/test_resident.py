@@ -31,6 +31,7 @@ from fluffle.schemas.messages import resident_update_id
 from fluffle.schemas.sizes import human_bytes
 from fluffle.worker.services.resident import ResidentService
 from fluffle.worker.tasks import registry as tasks
+from fluffle.worker.tasks.task import examples_of
 
 pytestmark = pytest.mark.tensorflow
 
@@ -300,6 +301,30 @@ def test_labels_that_the_model_has_no_output_for_are_said_at_the_site_before_it_
     assert "has the label 3, and the model has 3 outputs, so labels are 0 to 2" in str(
         federation.error
     )
+
+
+def test_a_site_whose_own_file_would_number_the_classes_does_not_join(
+    site: Path, tmp_path: Path
+) -> None:
+    # Given a task that leaves it to each site's table what a class's number is
+    (tmp_path / "ours.csv").write_text("age,stay,pain\n1,2,mild\n3,4,none\n5,6,mild\n")
+    text = TASK[: TASK.index("    def read")].replace(
+        "np\n", "np\nfrom fluffle import read_csv\n", 1
+    )
+    text += """    def read(self, name):
+        return read_csv(self.data_dir, target="pain", features=["age", "stay"]).examples
+"""
+    plan = Plan.of(experiment(), "delta")
+    for name, classes in (("silent", ""), ("said", ', classes=["none", "mild"]')):
+        (site / f"{name}.py").write_text(text.replace('"stay"])', f'"stay"]{classes})'))
+        tasks.use(f"{site / name}.py:Site", tmp_path / "ours.csv")
+        # When it is to join
+        if name == "silent":
+            # Then it is told so before anything is trained
+            with pytest.raises(UserError, match="give classes="):
+                tasks.open_data(plan)
+        else:
+            assert examples_of(tasks.open_data(plan), "dataset").y.tolist() == [1, 0, 1]
 
 
 def test_a_site_that_stays_goes_on_after_a_failure(site: Path, said: list[str]) -> None:

@@ -97,3 +97,19 @@ def test_there_are_thirty_devices_or_as_many_as_clients() -> None:
         owners = SyntheticLr(clients, PartitionTable(kind="natural"), 0).owners()
         assert owners is not None
         assert len(set(owners)) == devices
+
+
+@pytest.mark.parametrize("clients", [5, 30, 40])
+def test_only_the_clients_devices_are_tested_where_a_client_is_a_device(clients: int) -> None:
+    # Given a model for each device, which says nothing about the others'
+    task = SyntheticLr(clients, PartitionTable(kind="natural"), 3)
+    owners = task.test_owners()
+    assert owners is not None
+    # Then the test has all examples of those that take part, and of nobody else
+    assert np.unique(owners).tolist() == list(range(clients))
+    assert len(task.test().x) == len(task.test().y) == len(owners)
+    mine = np.isin(np.asarray(task.data.owner_test), range(clients))
+    assert np.array_equal(task.test().x, task.data.x_test[mine])
+    # And where everybody has something of all devices, all are tested
+    spread = SyntheticLr(clients, PartitionTable(kind="iid"), 3)
+    assert len(spread.test().y) == len(spread.data.y_test)

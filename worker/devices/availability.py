@@ -35,12 +35,19 @@ def next_start(table: DevicesTable, seed: int) -> NextStart:
 
 
 def _diurnal(seed: int, period_s: float, available: float) -> NextStart:
-    """p(t) = a (1 + sin(2 pi (t / period + phase))) capped at 1, drawn anew in each part."""
+    """p(t) = a + min(a, 1 - a) sin(2 pi (t / period + phase)), drawn anew in each part.
+
+    Its mean is a, and it goes down to 0 or up to 1, whichever is nearer.
+    """
     part_s = period_s / _PARTS
+    swing = min(available, 1 - available)
+
+    @cache
+    def phase(client: int) -> float:
+        return float(generator("phase", seed, client).random())
 
     def is_on(client: int, part: int) -> bool:
-        phase = float(generator("phase", seed, client).random())
-        p = available * (1 + math.sin(2 * math.pi * ((part + 0.5) / _PARTS + phase)))
+        p = available + swing * math.sin(2 * math.pi * ((part + 0.5) / _PARTS + phase(client)))
         return float(generator("slot", seed, client, part).random()) < p
 
     def start(client: str, now: float) -> float:

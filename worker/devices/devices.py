@@ -123,4 +123,4 @@ def pause_s(plan: Plan, client: str, turn: int) -> float:
     low, high = plan.pause_s
     if not high or not client.isdecimal():
         return 0.0
-    return float(generator("slot", plan.seed, int(client), turn).uniform(low, high))
+    return float(generator("pause", plan.seed, int(client), turn).uniform(low, high))

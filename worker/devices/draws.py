@@ -14,7 +14,7 @@ Distribution = Literal["constant", "uniform", "exponential", "half_normal", "log
 _SALTS: Mapping[str, int] = {
     name: 0xD0_00 + i
     for i, name in enumerate(
-        ("delay", "dropout", "epochs", "phase", "slot", "on_off", "hardware", "byzantine")
+        ("delay", "dropout", "epochs", "phase", "slot", "on_off", "hardware", "byzantine", "pause")
     )
 }
 

@@ -29,8 +29,8 @@ def read_images(
 
     size: (height, width) that every image is scaled to.
     x has shape (images, height, width, 3), or 1 for grayscale, 0 to 255 as uint8; y the class,
-    int32, in the order of ``classes``, else of the folders' names; where sites read their own
-    folders, give them, the same at every site. Raises: UserError.
+    int32, in the order of ``classes``, else of the folders' names; sites, which read
+    folders of their own, have to give them. Raises: UserError.
     """
     if color_mode not in _MODES:
         raise UserError(f"color_mode={color_mode!r}: it is rgb or grayscale")

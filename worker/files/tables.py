@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fluffle.schemas import UserError
 from fluffle.worker.files import files_in
-from fluffle.worker.tasks.client_data import ClientData, numbered
+from fluffle.worker.tasks.client_data import ClientData, check_declared, numbered
 
 
 def read_csv(
@@ -31,7 +31,7 @@ def read_csv(
     client: the column that says whose a row is.
     features: the columns to learn from, of numbers; default: all others.
     classes: those of a target in words, in the order of their numbers; default: the words, sorted.
-        Where sites read their own files, give them, and ``features``, the same at every site.
+        Sites, which read files of their own, have to give both: a number means the same at all.
     x has shape (rows, features), float32. Raises: UserError.
     """
     columns = _Columns(target, client, features, classes)
@@ -80,6 +80,7 @@ def _read(
 ) -> ClientData:
     files = files_in(path, endings) if path.is_dir() else [path]
     features = columns.features
+    check_declared("columns", 'features=["age", "stay"]', features, path)
     parts: list[_Part] = []
     for file in files:
         table = _Table(file, _opened(file, read), first_row)

@@ -13,6 +13,7 @@ from fluffle.schemas.errors import contained, describe
 from fluffle.schemas.messages import order
 from fluffle.worker.services.answers import evaluation_of, failed_update, initial_update
 from fluffle.worker.services.shutdown import Shutdown
+from fluffle.worker.tasks.client_data import among_sites
 from fluffle.worker.tasks.registry import load_task, trying
 from fluffle.worker.training.per_plan import PerPlan, make_trainer
 
@@ -123,7 +124,9 @@ class EvaluatorService:
         turn = Assignment.to_initialise(model.run, model.plan)
         answer: Message
         try:
-            answer = initial_update(turn, self._id, self._trainers.of(model.plan).initial())
+            with among_sites(model.plan.residents is not None):
+                weights = self._trainers.of(model.plan).initial()
+            answer = initial_update(turn, self._id, weights)
         except BaseException as error:  # it is the aggregator's to give up, after a few of these
             answer = failed_update(turn, self._id, 0, contained(error))
             _log.warning(f"no weights for version 0: {describe(error)}")
@@ -135,8 +138,9 @@ class EvaluatorService:
         """
         started = time.perf_counter()
         try:
-            trainer, task = self._trainers.of(model.plan), load_task(model.plan)
-            metrics, examples = trying(task, lambda: trainer.evaluate(model.tensors))
+            with among_sites(model.plan.residents is not None):
+                trainer, task = self._trainers.of(model.plan), load_task(model.plan)
+                metrics, examples = trying(task, lambda: trainer.evaluate(model.tensors))
             seconds = time.perf_counter() - started
             evaluation, left_out = evaluation_of(model, self._id, metrics, examples, seconds)
         except BaseException as error:

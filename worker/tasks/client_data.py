@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,28 @@ from numpy.typing import ArrayLike, NDArray
 
 from fluffle.schemas import UserError
 from fluffle.worker.tasks.task import Examples
+
+#: Whether others read data of their own for the same model.
+_AMONG_SITES: ContextVar[bool] = ContextVar("among_sites", default=False)
+
+
+@contextmanager
+def among_sites(there: bool = True) -> Iterator[None]:
+    """Within, what files here happen to have may not decide what a number means."""
+    token = _AMONG_SITES.set(there)
+    try:
+        yield
+    finally:
+        _AMONG_SITES.reset(token)
+
+
+def check_declared(what: str, example: str, given: object, source: object) -> None:
+    """Raises: UserError where the task has to say what each site would find otherwise by itself."""
+    if given is None and _AMONG_SITES.get():
+        raise UserError(
+            f"{source}: another site's file may have other {what}, or another order, and nobody "
+            f"would notice: give {example} in the task file, the same at every site"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,6 +157,7 @@ def numbered(
     Sites that read data of their own have to give them: a number means the same at all of them.
     Raises: UserError for a word that is none of them, or a class that stands twice.
     """
+    check_declared("classes", 'classes=["mild", "severe"]', classes, source)
     names, y = np.unique(words, return_inverse=True)
     if classes is None:
         return y.astype(np.int32), tuple(names.tolist())

@@ -24,7 +24,9 @@ Parts = list[NDArray[Any]]
 #: Keeps these draws apart from everything else that is drawn from the experiment's seed.
 _STREAM = 0x7061
 
-_BY_LABEL = ("shards", "dirichlet", "similarity")
+_BY_LABEL = ("shards", "dirichlet", "dirichlet-by-class", "similarity")
+#: dirichlet-by-class: so many draws may leave a client with too few examples.
+_DRAWS = 1000
 
 
 def partition(
@@ -55,6 +57,9 @@ def partition(
         parts = _shards(targets, clients, table.shards_per_client, rng)
     elif table.kind == "dirichlet":
         parts = _dirichlet(targets, clients, table.alpha, rng)
+    elif table.kind == "dirichlet-by-class":
+        least = 10 if table.min_examples is None else table.min_examples
+        parts = _dirichlet_by_class(targets, clients, table.alpha, least, rng)
     elif table.kind == "power-law":
         exponent = 1.0 if table.exponent is None else table.exponent
         parts = _power_law(examples, clients, exponent, rng)
@@ -139,6 +144,38 @@ def _draw(
             open_q = room.astype(float)
         counts += np.minimum(rng.multinomial(missing, open_q / open_q.sum()), room)
     return counts
+
+
+def _dirichlet_by_class(
+    labels: NDArray[np.generic], clients: int, alpha: float, least: int, rng: np.random.Generator
+) -> Parts:
+    """Li et al. 2022 (NIID-Bench, arXiv 2102.02079), section 4.1: class by class, p_c ~ Dir(alpha).
+
+    A class is cut into shares of p_c, one for each client, so that sizes differ, too. As in the
+    authors' code a client that has n / N examples gets none of the classes after, and all is drawn
+    again until everybody has ``least``. Raises: UserError if that does not come.
+    """
+    by_class = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    for _ in range(_DRAWS):
+        sizes, cuts = np.zeros(clients, np.int64), []
+        for members in by_class:
+            # Not below what a gamma variate can be drawn for.
+            p = rng.dirichlet(np.full(clients, max(alpha, 1e-6))) * (sizes * clients < len(labels))
+            if not p.sum() > 0:  # all on those who have their share: as if it said nothing
+                p = (sizes * clients < len(labels)).astype(float)
+            ends = np.cumsum(p)
+            cuts.append(np.floor(ends[:-1] / ends[-1] * len(members)).astype(np.int64))
+            sizes += np.diff(cuts[-1], prepend=0, append=len(members))
+        if sizes.min() >= least:
+            shares = [
+                np.split(rng.permutation(m), cut) for m, cut in zip(by_class, cuts, strict=True)
+            ]
+            return [rng.permutation(np.concatenate(own)) for own in zip(*shares, strict=True)]
+    raise UserError(
+        f"partition.kind = 'dirichlet-by-class': with alpha = {alpha:g} {_DRAWS} draws leave one "
+        f"of {clients} clients with fewer than {least} examples: raise partition.alpha, or lower "
+        "partition.min_examples or task.clients"
+    )
 
 
 def _power_law(examples: int, clients: int, exponent: float, rng: np.random.Generator) -> Parts:

@@ -15,6 +15,7 @@ from fluffle.schemas.extensions import TASK, guarded
 from fluffle.worker.datasets import Progress
 from fluffle.worker.tasks import custom
 from fluffle.worker.tasks.arrays import ArrayTask
+from fluffle.worker.tasks.client_data import among_sites
 from fluffle.worker.tasks.images import (
     CifarCnn,
     DigitsLr,
@@ -79,11 +80,12 @@ def open_data(plan: Plan) -> Task:
             f"the task of this run, {plan.task.name}, brings data of its own: a site trains on its "
             "own, with a task file (--task FILE.py:Class)"
         )
-    task = load_task(plan)
-    if isinstance(task, ArrayTask):  # what it reads, and when, is its own
-        return task
-    trying(task, lambda: examples_of(task, "dataset"))
-    trying(task, lambda: examples_of(task, "test"))
+    with among_sites():
+        task = load_task(plan)
+        if isinstance(task, ArrayTask):  # what it reads, and when, is its own
+            return task
+        trying(task, lambda: examples_of(task, "dataset"))
+        trying(task, lambda: examples_of(task, "test"))
     return task
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.schemas.experiment import PartitionTable, TaskTable
@@ -19,7 +20,8 @@ class SyntheticLr(Task):
     """Softmax regression on data that is generated from the experiment's seed.
 
     There are 30 devices, or as many as there are clients if those are more; in a natural partition
-    client k is device k.
+    client k is device k, and the devices of nobody are left out of the test, too: each has a model
+    of its own, which nobody could have learned.
     """
 
     def __init__(
@@ -61,10 +63,22 @@ class SyntheticLr(Task):
         return Examples(self.data.x_train, self.data.y_train)
 
     def test(self) -> Examples:
-        return Examples(self.data.x_test, self.data.y_test)
+        return Examples(self.data.x_test[self._tested], self.data.y_test[self._tested])
 
     def owners(self) -> NDArray[Any] | None:
         return self.data.owner_train
 
     def test_owners(self) -> NDArray[Any] | None:
+        return self._test_owners[self._tested]
+
+    @property
+    def _test_owners(self) -> NDArray[Any]:
+        assert self.data.owner_test is not None, "devices are owners"
         return self.data.owner_test
+
+    @cached_property
+    def _tested(self) -> NDArray[np.bool_]:
+        """Which test examples count."""
+        if self.partition.kind != "natural":
+            return np.full(len(self._test_owners), True)
+        return self._test_owners < self.clients
