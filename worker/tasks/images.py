@@ -16,9 +16,9 @@ class _Images(StoredTask):
     largest: ClassVar[int] = 255
 
     def preprocess(self, x: Any) -> Any:
-        import tensorflow as tf
+        import keras
 
-        return tf.cast(x, tf.float32) * (1 / self.largest)
+        return keras.ops.cast(x, "float32") * (1 / self.largest)
 
 
 class MnistMlp(_Images):

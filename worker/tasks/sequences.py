@@ -34,9 +34,9 @@ class ShakespeareGru(StoredTask):
         )
 
     def preprocess(self, x: Any) -> Any:
-        import tensorflow as tf
+        import keras
 
-        return tf.cast(x, tf.int32)
+        return keras.ops.cast(x, "int32")
 
 
 class WearablesCnn(StoredTask):

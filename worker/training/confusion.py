@@ -12,8 +12,8 @@ from fluffle.schemas import Plan
 from fluffle.worker.tasks.registry import load_task
 from fluffle.worker.tasks.structure import labels_of, mapped
 from fluffle.worker.tasks.task import Task, examples_of
+from fluffle.worker.training.building import test_indices
 from fluffle.worker.training.local_state import batch_of
-from fluffle.worker.training.trainer import test_indices
 
 #: More classes than this make no picture that one could read.
 MOST_CLASSES = 100

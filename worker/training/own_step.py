@@ -19,11 +19,12 @@ import tensorflow as tf
 from fluffle.schemas import Plan, Tensors, UserError
 from fluffle.worker.tasks.losses import compile_model
 from fluffle.worker.tasks.task import StreamedTask
-from fluffle.worker.training import optimizers
+from fluffle.worker.training.building import BUILDING, floats
+from fluffle.worker.training.keras_optimizers import of_keras
 from fluffle.worker.training.local_state import forget
 from fluffle.worker.training.seeds import Purpose, Streams
 from fluffle.worker.training.trained import Trained
-from fluffle.worker.training.trainer import BUILDING, Trainer, floats
+from fluffle.worker.training.trainer import Trainer
 from fluffle.worker.training.variables import has_own
 
 _log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class OwnStepTrainer(Trainer):
     def _compile(self) -> None:
         """A model that comes compiled stays so."""
         if not self._model.compiled:
-            compile_model(self._task, self._model, optimizers.of_keras(self._plan.training))
+            compile_model(self._task, self._model, of_keras(self._plan.training))
             self._model.jit_compile = False  # on a CPU it takes longer than it saves
 
     def _reset_optimizers(self) -> None:

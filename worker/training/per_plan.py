@@ -60,7 +60,7 @@ def make_tried_trainer(plan: Plan) -> LocalTrainer:
     """As ``make_trainer``, for whoever trains: a task from a file is tried first, once."""
     trainer, task = make_trainer(plan), load_task(plan)
     if untried(task):
-        from fluffle.worker.training.trainer import seeded
+        from fluffle.worker.training.building import seeded
 
         with seeded(plan.seed):  # a model is built, which no other thread may do meanwhile
             try_once(task)

@@ -19,9 +19,9 @@ from fluffle.worker.tasks.losses import compile_model
 from fluffle.worker.tasks.registry import load_task
 from fluffle.worker.tasks.structure import mapped
 from fluffle.worker.tasks.task import Task, examples_of
-from fluffle.worker.training import optimizers
+from fluffle.worker.training.building import seeded
+from fluffle.worker.training.keras_optimizers import of_keras
 from fluffle.worker.training.local_state import use_statistics
-from fluffle.worker.training.trainer import seeded
 from fluffle.worker.training.travel import Travel
 from fluffle.worker.training.variables import has_own, parameters_of, payload, tables_of, values_of
 
@@ -49,7 +49,7 @@ def keras_model(plan: Plan, weights: Tensors, state: Tensors | None = None) -> k
     use_statistics(model)
     if model.compiled and has_own(model, "train_step"):  # with optimizers of its own
         return model
-    optimizer = optimizers.of_keras(plan.training)
+    optimizer = of_keras(plan.training)
     optimizer.build(parameters_of(model))  # else Keras warns whoever loads the file
     compile_model(task, model, optimizer)
     return model

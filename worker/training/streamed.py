@@ -15,10 +15,11 @@ import tensorflow as tf
 from fluffle.schemas import Tensors
 from fluffle.worker.tasks.task import StreamedTask, batched
 from fluffle.worker.training.algorithms.base import Batch
+from fluffle.worker.training.building import BUILDING, floats
 from fluffle.worker.training.local_state import forget
 from fluffle.worker.training.seeds import Purpose, Streams, seeds_of
 from fluffle.worker.training.trained import Trained
-from fluffle.worker.training.trainer import BUILDING, Trainer, floats
+from fluffle.worker.training.trainer import Trainer
 
 
 class StreamingTrainer(Trainer):

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import inspect
 import math
-import random
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
@@ -28,13 +24,13 @@ from numpy.typing import NDArray
 from fluffle.schemas import Plan, Tensors, UserError
 from fluffle.schemas.tensors import Array, model_groups, spec
 from fluffle.worker.tasks.by_client import ByClient
-from fluffle.worker.tasks.losses import compile_model, named_accuracy
+from fluffle.worker.tasks.losses import compile_model
 from fluffle.worker.tasks.registry import load_task
-from fluffle.worker.tasks.structure import count_of
-from fluffle.worker.tasks.task import Task, examples_of
+from fluffle.worker.tasks.task import Task
 from fluffle.worker.training.algorithms import registry as algorithms
 from fluffle.worker.training.algorithms.base import Batch, Given, Turn
 from fluffle.worker.training.batches import Batches
+from fluffle.worker.training.building import BUILDING, floats, seeded, test_indices
 from fluffle.worker.training.context import Context, Steered
 from fluffle.worker.training.execution import Execution
 from fluffle.worker.training.gradients import Optimizer, gradients_of, objective, scaled_for
@@ -60,9 +56,6 @@ T = TypeVar("T")
 _EVALUATION_BATCH = 250
 #: No client has more examples, and twice as many are an int32.
 _MOST = 2**30
-
-#: Building models and tracing take process-wide state (the seeds that initialisers draw).
-BUILDING = threading.RLock()
 
 _bases = TensorCache()
 _tensors: WeakKeyDictionary[Task, dict[str, Batches]] = WeakKeyDictionary()
@@ -482,14 +475,6 @@ class Trainer:
         return {**self._model.get_metrics_result(), "loss": loss}
 
 
-def test_indices(plan: Plan, task: Task) -> NDArray[np.int32]:
-    """Which test examples an evaluation uses."""
-    total = count_of(examples_of(task, "test").y)
-    wanted = min(plan.evaluation.examples or total, total)
-    chosen = np.random.default_rng(plan.seed).permutation(total)[:wanted]
-    return np.sort(chosen).astype(np.int32)
-
-
 def mean_over_batches(
     execution: Execution, indices: Any, batch_size: int, whole: bool = False
 ) -> Any:
@@ -518,28 +503,3 @@ def _shared(task: Task, part: str) -> Batches:
         if part not in made:
             made[part] = Batches(task, part)
         return made[part]
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Keras's initialisers draw from the process-wide generators: seeded here, then put back."""
-    with BUILDING:
-        python, numpy = random.getstate(), np.random.get_state()
-        keras.utils.set_random_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-def floats(metrics: dict[str, Any]) -> dict[str, float]:
-    """The results as numbers; a result of several values as NAME_0, NAME_1, …"""
-    found: dict[str, float] = {}
-    for name, value in metrics.items():
-        values = np.asarray(value, np.float64)
-        if values.ndim == 0:
-            found[name] = float(values)
-        else:
-            found |= {f"{name}_{i}": float(v) for i, v in enumerate(values.reshape(-1))}
-    return named_accuracy(found)

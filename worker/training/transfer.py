@@ -18,7 +18,7 @@ from fluffle.schemas.errors import describe
 from fluffle.schemas.tensors import Array, dtype_name, is_float
 from fluffle.worker.tasks.arrays import ArrayTask
 from fluffle.worker.tasks.registry import load_task, trying
-from fluffle.worker.training.trainer import seeded
+from fluffle.worker.training.building import seeded
 from fluffle.worker.training.travel import Group, Travel, groups_of, paths_of
 from fluffle.worker.training.variables import parameters_of, payload, tables_of, values_of
 

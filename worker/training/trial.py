@@ -48,7 +48,7 @@ def check(experiment: Experiment) -> None:
         return
     training = experiment.training
     if training.optimizer_parameters is not None or training.optimizer.lower() not in _FUSED:
-        from fluffle.worker.training.optimizers import of_keras
+        from fluffle.worker.training.keras_optimizers import of_keras
 
         of_keras(training)
     if experiment.weights is not None:
