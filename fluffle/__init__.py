@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fluffle.worker.tasks.arrays import ArrayTask
     from fluffle.worker.tasks.client_data import ClientData
     from fluffle.worker.tasks.task import Examples, StreamedTask, Task
-    from fluffle.worker.training.algorithms.base import After, Algorithm, Turn
+    from fluffle.worker.training.algorithms.base import After, Algorithm, Phase, Turn
 
 __all__ = [
     "After",
@@ -34,6 +34,7 @@ __all__ = [
     "ClientData",
     "ClientUpdate",
     "Examples",
+    "Phase",
     "State",
     "Strategy",
     "StreamedTask",
@@ -61,7 +62,9 @@ _HOMES = {
     "read_images": "fluffle.worker.files.images",
     **dict.fromkeys(("read_csv", "read_parquet"), "fluffle.worker.files.tables"),
     **dict.fromkeys(("Examples", "StreamedTask", "Task"), "fluffle.worker.tasks.task"),
-    **dict.fromkeys(("After", "Algorithm", "Turn"), "fluffle.worker.training.algorithms.base"),
+    **dict.fromkeys(
+        ("After", "Algorithm", "Phase", "Turn"), "fluffle.worker.training.algorithms.base"
+    ),
     **dict.fromkeys(("State", "Strategy"), "fluffle.aggregator.strategies.base"),
     **dict.fromkeys(
         ("add_to_buffer", "buffered", "mean_of", "next_version", "with_model"),

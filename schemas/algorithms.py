@@ -48,8 +48,20 @@ class Ditto(Parameters):
     pull: float = Field(1.0, ge=0, allow_inf_nan=False)
 
 
+class FedRep(Parameters):
+    """FedRep (arXiv 2102.07078): its heads are what ``[weights] keep`` names."""
+
+    #: So many of ``training.epochs`` are the head's, the rest the body's. Default: all but one.
+    head_epochs: int | None = Field(None, ge=1)
+
+
 #: What ``training.algorithm`` may name.
-ALGORITHMS: Mapping[str, type[Parameters]] = {"fedprox": FedProx, "moon": Moon, "ditto": Ditto}
+ALGORITHMS: Mapping[str, type[Parameters]] = {
+    "fedprox": FedProx,
+    "moon": Moon,
+    "ditto": Ditto,
+    "fedrep": FedRep,
+}
 #: Their clients keep something from one turn to the next.
 WITH_STATE = ("moon", "ditto")
 #: Strategies that bring their clients' algorithm with them.
@@ -91,6 +103,38 @@ def check_algorithm(
         where = ".".join(["training.algorithm_parameters", *map(str, first["loc"])])
         known = ", ".join(ALGORITHMS[name].model_fields) or "none"
         raise ValueError(f"{where}: {first['msg']} (the parameters of {name}: {known})") from None
+
+
+def check_fedrep(
+    parameters: Mapping[str, Any] | None,
+    epochs: int,
+    keeps_weights: bool,
+    stragglers: bool,
+    optimizer_parameters: Mapping[str, Any] | None,
+) -> None:
+    """Raises: ValueError where the phases of a turn cannot be as the paper has them."""
+    if not keeps_weights:
+        raise ValueError(
+            "training.algorithm = 'fedrep' needs [weights] keep, which says what of the model is "
+            'the client\'s head: keep = ["head/*"]'
+        )
+    head = FedRep.model_validate(parameters or {}).head_epochs
+    if epochs <= (head or 1):
+        raise ValueError(
+            f"fedrep: training.epochs = {epochs} are the head's and then the body's, so more than "
+            f"training.algorithm_parameters.head_epochs ({head or 1})"
+        )
+    if stragglers:
+        raise ValueError(
+            "fedrep: devices.stragglers do fewer epochs, which leaves a turn without its head or "
+            "its body: set stragglers = 0"
+        )
+    for key in ("gradient_accumulation_steps", "use_ema"):
+        if (optimizer_parameters or {}).get(key):
+            raise ValueError(
+                f"fedrep: training.optimizer_parameters.{key} goes on from the head's epochs into "
+                "the body's: leave it out"
+            )
 
 
 def refuse_unknown(name: str | None) -> None:

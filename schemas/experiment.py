@@ -20,6 +20,7 @@ from fluffle.schemas.algorithms import (
     Asks,
     Scalar,
     check_algorithm,
+    check_fedrep,
     refuse_unknown,
     state_of,
 )
@@ -182,8 +183,8 @@ class TrainingTable(Table):
     version_schedule: Schedule | None = None
     #: FedProx (arXiv 1812.06127): mu/2 |w - w_base|^2 is added to the local loss.
     proximal_mu: NonNegative | None = None
-    #: What a client does besides: fedprox, moon, ditto, or FILE.py:Class beside the experiment
-    #: file. Default: what the strategy asks for, else plain local training.
+    #: What a client does besides: fedprox, moon, ditto, fedrep, or FILE.py:Class beside the
+    #: experiment file. Default: what the strategy asks for, else plain local training.
     algorithm: str | None = None
     #: What an algorithm is made with.
     algorithm_parameters: dict[str, Scalar] | None = None
@@ -515,6 +516,14 @@ class Experiment(Table):
             strategy,
             self.task.name,
         )
+        if training.algorithm == "fedrep":
+            check_fedrep(
+                training.algorithm_parameters,
+                training.epochs,
+                self.keeps_weights,
+                bool(self.devices and self.devices.effective("stragglers")),
+                training.optimizer_parameters,
+            )
         if info.context != STORED:
             refuse_unknown(training.algorithm)
         beyond = ("optimizer_parameters", "optimizer_state", "local_schedule", "version_schedule")

@@ -62,7 +62,7 @@ class StreamingTrainer(Trainer):
         """What begins a training, an epoch without metrics, one with, and what ends it."""
         with BUILDING:
             self._shared("test")  # metrics make their variables
-            optimizer = self._optimizer()
+            optimizer, (stage,) = self._optimizer(), self._stages
 
         def begin(weights: list[Any], seeds: Any) -> None:
             self._assign(weights)
@@ -78,8 +78,8 @@ class StreamingTrainer(Trainer):
                 def train() -> tuple[Any, Any]:
                     examples = batch.get_value()
                     size = tf.shape(tf.nest.flatten(examples[1])[0])[0]
-                    added = tf.cast(self._step(optimizer, Batch(*examples), measured), tf.float32)
-                    added *= tf.cast(size, tf.float32)
+                    mean = self._step(optimizer, Batch(*examples), measured, stage)
+                    added = tf.cast(mean, tf.float32) * tf.cast(size, tf.float32)
                     return loss + added, count + size
 
                 more = batch.has_value()

@@ -35,6 +35,7 @@ from fluffle.worker.training.context import Context, Steered
 from fluffle.worker.training.execution import Execution
 from fluffle.worker.training.gradients import Optimizer, gradients_of, objective, scaled_for
 from fluffle.worker.training.local_state import batch_of, forget, read_statistics
+from fluffle.worker.training.phases import Stage, stages_of
 from fluffle.worker.training.schedules import LocalOptimizer
 from fluffle.worker.training.seeds import Purpose, Streams
 from fluffle.worker.training.tensor_cache import TensorCache
@@ -309,14 +310,16 @@ class Trainer:
             examples = self._shared("dataset")
             optimizer = self._optimizer()
 
-            def step(batch: Any, measured: bool) -> Any:
-                return self._step(optimizer, Batch(*examples.take(batch)), measured)
+            def step(batch: Any, measured: bool, stage: Stage) -> Any:
+                return self._step(optimizer, Batch(*examples.take(batch)), measured, stage)
 
-            last = Execution(partial(step, measured=True))
+            last = Execution(partial(step, measured=True, stage=self._stages[-1]))
             # Metrics are those of the last epoch: up to a third of a small model's step.
-            early = None
-            if self._plan.training.epochs > 1:
-                early = Execution(partial(step, measured=False))
+            early = [
+                Execution(partial(step, measured=False, stage=stage))
+                for stage in self._stages
+                if stage.epochs > (stage is self._stages[-1])
+            ]
             seeds = tf.TensorSpec([1 + len(self._generators), 2], tf.int64)
             epochs = tf.TensorSpec([], tf.int32)
             return self._traced(self._train_graph(early, last, optimizer), last, seeds, epochs)
@@ -330,26 +333,44 @@ class Trainer:
         with BUILDING:
             return LocalOptimizer(self._plan.training, self._parameters)
 
-    def _step(self, optimizer: Optimizer, batch: Batch, measured: bool) -> Any:
+    @cached_property
+    def _stages(self) -> list[Stage]:
+        """Of a turn, one after the other. Raises: UserError where they do not fit the model."""
+        epochs = self._plan.training.epochs
+        phases = self._trying(lambda: self._algorithm.phases(epochs))
+        groups = None if self._travel is None else self._travel.groups
+        return stages_of(phases, epochs, groups, len(self._parameters))
+
+    def _step(self, optimizer: Optimizer, batch: Batch, measured: bool, stage: Stage) -> Any:
         """The algorithm's loss of a batch, after one step of the optimizer."""
-        values = [v.value for v in self._parameters]
+        values = [v.value for v in stage.trained(self._parameters)]
         self._measured = measured
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
             loss = self._trying(lambda: self._algorithm.loss(self._model, batch, self._context))
             target = objective(optimizer, loss)
-        optimizer.apply(gradients_of(tape, target, values))
+        with stage.untrained_have_no_gradient():
+            optimizer.apply(stage.spread(gradients_of(tape, target, values), len(self._parameters)))
         return loss
 
     def _train_graph(
-        self, early: Execution | None, last: Execution, optimizer: Optimizer
+        self, early: list[Execution], last: Execution, optimizer: Optimizer
     ) -> Callable[..., Any]:
-        batch_size = self._plan.training.batch_size
+        batch_size, stages = self._plan.training.batch_size, self._stages
 
         def epoch(number: Any, indices: Any, seed: Any, execution: Execution) -> Any:
             seed = tf.random.experimental.stateless_fold_in(seed, number)
             order = tf.random.experimental.stateless_shuffle(indices, seed, alg="philox")
             return mean_over_batches(execution, order, batch_size, self._whole is not None)
+
+        def repeated(until: Any, number: Any, indices: Any, seed: Any, execution: Execution) -> Any:
+            number, _ = tf.while_loop(
+                lambda number, loss: number < until,
+                lambda number, loss: (number + 1, epoch(number, indices, seed, execution)),
+                (number, tf.constant(0.0)),
+                parallel_iterations=1,
+            )
+            return number
 
         def train(weights: list[Any], indices: Any, seeds: Any, epochs: Any) -> Any:
             self._assign(weights)
@@ -358,16 +379,17 @@ class Trainer:
                 generator.assign(tf.cast(seeds[i + 1], generator.dtype))
             optimizer.reset()
             self._context.begin()
-            number = tf.constant(0)
-            if early is not None:
-                number, _ = tf.while_loop(
-                    lambda number, loss: number < epochs - 1,
-                    lambda number, loss: (number + 1, epoch(number, indices, seeds[0], early)),
-                    (number, tf.constant(0.0)),
-                    parallel_iterations=1,
-                )
-            self._model.reset_metrics()
-            loss = epoch(number, indices, seeds[0], last)
+            number, until = tf.constant(0), 0
+            for i, stage in enumerate(stages):
+                held, is_last = stage.held(self._weights), stage is stages[-1]
+                until = epochs - 1 if is_last else until + stage.epochs
+                if i < len(early):
+                    number = repeated(until, number, indices, seeds[0], early[i])
+                if is_last:
+                    self._model.reset_metrics()
+                    loss = epoch(number, indices, seeds[0], last)
+                for variable, value in held:
+                    variable.assign(value)
             optimizer.finish()
             return [tf.identity(v.value) for v in self._weights], self._results(loss)
 

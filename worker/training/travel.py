@@ -48,6 +48,8 @@ class Travel:
         self._sent = [name for name in first if of.get(name, "send") == "send"]
         self._kept = [name for name, group in of.items() if group == "keep"]
         self._frozen = [name for name, group in of.items() if group == "freeze"]
+        #: Of each weight, in the order in which they travel without groups: its group.
+        self.groups = [groups[id(v)] for v in weights]
         self._first = first
         if not any(name.startswith("trainable/") for name in self._sent):
             raise UserError("[weights]: nothing that is trained would travel")

@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from fluffle.schemas import Experiment, UserError
+from fluffle.schemas import Experiment, Plan, UserError
 from fluffle.schemas.experiment import WeightsTable
 from fluffle.schemas.messages import MOST_METRICS
 from fluffle.worker.tasks import custom
@@ -54,6 +54,8 @@ def check(experiment: Experiment) -> None:
     if experiment.weights is not None:
         groups = experiment.weights
         trying(task, lambda: _try_out_groups(task, groups))
+    if training.algorithm is not None:
+        trying(task, lambda: _try_out_phases(task, experiment))
     if custom.is_custom(table.name):
         wants_accuracy = experiment.experiment.target_accuracy is not None
         by_client = bool(experiment.evaluation.by_client)
@@ -141,6 +143,22 @@ def _try_out_groups(task: Task, table: WeightsTable) -> None:
     from fluffle.worker.training.travel import Travel
 
     Travel(table, _model_of(task))
+
+
+def _try_out_phases(task: Task, experiment: Experiment) -> None:
+    """What an algorithm trains in a phase of its own has to be there."""
+    from fluffle.worker.training.algorithms.registry import algorithm_of
+    from fluffle.worker.training.phases import stages_of
+    from fluffle.worker.training.travel import Travel
+    from fluffle.worker.training.variables import parameters_of
+
+    plan = Plan.of(experiment, "delta")
+    phases = algorithm_of(plan).phases(plan.training.epochs)
+    if not phases:
+        return
+    model = _model_of(task)
+    groups = None if plan.weights is None else Travel(plan.weights, model).groups
+    stages_of(phases, plan.training.epochs, groups, len(parameters_of(model)))
 
 
 def _try_out_arrays(task: ArrayTask, experiment: Experiment) -> None:

@@ -3,6 +3,7 @@
 One small class, in the trainer's compiled loop::
 
     before(turn) ─> given ─┐   NumPy, once a turn: from the client's state and what was broadcast
+    phases(epochs)                     while it is traced: which weights stay as they are, and when
     loss(model, batch, context)        in the graph, every step; by default the task's loss
     gradients(gradients, context)      in the graph, every step; by default as they are
     after(turn, local) ─> After        NumPy, once a turn: groups that go up, and what is kept
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fluffle.schemas import Plan, Tensors
 from fluffle.schemas.tensors import Array
@@ -46,6 +47,14 @@ class Batch(NamedTuple):
     y: Any
     #: How much each counts in the loss, where they differ in that.
     weight: Any = None
+
+
+class Phase(NamedTuple):
+    """Epochs of a turn in which one group of weights is trained, and all else stays as it is."""
+
+    epochs: int
+    #: The client's own weights (``[weights] keep``), or those that travel.
+    trains: Literal["keep", "send"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,12 @@ class Algorithm:
     def before(self, turn: Turn) -> Given:
         """What the graph is given in this turn: always the same names, shapes and dtypes."""
         return {}
+
+    def phases(self, epochs: int) -> Sequence[Phase]:
+        """The phases of a turn of so many epochs, which add up to these; none where all weights
+        are trained throughout. With phases the plan needs ``[weights] keep``.
+        """
+        return ()
 
     def loss(self, model: Any, batch: Batch, context: Context) -> Any:
         """The loss of a batch, a scalar tensor; called while the loop is traced."""

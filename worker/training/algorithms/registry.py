@@ -15,6 +15,7 @@ from fluffle.worker.training.algorithms.ditto import Ditto
 from fluffle.worker.training.algorithms.feddyn import FedDyn
 from fluffle.worker.training.algorithms.fednova import FedNova
 from fluffle.worker.training.algorithms.fedprox import FedProx
+from fluffle.worker.training.algorithms.fedrep import FedRep
 from fluffle.worker.training.algorithms.moon import Moon
 from fluffle.worker.training.algorithms.scaffold import Scaffold
 
@@ -30,7 +31,7 @@ _ASKED: dict[Asks, Callable[[Plan], Algorithm]] = {
 
 
 #: What ``training.algorithm`` names.
-_NAMED: dict[str, Callable[..., Algorithm]] = {"moon": Moon, "ditto": Ditto}
+_NAMED: dict[str, Callable[..., Algorithm]] = {"moon": Moon, "ditto": Ditto, "fedrep": FedRep}
 
 
 def check(table: TrainingTable) -> None:
