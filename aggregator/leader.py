@@ -36,6 +36,7 @@ from fluffle.aggregator.coordinator.effects import (
 )
 from fluffle.aggregator.disk_space import room_for_updates
 from fluffle.aggregator.intake import Unusable, message_of
+from fluffle.aggregator.ledger.sums import Traffic
 from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.aggregator.prefetch import Prefetch
 from fluffle.aggregator.presence import Presence
@@ -88,6 +89,8 @@ class Leader:
         self._on_timing = on_timing
         self._unacked = Unacked()
         self._prefetch = Prefetch(port)
+        #: Bytes of models of which the message in our hands tells.
+        self._fetched_bytes = 0
         #: Turns up to this may have been answered before they were issued: after a crash they are
         #: issued again, and what the old ones brought is on its way or recorded.
         ((self._answered,),) = ledger.query("SELECT COALESCE(MAX(turn), -1) FROM updates")
@@ -134,11 +137,14 @@ class Leader:
             self._on_event(envelope)
             return
         self.coordinator.hold_updates = self._prefetch.after(delivery)
+        self._fetched_bytes = 0
         try:
             message = message_of(envelope, self._experiment, self._prefetch.largest)
         except Unusable as error:
             self._reject(delivery, error.reason, error.detail)
             return
+        if isinstance(message, ClientUpdate):
+            self._fetched_bytes = message.received_bytes
         if isinstance(message, Evaluation) and not self._ledger.takes_evaluation(
             message.version, message.worker
         ):
@@ -193,7 +199,8 @@ class Leader:
             case Hold(update_id):
                 self._hold(update_id, _of(delivery))
             case Duplicate():
-                ledger.record_duplicate()
+                again = _of(delivery).delivery_count > 0
+                ledger.record_duplicate(None if again else self._traffic(_of(delivery)))
                 self._port.ack([_of(delivery)])
             case Reject(_, reason):
                 self._reject(_of(delivery), reason)
@@ -253,12 +260,18 @@ class Leader:
         envelope = delivery.envelope
         again = delivery.delivery_count > 0
         sha256, sender = _sha256(envelope), _sender(delivery)
-        self._ledger.record_rejection(sha256, envelope.message_id, reason, again, sender)
+        self._ledger.record_rejection(
+            sha256, envelope.message_id, reason, again, sender, self._traffic(delivery)
+        )
         self._port.reject(delivery, reason)
         if reason not in ORDINARY:
             of = f" of {one_line(sender)}" if sender else ""
             said = f"rejected a message{of} ({reason}: {detail or REASONS[reason]})"
             _log.warning(said, extra={"kind": f"{reason}{of}", "every_s": _SAID_EVERY_S})
+
+    def _traffic(self, delivery: Delivery) -> Traffic:
+        """What the message in our hands cost, with the models that its sender says it fetched."""
+        return Traffic(1, delivery.envelope.size, self._fetched_bytes)
 
     def _publish(self, model: GlobalModel) -> None:
         envelope = Envelope.of(model)

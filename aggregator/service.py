@@ -15,6 +15,7 @@ from fluffle.aggregator.ledger.disk import cannot_write
 from fluffle.aggregator.ledger.privacy import require_accounting
 from fluffle.aggregator.ledger.reader import standing
 from fluffle.aggregator.ledger.record import write_record
+from fluffle.aggregator.ledger.sums import Traffic
 from fluffle.aggregator.ledger.writer import Ledger, StaleLeader
 from fluffle.aggregator.presence import Presence
 from fluffle.aggregator.strategies.base import asks_of
@@ -157,6 +158,11 @@ class AggregatorService:
         """Make the open buffer durable, so that nothing is trained twice after a restart."""
         if self._leader is not None and self.outcome is None:
             self._leader.pause()
+
+    def record_lost(self, where: str, bytes_up: int, bytes_down: int) -> None:
+        """What travelled for a turn that a simulated device lost; only a simulator knows."""
+        if self._leader is not None and self.outcome is None:
+            self._ledger.record_lost(where, Traffic(1, bytes_up, bytes_down))
 
     def close(self) -> None:
         """Let go of the ledger."""

@@ -127,9 +127,10 @@ def _of_ledger(now: Totals) -> Iterator[Metric]:
     yield _counter("examples", "Examples that updates were trained on.", now.arrived.examples)
     yield _counter("training_seconds", "Time of slots spent training.", now.arrived.train_s)
     yield _counter("slot_seconds", "Time of slots in all, waiting included.", now.arrived.slot_s)
-    yield _counter("updates_received_bytes", "Size of updates (bytes up).", now.arrived.bytes_up)
+    yield _counter("updates_received_bytes", "Size of updates, counted or not (bytes up).",
+                   now.arrived.bytes_up + now.besides.bytes_up)  # fmt: skip
     yield _counter("models_received_bytes", "Models that workers received (bytes down).",
-                   now.arrived.bytes_down)  # fmt: skip
+                   now.arrived.bytes_down + now.besides.bytes_down)  # fmt: skip
     if now.evaluated_version is not None:
         yield _gauge("evaluated_version", "The newest version evaluated.", now.evaluated_version)
     if "accuracy" in now.metrics:

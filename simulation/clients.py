@@ -28,6 +28,7 @@ from fluffle.schemas import (
     Tensors,
     UserError,
 )
+from fluffle.schemas.codec import encoded_size
 from fluffle.schemas.errors import contained
 from fluffle.simulation.events import EventLog, Events
 from fluffle.simulation.pool import Pool
@@ -76,6 +77,9 @@ class Begun:
 
     at: float
     outcome: DeviceOutcome
+    #: Bytes of tensors of its model, and of the update that it would send.
+    download: int
+    upload: int
 
 
 @dataclass(slots=True)
@@ -112,10 +116,12 @@ class Clients:
         *,
         patience_s: float,
         submit: Callable[[Message], None],
+        lost: Callable[[str, int, int], None],
     ) -> None:
         """
         pool: its threads' trainers are ``PerPlan``.
         patience_s: an assignment expires after this time in its queue.
+        lost: is told of turns without an update: where it was lost, bytes up and down.
         """
         self._port = port
         self._events = events
@@ -124,6 +130,7 @@ class Clients:
         self._states = states
         self._patience_s = patience_s
         self._submit = submit
+        self._tell_lost = lost
         self._on_device = SimulatedDevices()
         self._tasks = PerPlan(_countable_task)
         #: When each client's device is free again: it does one thing at a time.
@@ -189,11 +196,12 @@ class Clients:
 
     def _begin(self, turn: InFlight, model: GlobalModel, outcome: DeviceOutcome) -> None:
         client, number = turn.assignment.client, turn.assignment.turn
-        turn.begun = Begun(turn.at, outcome)
+        download, upload = payload_bytes(model.tensors), upload_bytes(model.plan, model.tensors)
+        turn.begun = Begun(turn.at, outcome, download, upload)
         self._free_at[client] = end_of(
             outcome,
-            download=payload_bytes(model.tensors),
-            upload=upload_bytes(model.plan, model.tensors),
+            download=download,
+            upload=upload,
             examples=self._examples(model.plan, client),
             at=turn.at,
         )
@@ -261,6 +269,8 @@ class Clients:
                 answer = update
             case Report(error, base_version):
                 answer = failed_update(turn.assignment, WORKER, base_version, error)
+                if turn.begun is not None:
+                    self._tell_lost("failed", encoded_size(answer), turn.begun.download)
         turn.answered = True
         if turn.begun is not None:
             self._log.note(
@@ -280,7 +290,10 @@ class Clients:
 
     def _lost(self, turn: InFlight, begun: Begun) -> None:
         client, number = turn.assignment.client, turn.assignment.turn
-        self._log.note("lost", client=client, turn=number, where=begun.outcome.lost_at)
+        where = begun.outcome.lost_at
+        self._log.note("lost", client=client, turn=number, where=where)
+        sent = begun.upload if where == "upload" else 0
+        self._tell_lost(f"lost_{where}", sent, begun.download)
         self._port.ack(turn.delivery)
 
 

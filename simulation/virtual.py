@@ -93,6 +93,7 @@ class VirtualRun:
             *(self._port, self._events, pool, log, self._states),
             patience_s=self._experiment.participation.assignment_deadline_s,
             submit=self._submit,
+            lost=self.service.record_lost,
         )
         try:
             self._settle(clients, pool, log)

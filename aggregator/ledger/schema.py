@@ -63,8 +63,16 @@ _SENDERS = """
 ALTER TABLE rejections ADD COLUMN sender TEXT NOT NULL DEFAULT ''
 """
 
+#: What else travelled, besides updates that have a row: rejected, come again, lost on a simulated
+#: device. ``version`` was the newest when it did.
+_TRAFFIC = """
+CREATE TABLE traffic (
+    version INTEGER NOT NULL, disposition TEXT NOT NULL, messages INTEGER NOT NULL,
+    bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL, PRIMARY KEY (version, disposition))
+"""
+
 #: In order; a new one is appended, and none is ever changed.
-MIGRATIONS = (_FIRST, _TIMES_AND_NORMS, _SENDERS)
+MIGRATIONS = (_FIRST, _TIMES_AND_NORMS, _SENDERS, _TRAFFIC)
 SCHEMA = len(MIGRATIONS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fluffle.aggregator.ledger import sums
@@ -24,6 +25,8 @@ def summarise(ledger: LedgerReader) -> dict[str, Any]:
     first, last, sha = _span(ledger)
     updates = sums.counted(ledger)
     evaluated, metrics = sums.newest_evaluation(ledger)
+    travelled = sums.traffic(ledger)
+    in_all = sum(travelled.values(), sums.Traffic())
     kept, kept_bytes = ledger.kept()
     return {
         "run_id": meta["run_id"],
@@ -50,8 +53,9 @@ def summarise(ledger: LedgerReader) -> dict[str, Any]:
         "updates_per_s": round(updates / (last - first), 3) if last > first else None,
         "train_fraction": (round(arrived.train_s / arrived.slot_s, 4) if arrived.slot_s else None),
         "weights_sha256": sha,
-        "bytes_up": arrived.bytes_up,
-        "bytes_down": arrived.bytes_down,
+        "bytes_up": in_all.bytes_up,
+        "bytes_down": in_all.bytes_down,
+        "traffic": {name: asdict(of_one) for name, of_one in travelled.items()},
         "kept_updates": kept,
         "kept_bytes": kept_bytes,
         "epsilon": _epsilon(ledger),

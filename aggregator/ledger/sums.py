@@ -34,6 +34,53 @@ class UpdateSums:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Messages of one disposition, their bytes, and those of the models fetched for them."""
+
+    messages: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.messages + other.messages,
+            self.bytes_up + other.bytes_up,
+            self.bytes_down + other.bytes_down,
+        )
+
+
+def traffic(ledger: LedgerReader) -> dict[str, Traffic]:
+    """All that travelled, version 0 excepted: by the disposition of updates that were recorded
+    (counted, buffered, unused), by the reason of what was rejected, ``duplicate``, and, where
+    devices are simulated, by where it was lost (``lost_upload``, …).
+    """
+    recorded = ledger.query(
+        "SELECT disposition, COUNT(*), TOTAL(bytes_up), TOTAL(bytes_down) FROM updates"
+        " WHERE turn > 0 GROUP BY 1"
+    )
+    return {
+        disposition: Traffic(int(messages), int(up), int(down))
+        for disposition, messages, up, down in [*recorded, *unrecorded_rows(ledger)]
+    }
+
+
+def unrecorded(ledger: LedgerReader) -> Traffic:
+    """The part of it that has no row of its own."""
+    return sum(
+        (Traffic(int(n), int(up), int(down)) for _, n, up, down in unrecorded_rows(ledger)),
+        Traffic(),
+    )
+
+
+def unrecorded_rows(ledger: LedgerReader) -> list[tuple[str, float, float, float]]:
+    """Disposition, messages, bytes up and down of what has no row of its own."""
+    return ledger.query(
+        "SELECT disposition, TOTAL(messages), TOTAL(bytes_up), TOTAL(bytes_down) FROM traffic"
+        " GROUP BY 1 ORDER BY 2 DESC"
+    )
+
+
 def sums_by_staleness(ledger: LedgerReader, after_row: int = 0) -> dict[int, UpdateSums]:
     """Of those that were recorded after this row; rows are numbered in their order."""
     return {
@@ -60,13 +107,20 @@ def counted(ledger: LedgerReader) -> int:
 
 
 def counted_by_version(ledger: LedgerReader) -> list[tuple[int, float, int, int]]:
-    """Version, seconds into the run, updates counted in it, and their bytes both ways."""
+    """Version, seconds into the run, updates counted in it, and all bytes both ways that travelled
+    since the version before: what of it was not counted, too.
+    """
     rows = ledger.query(
         "SELECT v.version, v.elapsed_s, COUNT(u.update_id), TOTAL(u.bytes_up + u.bytes_down)"
         " FROM versions v LEFT JOIN updates u ON u.version = v.version AND u.turn > 0"
         " AND u.disposition = 'counted' GROUP BY v.version ORDER BY v.version"
     )
-    return [(version, made_s, updates, int(size)) for version, made_s, updates, size in rows]
+    others = "SELECT version, TOTAL(bytes_up + bytes_down) FROM traffic GROUP BY 1"
+    besides: dict[int, float] = dict(ledger.query(others))
+    return [
+        (version, made_s, updates, int(size + besides.get(version - 1, 0)))
+        for version, made_s, updates, size in rows
+    ]
 
 
 def versions_by_closing(ledger: LedgerReader) -> dict[str, int]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fluffle.aggregator.ledger import sums
 from fluffle.aggregator.ledger.reader import LedgerReader
-from fluffle.aggregator.ledger.sums import UpdateSums
+from fluffle.aggregator.ledger.sums import Traffic, UpdateSums
 from fluffle.schemas import UserError
 
 
@@ -39,6 +39,8 @@ class Totals:
     #: Staleness -> updates.
     staleness: Counter[int] = field(default_factory=Counter)
     arrived: UpdateSums = field(default_factory=UpdateSums)
+    #: What travelled besides: rejected, come again, lost.
+    besides: Traffic = field(default_factory=Traffic)
     #: The newest evaluation, and the version that it is of.
     metrics: dict[str, float] = field(default_factory=dict)
     evaluated_version: int | None = None
@@ -77,6 +79,7 @@ def _read_run(ledger: LedgerReader, now: Totals) -> None:
     now.counted = sums.counted(ledger)
     now.rejected = sums.rejected(ledger)
     now.dropouts, now.failures = ledger.count("dropouts"), sums.failures(ledger)
+    now.besides = sums.unrecorded(ledger)
     now.evaluated_version, now.metrics = sums.newest_evaluation(ledger)
 
 

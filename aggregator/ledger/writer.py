@@ -20,6 +20,7 @@ from fluffle.aggregator.ledger.database import StaleLeader
 from fluffle.aggregator.ledger.folds import insert_folds
 from fluffle.aggregator.ledger.retention import needed_files, new_best
 from fluffle.aggregator.ledger.run_entry import RunEntry
+from fluffle.aggregator.ledger.sums import Traffic
 from fluffle.aggregator.ledger.weights import Store
 from fluffle.aggregator.strategies.base import model_of
 from fluffle.schemas import Assignment, ClientFailed, Evaluation, Experiment, encode, tensors_sha256
@@ -132,11 +133,13 @@ class Ledger(RunEntry):
         reason: str,
         again: bool = False,
         sender: str = "",
+        traffic: Traffic | None = None,
     ) -> None:
         """A message of no use.
 
         again: the broker says that it has been here before.
         sender: whom the broker vouches for; empty where it does not.
+        traffic: what it cost; counted once, however often it is delivered.
         """
         known = "SELECT 1 FROM rejections WHERE message_sha256 = ?"
         with self._transaction():
@@ -154,6 +157,8 @@ class Ledger(RunEntry):
                 " VALUES (?, ?, ?, 1, ?, ?) ON CONFLICT DO UPDATE SET times = times + ?",
                 (message_sha256, message_id[:200], reason, time.time(), sender, int(not again)),
             )
+            if traffic is not None and not again:
+                self._add_traffic(reason, traffic)
 
     def reason_rejected(self, message_id: str, message_sha256: Callable[[], str]) -> str | None:
         """Why this very message was rejected before; its hash is asked for only where needed."""
@@ -213,10 +218,17 @@ class Ledger(RunEntry):
             if (best := new_best(self, evaluation)) is not None:
                 self._set(best=best)
 
-    def record_duplicate(self) -> None:
-        """A message whose update had been counted before."""
+    def record_duplicate(self, traffic: Traffic | None = None) -> None:
+        """A message whose update had been counted before; ``traffic`` where it was sent again."""
         with self._transaction():
             self._set(duplicates=int(self.meta.get("duplicates", 0)) + 1)
+            if traffic is not None:
+                self._add_traffic("duplicate", traffic)
+
+    def record_lost(self, where: str, traffic: Traffic) -> None:
+        """A turn of a simulated device that has brought no update, and what travelled for it."""
+        with self._transaction():
+            self._add_traffic(where, traffic)
 
     def finish(
         self, status: str, detail: str, unused: Sequence[Fold], sizes: Mapping[str, int],
@@ -239,6 +251,14 @@ class Ledger(RunEntry):
         super().close()
 
     # ---- inside
+
+    def _add_traffic(self, disposition: str, more: Traffic) -> None:
+        self._db.execute(
+            "INSERT INTO traffic VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+            " messages = messages + excluded.messages, bytes_up = bytes_up + excluded.bytes_up,"
+            " bytes_down = bytes_down + excluded.bytes_down",
+            (self.latest_version(), disposition, more.messages, more.bytes_up, more.bytes_down),
+        )
 
     def _archived(self) -> dict[str, Place]:
         return {} if self._archive is None else self._archive.sync()

@@ -32,7 +32,8 @@ class Versions:
 
     #: Seconds since the run began, virtual or real.
     made_s: Floats
-    #: Updates counted in this and all earlier versions, and their bytes both ways.
+    #: Updates counted in this and all earlier versions, and all bytes both ways until then: those
+    #: of updates that counted nowhere, too.
     updates: Ints
     bytes: Ints
 
@@ -103,6 +104,8 @@ class Run:
     evaluations: Evaluations
     updates: Updates
     dropouts: int
+    #: All that travelled, by what became of it (``sums.traffic``).
+    traffic: dict[str, sums.Traffic]
     #: How many, by reason.
     rejected: dict[str, int]
     failures: dict[str, int]
@@ -149,6 +152,7 @@ def read_run(folder: Path, label: str) -> Run:
             evaluations=_evaluations(ledger),
             updates=_updates(ledger),
             dropouts=ledger.count("dropouts"),
+            traffic=sums.traffic(ledger),
             rejected=sums.rejected(ledger),
             failures=sums.failures_by_reason(ledger, _REASON),
             epsilon=np.array([0.0, *(value for _, value in spent)] if spent else [], float),

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from fluffle.aggregator.ledger.sums import Traffic
 from fluffle.report.costs import Spent, common_currency, reached, spent, target_of
 from fluffle.report.data import Floats, Run
 from fluffle.report.style import digits, seconds_unit
@@ -30,7 +31,8 @@ def facts(runs: list[Run]) -> dict[str, list[str]]:
         "versions": lambda run: f"{len(run.versions.made_s) - 1:,}",
         "updates counted": lambda run: f"{run.versions.updates[-1]:,}",
         "time": lambda run: f"{_seconds(run.elapsed_s)}{' (virtual)' if run.virtual else ''}",
-        "sent": lambda run: _bytes(int(run.versions.bytes[-1])),
+        "sent": lambda run: _bytes(_sent(run.traffic)),
+        "sent in vain": _in_vain,
         "dropouts": lambda run: f"{run.dropouts:,}",
         "rejected": lambda run: f"{sum(run.rejected.values()):,}",
         "failures": lambda run: f"{sum(run.failures.values()):,}",
@@ -134,6 +136,20 @@ def _percent(values: Floats, unit: str = "%") -> str:
 def _seconds(value: float) -> str:
     by, unit = seconds_unit(value)
     return f"{digits(value / by)} {unit}"
+
+
+def _sent(traffic: dict[str, Traffic]) -> int:
+    return sum(t.bytes_up + t.bytes_down for t in traffic.values())
+
+
+def _in_vain(run: Run) -> str:
+    """What travelled and counts in no version, and the dispositions of most of it."""
+    others = {name: t for name, t in run.traffic.items() if name != "counted"}
+    if not others:
+        return "–"
+    most = sorted(others, key=lambda name: -others[name].messages)[:3]
+    told = ", ".join(f"{others[name].messages:,} {name.replace('_', ' ')}" for name in most)
+    return f"{_bytes(_sent(others))} ({told})"
 
 
 def _bytes(value: int) -> str:

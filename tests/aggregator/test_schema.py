@@ -20,6 +20,7 @@ BEFORE = (
     "DROP INDEX failures_by_client",
     "ALTER TABLE failures DROP COLUMN times",
     "ALTER TABLE updates DROP COLUMN norms",
+    "DROP TABLE traffic",
     "ALTER TABLE rejections DROP COLUMN sender",
     "PRAGMA user_version = 0",
 )
