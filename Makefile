@@ -15,9 +15,12 @@ PARALLEL ?= 2
 # Chaos: how many faults, and which (default: others every time).
 FAULTS ?= 100
 SEED ?=
+# Versions of RabbitMQ, and suites of tests, of test-brokers (default: all).
+VERSIONS ?=
+SUITES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-oldest test-compose chaos chaos-processes lint fuzz fuzz-live format \
+.PHONY: help run test test-fast test-oldest test-brokers test-compose chaos chaos-processes lint fuzz fuzz-live format \
   bench broker docs lock clean
 
 help: ## List the verbs
@@ -34,6 +37,10 @@ test: $(VENV)/dev.stamp ## Run all tests (TESTS=tests/broker for some, PARALLEL=
 # No server, no TensorFlow, no network: while you work.
 test-fast: $(VENV)/dev.stamp ## Run the tests that need nothing but Python (two minutes)
 	@$(BIN)/pytest -n $(PARALLEL) --fast $(TESTS) $(ARGS)
+
+test-brokers: $(VENV)/dev.stamp ## Try RabbitMQ's versions (hours; VERSIONS="own 4.0 4.3" SUITES="broker … chaos")
+	@environment=$$(scripts/provide-rabbitmq) && env $$environment VERSIONS="$(VERSIONS)" SUITES="$(SUITES)" \
+	  FAULTS=$(FAULTS) SEED=$(SEED) ARGS="$(ARGS)" scripts/test-brokers
 
 test-oldest: $(VENV)/dev.stamp ## Install the oldest versions that pyproject.toml allows, and try them
 	@scripts/test-oldest $(ARGS)

@@ -2,7 +2,7 @@
 
 Arguments are protocol constants: a queue that is there already with others answers 406. Nothing
 here is deprecated in RabbitMQ 4 (no transient queue that is not exclusive, no global QoS), and
-nothing is newer than 3.10.
+nothing needs more than 3.10: what is newer (``x-consumer-timeout``) it stores and passes over.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from fluffle.schemas.sizes import MIB
 DELIVERY_LIMIT = 20
 #: Updates that wait; more are refused, and their senders wait.
 UPDATES_MAX_BYTES = 4 * 1024 * MIB
+#: A turn is its worker's for as long as it trains: its deadline is the coordinator's, and a worker
+#: that dies loses its connection. From 3.12 on RabbitMQ holds to this, whatever its own timeout.
+TURN_TIMEOUT_S = 7 * 24 * 3600
 #: Of what could not be used the newest are kept.
 REJECTED_MAX_BYTES = 2 * 1024 * MIB
 EVENTS_MAX_LENGTH = 10_000
@@ -109,7 +112,11 @@ class Topology:
     @property
     def assignments(self) -> Queue:
         """Work queue: turns for pooled clients, each with an expiration of its own."""
-        arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
+        arguments = {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-consumer-timeout": TURN_TIMEOUT_S * 1000,
+        }
         name = f"{self.federation}.assignments"
         return Queue(name, _frozen(arguments), self.assign, ASSIGNMENTS)
 

@@ -27,7 +27,7 @@ from fluffle.aggregator.ledger.weights import WEIGHTS
 from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.aggregator.service import AggregatorService
 from fluffle.aggregator.strategies.custom import CODE
-from fluffle.broker import Broker
+from fluffle.broker import AggregatorPort, Broker
 from fluffle.device_files import check_travels
 from fluffle.display import Display, snapshot
 from fluffle.export import STATES, save_models
@@ -83,10 +83,12 @@ def run_experiment(
         stack.callback(memory.close)
         if url in ("embedded", "local"):
             stack.enter_context(_lock(folder))  # elsewhere the broker's leader lock does this
-        amqp = _amqp(url, folder, stack)
+        amqp = _amqp(url, folder, experiment, stack)
         broker = _broker(amqp, federation, connect_timeout_s)
         port = broker.aggregator()
         stack.callback(port.close)
+        if amqp == url:
+            say_of_timeouts(experiment, port)
         service = AggregatorService(
             experiment,
             port,
@@ -304,16 +306,27 @@ def _drive(
         raise failure[0]
 
 
-def _amqp(url: str, folder: Path, stack: ExitStack) -> str:
+def _amqp(url: str, folder: Path, experiment: Experiment, stack: ExitStack) -> str:
     """Where the broker is; "" for the embedded one. Starts the private node that ``local`` is."""
     if url == "embedded":
         return ""
     if url != "local":
         return url
+    from fluffle.broker.admin import consumer_timeout
     from fluffle.broker.admin.node import Node
 
     _log.info("starting a private RabbitMQ node …")
-    return stack.enter_context(Node(folder / NODE)).url
+    timeout = consumer_timeout.setting(consumer_timeout.needed_s(experiment))
+    return stack.enter_context(Node(folder / NODE, settings={"consumer_timeout": timeout})).url
+
+
+def say_of_timeouts(experiment: Experiment, port: AggregatorPort) -> None:
+    """Warn of what a RabbitMQ server may take back while we are at it."""
+    from fluffle.broker.admin.consumer_timeout import too_short
+    from fluffle.broker.rabbitmq.port import Port
+
+    if isinstance(port, Port) and (warning := too_short(experiment, port.server_version)):
+        _log.warning(warning)
 
 
 def _broker(url: str, federation: str, connect_timeout_s: float) -> Broker:

@@ -74,6 +74,8 @@ class Link:
         self._told = ""
         self.where = f"{parameters.host}:{parameters.port}, virtual host {parameters.virtual_host}"
         self.connection: pika.SelectConnection | None = None
+        #: The server's version as it calls itself, once there was a connection.
+        self.server_version = ""
         self._parameters = parameters
         self._attached: list[Attached] = []
         self._loop = IOLoop()
@@ -190,6 +192,7 @@ class Link:
         if self._settled.is_set():
             self.inform("connected again")
         self.connection = connection
+        self.server_version = str((connection.server_properties or {}).get("version", ""))
         self._backoff.reset()
         self._settled.set()
         connection.add_on_connection_blocked_callback(partial(self._blocked, True))

@@ -74,6 +74,11 @@ class Port:
         """Whom the broker takes us for; None where a certificate says it."""
         return self._user
 
+    @property
+    def server_version(self) -> str:
+        """As the server calls itself: "4.3.6"."""
+        return self._consuming.server_version
+
     def close(self) -> None:
         """What is unacked goes back. May be called twice."""
         with self._changed:

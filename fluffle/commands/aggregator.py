@@ -56,7 +56,13 @@ def aggregator(
     from fluffle.experiment_file import load_experiment
     from fluffle.initial import initial_weights
     from fluffle.metrics import AggregatorMetrics
-    from fluffle.running import check_folder, new_run_id, read_summary, stopping
+    from fluffle.running import (
+        check_folder,
+        new_run_id,
+        read_summary,
+        say_of_timeouts,
+        stopping,
+    )
     from fluffle.tracking import tracked, trackers
 
     experiment = load_experiment(file, settings or [], os.environ)
@@ -71,6 +77,7 @@ def aggregator(
         may_leave_early()
         metrics = AggregatorMetrics(registry, out)
         port = broker.aggregator()
+        say_of_timeouts(experiment, port)
         service = AggregatorService(
             experiment,
             port,

@@ -41,6 +41,7 @@ from fluffle.worker.services.answers import (
 )
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.journal import Journal
+from fluffle.worker.services.returned import ReturnedTurns
 from fluffle.worker.services.shutdown import Shutdown
 from fluffle.worker.services.simulated import SimulatedDevices
 from fluffle.worker.services.turn import (
@@ -85,6 +86,7 @@ class SlotContext:
     shutdown: Shutdown
     states: ClientStates
     journal: Journal = field(default_factory=Journal)
+    returned: ReturnedTurns = field(default_factory=ReturnedTurns)
     #: Is told what a turn brought; None where it was for nobody any more, or was lost.
     on_turn: Callable[[Message | None], None] = lambda answer: None
     #: Bytes of models received since somebody asked last.
@@ -131,14 +133,30 @@ class Slot:
         if not isinstance(assignment, Assignment):
             self._port.ack(delivery)
             return
+        done = self._worker.returned.begin(assignment, delivery)
+        if done is not None:
+            _log.info(
+                f"client {assignment.client}'s turn has come back while this worker %s",
+                "had answered it" if done else "trains it",
+            )
+            self._ack(done)
+            return
         self._pause_s = 0.0
         self._came_back = delivery.delivery_count > 0
-        sent = self._drive(assignment)
+        sent = None
+        try:
+            sent = self._drive(assignment)
+        finally:
+            deliveries = self._worker.returned.end(assignment, sent is not None)
         if sent is None and self._worker.stop.is_set():
             return  # not acked: it goes back to the broker
-        self._port.ack(delivery)
+        self._ack(deliveries)
         self._worker.on_turn(sent)
         self._rest(assignment.run)
+
+    def _ack(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            self._port.ack(delivery)
 
     def _drive(self, assignment: Assignment) -> Message | None:
         """What was sent in the end; None where there was nothing to be said."""

@@ -17,6 +17,7 @@ from fluffle.schemas import Event, GlobalModel, Message, Run
 from fluffle.schemas.messages import order
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.journal import Journal
+from fluffle.worker.services.returned import ReturnedTurns
 from fluffle.worker.services.shutdown import Shutdown
 from fluffle.worker.services.simulated import describes_devices
 from fluffle.worker.services.slot import Slot, SlotContext
@@ -60,6 +61,7 @@ class WorkerService:
         self._simulate_devices = simulate_devices
         self._on_model = on_model
         self._on_turn = on_turn
+        self._returned = ReturnedTurns()
         self._shutdown = Shutdown(port)
         self._received = 0
         self._lock = threading.Lock()
@@ -141,6 +143,7 @@ class WorkerService:
                     shutdown=self._shutdown,
                     states=self._states,
                     journal=self._journal,
+                    returned=self._returned,
                     on_turn=self._on_turn,
                     take_received=self._take_received,
                     simulate_devices=self._simulate_devices,
