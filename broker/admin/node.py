@@ -146,7 +146,7 @@ class Node:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                raise BrokerUnreachable(f"the private RabbitMQ did not start: see {log}")
+                raise BrokerUnreachable(self._why_not(log))
             if self._has_guest and self._listens():
                 self._replace_guest()
             time.sleep(0.05)
@@ -237,6 +237,17 @@ class Node:
         definitions.unlink()
         self.ctl("delete_user", "guest")
         self._has_guest = False
+
+    def _why_not(self, log: Path) -> str:
+        said = log.read_text(errors="replace") if log.exists() else ""
+        if "required feature flag" in said:
+            return (
+                f"the private RabbitMQ did not start: the data in {self.folder} are of an older "
+                "release, which this one does not read. Go on with the older one; or upgrade "
+                f"through 3.13 (rabbitmqctl enable_feature_flag all); or delete {self.folder}: "
+                "updates that wait in its queues are lost, and their turns are issued again"
+            )
+        return f"the private RabbitMQ did not start: see {log}"
 
     def _answers(self) -> bool:
         if not self._listens():

@@ -132,3 +132,18 @@ def test_the_guest_of_an_earlier_version_is_gone(tmp_path):
         listed = node.ctl("list_users", "--no-table-headers").splitlines()
         assert [line.split("\t")[0] for line in listed] == [USER]
         pika.BlockingConnection(pika.URLParameters(node.url)).close()
+
+
+def test_data_of_an_older_release_are_named(rabbitmq, tmp_path):
+    if rabbitmq.ctl("version").startswith("3.10"):
+        pytest.skip("no release before 3.11 refuses older data")
+    # Given a folder as a RabbitMQ 3.10 leaves it: without the feature flags that this one requires
+    with Node(tmp_path):
+        pass
+    (flags,) = (tmp_path / "data").glob("*feature_flags")
+    flags.write_text("[implicit_default_bindings,quorum_queue,stream_queue,user_limits].\n")
+    # When it is started again, then the line says what there is to do
+    node = Node(tmp_path)
+    with pytest.raises(BrokerUnreachable, match=r"of an older release.*enable_feature_flag all"):
+        node.start()
+    node.stop()
