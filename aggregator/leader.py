@@ -6,6 +6,9 @@ redelivery and nothing else.
 
     receive ─> decode ─> seen before? ─> coordinator ─> effects ─┬─> ledger ─> ack
                  └─> undecodable: ledger, copy to rejected, ack   └─> publish, assign
+
+A rejected message has a copy in ``updates.rejected``, unless it was only slow (``OF_THEIR_TIME``):
+the ledger has counted that, and ordinary lateness would push out what a person should see.
 """
 
 from __future__ import annotations
@@ -57,8 +60,6 @@ from fluffle.schemas.messages import FromWorker
 
 _log = logging.getLogger(__name__)
 
-#: Reasons that tell of nothing wrong: somebody was slow.
-ORDINARY = ("late", "too_stale", "repeated")
 #: How often the first few rejections of a reason and a sender are said, in seconds.
 _SAID_EVERY_S = 600.0
 
@@ -263,8 +264,11 @@ class Leader:
         self._ledger.record_rejection(
             sha256, envelope.message_id, reason, again, sender, self._traffic(delivery)
         )
-        self._port.reject(delivery, reason)
-        if reason not in ORDINARY:
+        if reason in OF_THEIR_TIME:
+            # Nothing is wrong with it, somebody was slow: no copy for a person to look at.
+            self._port.ack([delivery])
+        else:
+            self._port.reject(delivery, reason)
             of = f" of {one_line(sender)}" if sender else ""
             said = f"rejected a message{of} ({reason}: {detail or REASONS[reason]})"
             _log.warning(said, extra={"kind": f"{reason}{of}", "every_s": _SAID_EVERY_S})

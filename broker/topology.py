@@ -26,6 +26,8 @@ UPDATES_MAX_BYTES = 4 * 1024 * MIB
 TURN_TIMEOUT_S = 7 * 24 * 3600
 #: Of what could not be used the newest are kept.
 REJECTED_MAX_BYTES = 2 * 1024 * MIB
+#: And for a week: each copy says so itself, as arguments of a queue that is there cannot change.
+REJECTED_TTL_S = 7 * 24 * 3600.0
 EVENTS_MAX_LENGTH = 10_000
 EVENTS_TTL_S = 60
 #: The late joiners' store: whole segments beyond this are deleted, the last one stays.

@@ -110,7 +110,7 @@ def _rejected(ledger: LedgerReader, there: int) -> str:
     if there > recorded:
         return f"{line}; the others were dead-lettered, are second copies or of other runs"
     if there < recorded:
-        return f"{line}; the others were taken away, or pushed out by newer ones"
+        return f"{line}; the others were only late, were taken away, or went after a week"
     return line
 
 

@@ -10,11 +10,12 @@ import base64
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fluffle.broker.admin.permissions import Rights
+from fluffle.broker.topology import REJECTED_TTL_S, Topology
 from fluffle.schemas.sizes import MIB
 
 #: A site has two connections; two more while it reconnects.
@@ -37,6 +38,7 @@ def policies_of(federation: str) -> list[Policy]:
     """The limits of what workers and sites may declare themselves."""
     mailboxes = rf"^{re.escape(federation)}\.worker\..*$"
     events = rf"^{re.escape(federation)}\.events$"
+    rejected = rf"^{re.escape(federation)}\.updates\.rejected$"
     return [
         # A mailbox holds one model. This holds for queues that somebody declares otherwise as well,
         # and what nobody consumes from goes.
@@ -60,21 +62,38 @@ def policies_of(federation: str) -> list[Policy]:
             *("operator_policy", f"{federation}-events", events, 0),
             {"max-length-bytes": 16 * MIB},
         ),
+        # Copies of what was rejected say when they go; what the broker itself gave up does not.
+        Policy(
+            *("operator_policy", f"{federation}-rejected", rejected, 0),
+            {"message-ttl": int(REJECTED_TTL_S * 1000)},
+        ),
     ]
 
 
 def definitions_of(
-    federation: str, vhost: str, rights: Mapping[str, Rights], passwords: Mapping[str, str]
+    federation: str,
+    vhost: str,
+    rights: Mapping[str, Rights],
+    passwords: Mapping[str, str],
+    *,
+    sites: Collection[str] = (),
+    declared: bool = False,
 ) -> dict[str, Any]:
-    """A definitions file: these users with these passwords. ``admin`` may see RabbitMQ's UI."""
-    return {
+    """A definitions file: these users with these passwords. ``admin`` may see RabbitMQ's UI.
+
+    sites: of the users those that are held to ``SITE_LIMITS``.
+    declared: with the exchanges, queues and bindings, for a broker whose operators make them.
+    """
+    tables = declared_topology(Topology(federation), vhost) if declared else {}
+    return tables | {
         "vhosts": [{"name": vhost}],
         "users": [
             {
                 "name": name,
-                "password_hash": _hash(passwords[name]),
+                "password_hash": hash_of(passwords[name]),
                 "hashing_algorithm": "rabbit_password_hashing_sha256",
                 "tags": "administrator" if name == "admin" else "",
+                **({"limits": SITE_LIMITS} if name in sites else {}),
             }
             for name in rights
         ],
@@ -115,6 +134,34 @@ def _value(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _hash(password: str) -> str:
+def declared_topology(names: Topology, vhost: str) -> dict[str, Any]:
+    """The exchanges, queues and bindings that are shared, as tables of a definitions file."""
+    return {
+        "exchanges": [
+            {
+                **{"name": name, "vhost": vhost, "type": kind, "durable": True},
+                **{"auto_delete": False, "internal": False, "arguments": {}},
+            }
+            for name, kind in names.exchanges.items()
+        ],
+        "queues": [
+            {
+                **{"name": queue.name, "vhost": vhost, "durable": True, "auto_delete": False},
+                "arguments": dict(queue.arguments),
+            }
+            for queue in names.shared
+        ],
+        "bindings": [
+            {
+                **{"source": queue.exchange, "vhost": vhost, "destination": queue.name},
+                **{"destination_type": "queue", "routing_key": queue.key, "arguments": {}},
+            }
+            for queue in names.shared
+        ],
+    }
+
+
+def hash_of(password: str) -> str:
+    """As RabbitMQ keeps it."""
     salt = secrets.token_bytes(4)
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()

@@ -39,6 +39,19 @@ def of_aggregator(names: Topology) -> Rights:
     )
 
 
+def of_aggregator_of_declared(names: Topology) -> Rights:
+    """On a broker whose operators declare: makes its lock and nothing else, and binds nothing.
+
+    It may write to ``updates.rejected``, which is for binding: 4.3 shows nobody a queue on which he
+    has no right, and reading it would be the right to purge it.
+    """
+    return Rights(
+        _any(names, "aggregator"),
+        _any(names, "global-model", "assign", "dead-letter", "updates.rejected"),
+        _any(names, "latest-model", "assignments", "updates", "events", "submit", "aggregator"),
+    )
+
+
 def of_evaluator(names: Topology) -> Rights:
     """Reads models, sends evaluations; takes no turns."""
     return _worker(names, r"evaluator-.*")

@@ -9,9 +9,12 @@ With the last one, without a password, the certificate says who we are (RabbitMQ
 EXTERNAL). ``cacertfile``: whom we believe, instead of the system's authorities; ``certfile`` and
 ``keyfile``: our own certificate (PEM) and ``password`` its key's, where that is encrypted;
 ``server_name_indication``: the name in the server's certificate where it is not the host's. The
-server's certificate is always checked. The other parameters of RabbitMQ's URIs are ``heartbeat``
-(seconds), ``connection_timeout`` (milliseconds), ``channel_max`` and ``auth_mechanism``; those of
-pika's URLs are taken too.
+server's certificate is always checked. ``password_file`` is a file that holds the user's password.
+The other parameters of RabbitMQ's URIs are ``heartbeat`` (seconds), ``connection_timeout``
+(milliseconds), ``channel_max`` and ``auth_mechanism``; those of pika's URLs are taken too.
+
+A port asks for the parameters again before a connection that finds one of these files changed: who
+rotates a secret restarts nobody.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from __future__ import annotations
 import difflib
 import ssl
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import pika
 from pika.credentials import ExternalCredentials, PlainCredentials
@@ -34,7 +37,9 @@ _OF_PIKA = (
     *("heartbeat", "channel_max", "frame_max", "locale", "connection_attempts", "retry_delay"),
     *("socket_timeout", "stack_timeout", "blocked_connection_timeout", "tcp_options"),
 )
-_KNOWN = (*_TLS, *_OF_PIKA, "connection_timeout", "auth_mechanism")
+_KNOWN = (*_TLS, *_OF_PIKA, "connection_timeout", "auth_mechanism", "password_file")
+#: Parameters that name files.
+_FILES = ("cacertfile", "certfile", "keyfile", "password_file")
 _MECHANISMS = ("plain", "external")
 
 
@@ -43,6 +48,7 @@ def parameters_of(url: str) -> pika.URLParameters:
     parts, query = _parts(url), _query(url)
     tls = {key: query.pop(key) for key in _TLS if key in query}
     mechanism = query.pop("auth_mechanism", "").lower()
+    password = _password_of(parts, query.pop("password_file", None))
     if (milliseconds := query.pop("connection_timeout", None)) is not None:
         if not milliseconds.isdecimal() or milliseconds.strip("0") == "":
             raise UserError("connection_timeout of the broker's URL is no number of milliseconds")
@@ -68,8 +74,8 @@ def parameters_of(url: str) -> pika.URLParameters:
         )
     if parts.username is not None:
         user = unquote(parts.username)
-        if parts.password is not None:
-            parameters.credentials = PlainCredentials(user, unquote(parts.password))
+        if password is not None:
+            parameters.credentials = PlainCredentials(user, password)
         elif "certfile" in tls:
             parameters.credentials = _Certified(user)
         else:
@@ -105,6 +111,28 @@ def _parts(url: str) -> SplitResult:
     return parts
 
 
+def secrets_of(url: str) -> tuple[Path, ...]:
+    """The files that are read for this URL. Raises: UserError where it is none."""
+    query = _query(url)
+    return tuple(Path(query[name]) for name in _FILES if name in query)
+
+
+def _password_of(parts: SplitResult, file: str | None) -> str | None:
+    """The URL's password, else the file's. Raises: UserError where there is none in it."""
+    if parts.password is not None:
+        return unquote(parts.password)
+    if file is None:
+        return None
+    if parts.username is None:
+        raise UserError(
+            "a password file needs a user in the broker's URL, like amqps://user@host/vhost"
+        )
+    try:
+        return Path(file).read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the password from {file}: {error}") from None
+
+
 def _query(url: str) -> dict[str, str]:
     """The URL's parameters. Raises: UserError for one that is not known, or cannot be had."""
     text = _parts(url).query
@@ -127,28 +155,18 @@ def _query(url: str) -> dict[str, str]:
 def completed(
     url: str, ca: Path | None, cert: Path | None, key: Path | None, password: Path | None
 ) -> str:
-    """The URL with what is kept in files: certificates by their names, the password as it is.
+    """The URL with the names of files that hold the rest; a password that is in it already stays.
 
-    A password that is in the URL already stays.
-    Raises: UserError.
+    Raises: UserError, where the password is not there, too.
     """
     files = {"cacertfile": ca, "certfile": cert, "keyfile": key}
-    given = {name: str(path.absolute()) for name, path in files.items() if path is not None}
     parts = _parts(url)
-    query = urlencode([*parse_qsl(parts.query), *given.items()]) if given else parts.query
-    netloc = parts.netloc
     if password is not None and parts.password is None:
-        user, _, host = netloc.rpartition("@")
-        if not user:
-            raise UserError(
-                "a password file needs a user in the broker's URL, like amqps://user@host/vhost"
-            )
-        try:
-            secret = password.read_text().rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the password from {password}: {error}") from None
-        netloc = f"{user}:{quote(secret, safe='')}@{host}"
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
+        _password_of(parts, str(password))
+        files["password_file"] = password
+    given = {name: str(path.absolute()) for name, path in files.items() if path is not None}
+    query = urlencode([*parse_qsl(parts.query), *given.items()]) if given else parts.query
+    return urlunsplit(parts._replace(query=query))
 
 
 class _Certified(ExternalCredentials):  # type: ignore[misc]

@@ -10,12 +10,12 @@ from pika.channel import Channel
 
 from fluffle.broker.errors import LeadershipLost
 from fluffle.broker.memory_queues import Newest
-from fluffle.broker.rabbitmq.caretaker import Caretaker, declare
+from fluffle.broker.rabbitmq.caretaker import Caretaker, Declarations
 from fluffle.broker.rabbitmq.consumer import Consumer
 from fluffle.broker.rabbitmq.leadership import LeaderLock
 from fluffle.broker.rabbitmq.port import Port, Settings
 from fluffle.broker.rabbitmq.publisher import Publisher
-from fluffle.broker.topology import ASSIGNMENTS, REJECTED
+from fluffle.broker.topology import ASSIGNMENTS, REJECTED, REJECTED_TTL_S
 from fluffle.broker.transport import Delivery, Envelope
 from fluffle.schemas.codec import MAX_MESSAGE_BYTES
 
@@ -37,10 +37,9 @@ class RabbitMQAggregatorPort(Port):
         """Raises: BrokerUnreachable, AccessRefused."""
         super().__init__(settings, "aggregator")
         self._lock = LeaderLock(self._consuming, self._topology.aggregator)
+        self._declarations = Declarations(self._topology)
         self._publisher = Publisher(
-            self._publishing,
-            lambda channel: declare(channel, self._topology),
-            self._user,
+            self._publishing, self._declarations.declare, self._user, self._declarations
         )
         self._led = False
         self._updates: Consumer | None = None
@@ -76,7 +75,7 @@ class RabbitMQAggregatorPort(Port):
             if not self._led:
                 self._led = True
                 self._publishing.attach(self._publisher)
-                self._publishing.attach(Caretaker(self._publishing, self._topology))
+                self._publishing.attach(Caretaker(self._publishing, self._declarations))
             self._changed.wait_for(declared)
         return True
 
@@ -182,6 +181,8 @@ class RabbitMQAggregatorPort(Port):
     def reject(self, delivery: Delivery, reason: str) -> None:
         """A confirmed copy with a ``reason`` header to the rejected messages, then the ack.
 
+        The copy is there for ``REJECTED_TTL_S``.
+
         The copy is ours, so the broker vouches for us: who sent it is in the header ``user``.
         """
         updates = self._updates
@@ -197,7 +198,9 @@ class RabbitMQAggregatorPort(Port):
         if envelope.user_id is not None:
             headers["user"] = envelope.user_id
         copy = dataclasses.replace(envelope, headers=headers)
-        self._publisher.publish(self._topology.dead_letter, REJECTED, [copy], self._check_lead)
+        self._publisher.publish(
+            self._topology.dead_letter, REJECTED, [copy], self._check_lead, REJECTED_TTL_S
+        )
         with self._changed:
             updates.ack(delivery)
 
@@ -221,7 +224,7 @@ class RabbitMQAggregatorPort(Port):
         on_ready: Callable[[], None] = lambda: None,
     ) -> Consumer:
         def prepare(channel: Channel) -> str:
-            declare(channel, self._topology)
+            self._declarations.declare(channel)
             return queue
 
         return Consumer(
@@ -232,6 +235,7 @@ class RabbitMQAggregatorPort(Port):
             arguments=arguments,
             on_message=newest.offer if newest is not None else None,
             on_ready=on_ready,
+            declares=self._declarations,
         )
 
     def _check(self) -> None:

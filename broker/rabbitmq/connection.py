@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -19,12 +20,16 @@ import pika
 from pika.adapters.select_connection import IOLoop
 
 from fluffle.broker.errors import BrokerUnreachable
+from fluffle.broker.rabbitmq.credentials import Credentials, Refusals
 from fluffle.broker.rabbitmq.explain import describe, refusal_of, root_cause
 from fluffle.broker.rabbitmq.pika_limits import Connection
+from fluffle.schemas.errors import UserError
 
 _log = logging.getLogger(__name__)
 #: A broker may be away for days: a few of many attempts to reach it are logged in so many seconds.
 _AWAY_EVERY_S = 600.0
+#: Whoever was refused looks so often whether a file with its secrets has changed, in seconds.
+_LOOK_S = 2.0
 
 
 class Backoff:
@@ -45,6 +50,11 @@ class Backoff:
         self._failures = 0
 
 
+def refused_backoff() -> Backoff:
+    """Whom the broker refuses tries again after some seconds, and every ten minutes in the end."""
+    return Backoff(first=4.0, most=1200.0)
+
+
 class Attached(Protocol):
     """What hangs on a link. That a connection is lost, its channels are told by pika."""
 
@@ -58,29 +68,34 @@ class Link:
 
     def __init__(
         self,
-        parameters: pika.URLParameters,
+        credentials: Credentials,
         title: str,
         fail: Callable[[Exception], None],
         changed: threading.Condition,
+        refusals: Refusals,
     ) -> None:
         """
         title: the connection's name in RabbitMQ's UI and in the log.
         fail: is told what trying again cannot mend; that the I/O thread has died is a bug.
         changed: guards what its channels share with other threads, and announces it.
+        refusals: what a person was told that the broker refuses us for.
         """
         self.title = title
         self.fail = fail
         self.changed = changed
         self._told = ""
+        self._refusals = refusals
+        self._credentials = credentials
+        self._parameters = parameters = credentials.current()
         self.where = f"{parameters.host}:{parameters.port}, virtual host {parameters.virtual_host}"
         self.connection: pika.SelectConnection | None = None
         #: The server's version as it calls itself, once there was a connection.
         self.server_version = ""
-        self._parameters = parameters
         self._attached: list[Attached] = []
         self._loop = IOLoop()
         self._thread = threading.Thread(target=self._run, name=title, daemon=True)
         self._backoff = Backoff()
+        self._refused_backoff = refused_backoff()
         self._settled = threading.Event()  # connected for the first time, or refused
         self._refusal: Exception | None = None
         self._last_error = ""
@@ -177,6 +192,11 @@ class Link:
 
     def _connect(self) -> None:
         if not self._closing:
+            try:
+                self._parameters = self._credentials.current()
+            except UserError as error:
+                self._refuse(error)
+                return
             Connection(
                 self._parameters,
                 on_open_callback=self._opened,
@@ -194,6 +214,8 @@ class Link:
         self.connection = connection
         self.server_version = str((connection.server_properties or {}).get("version", ""))
         self._backoff.reset()
+        self._refused_backoff.reset()
+        self._refusals.over()
         self._settled.set()
         connection.add_on_connection_blocked_callback(partial(self._blocked, True))
         connection.add_on_connection_unblocked_callback(partial(self._blocked, False))
@@ -206,11 +228,26 @@ class Link:
         refusal = refusal_of(
             cause, self.where, getattr(self._parameters.credentials, "username", "")
         )
-        if refusal is not None and not self._settled.is_set():
-            self._refusal = refusal
-            self._settled.set()
+        if refusal is not None:
+            self._refuse(refusal)
             return
         self._again(f"no connection to {self.where} ({self._last_error})")
+
+    def _refuse(self, refusal: UserError) -> None:
+        """The first time it is for who asked; later a person may mend it, while we wait."""
+        if not self._settled.is_set():
+            self._refusal = refusal
+            self._settled.set()
+        elif not self._closing:
+            self._refusals.say(str(refusal))
+            self._wait(time.monotonic() + self._refused_backoff.next())
+
+    def _wait(self, until: float) -> None:
+        left = until - time.monotonic()
+        if left <= 0 or self._credentials.changed():
+            self._connect()
+        else:
+            self.later(min(left, _LOOK_S), lambda: self._wait(until))
 
     def _lost(self, _connection: object, error: BaseException) -> None:
         self.connection = None

@@ -14,7 +14,7 @@ from pika.spec import Basic, BasicProperties
 from fluffle.broker.rabbitmq import envelopes
 from fluffle.broker.rabbitmq.connection import Link
 from fluffle.broker.rabbitmq.pika_limits import Assembler, Cut, bound
-from fluffle.broker.rabbitmq.robust_channel import RobustChannel
+from fluffle.broker.rabbitmq.robust_channel import Declares, RobustChannel
 from fluffle.broker.transport import Delivery, Envelope
 from fluffle.schemas.codec import MAX_MESSAGE_BYTES
 
@@ -43,6 +43,7 @@ class Consumer(RobustChannel):
         arguments: Mapping[str, Any] | None = None,
         on_message: Callable[[Envelope], object] | None = None,
         on_ready: Callable[[], None] = lambda: None,
+        declares: Declares | None = None,
     ) -> None:
         """
         queue: declares what is needed on a new channel and names the queue.
@@ -50,8 +51,9 @@ class Consumer(RobustChannel):
         largest: longer bodies, in bytes, are not kept: their hash is in ``too_large``.
         on_message: instead of the inbox; what it has seen is acked. Called with ``changed`` held.
         on_ready: called in the I/O thread when the subscription stands.
+        declares: as ``RobustChannel``.
         """
-        super().__init__(link)
+        super().__init__(link, declares)
         self._queue = queue
         self._prefetch = prefetch
         self._largest = largest

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import pika
 
 from fluffle.broker.errors import Closed
-from fluffle.broker.rabbitmq.address import parameters_of
+from fluffle.broker.rabbitmq.address import parameters_of, secrets_of
 from fluffle.broker.rabbitmq.connection import Link
+from fluffle.broker.rabbitmq.credentials import Credentials, Refusals
 from fluffle.broker.topology import Topology
 
 
@@ -39,6 +40,11 @@ class Settings:
         parameters.client_properties = {"connection_name": connection_name}
         return parameters
 
+    def credentials(self, connection_name: str) -> Credentials:
+        """The same, read again whenever its files have changed. Raises: as ``parameters``."""
+        files = secrets_of(self.url)
+        return Credentials(lambda: self.parameters(connection_name), files)
+
 
 class Port:
     """Two links that are up, or an error."""
@@ -50,12 +56,14 @@ class Port:
         self._closed = False
         self._failure: Exception | None = None
         name = f"{settings.role_name or role}@{socket.gethostname()}"
+        refusals = Refusals()
         self._consuming, self._publishing = (
             Link(
-                settings.parameters(f"{name} {what}"),
+                settings.credentials(f"{name} {what}"),
                 f"{name} {what}",
                 self._fail,
                 self._changed,
+                refusals,
             )
             for what in ("consuming", "publishing")
         )

@@ -19,7 +19,7 @@ from pika.spec import Basic, BasicProperties
 from fluffle.broker.errors import MessageTooLarge
 from fluffle.broker.rabbitmq.connection import Backoff, Link
 from fluffle.broker.rabbitmq.envelopes import properties
-from fluffle.broker.rabbitmq.robust_channel import RobustChannel
+from fluffle.broker.rabbitmq.robust_channel import Declares, RobustChannel
 from fluffle.broker.transport import Envelope
 from fluffle.schemas.codec import MAX_MESSAGE_BYTES
 from fluffle.schemas.sizes import human_bytes
@@ -46,12 +46,14 @@ class Publisher(RobustChannel):
         link: Link,
         prepare: Callable[[Channel], None],
         user: str | None,
+        declares: Declares | None = None,
     ) -> None:
         """
         prepare: declares what messages need to find their way, on every new channel.
         user: whose messages these are.
+        declares: as ``RobustChannel``.
         """
-        super().__init__(link)
+        super().__init__(link, declares)
         self.ready = False
         self._prepare = prepare
         self._user = user
@@ -71,13 +73,15 @@ class Publisher(RobustChannel):
         key: str,
         envelopes: Sequence[Envelope],
         check: Callable[[], None],
+        expires_s: float | None = None,
     ) -> None:
         """Returns once all are confirmed. Called by any thread but the I/O thread.
 
+        expires_s: gone from a queue after this long.
         check: raises what the caller shall not wait beyond.
         Raises: MessageTooLarge, and what ``check`` raises.
         """
-        batch = self._batch(exchange, key, envelopes)
+        batch = self._batch(exchange, key, envelopes, expires_s)
         pending = list(reversed(batch.values()))
 
         def settled() -> bool:

@@ -7,7 +7,7 @@ unless asked; a deleted queue only cancels its consumers. A robust channel notic
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Protocol
 
 from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
@@ -23,12 +23,27 @@ RESOURCE_LOCKED = 405
 PRECONDITION_FAILED = 406
 
 
+class Declares(Protocol):
+    """Declares a topology, where it may."""
+
+    def broken(self, channel: Channel, error: BaseException, link: Link, stood: bool) -> bool:
+        """True where it knows what to do about a channel that the broker closed.
+
+        stood: channels like this have worked before.
+        """
+        ...
+
+
 class RobustChannel:
     """A channel that comes back. All methods run in the I/O thread."""
 
-    def __init__(self, link: Link) -> None:
-        """What trying again cannot mend (rights, other arguments), the link's ``fail`` is told."""
+    def __init__(self, link: Link, declares: Declares | None = None) -> None:
+        """What trying again cannot mend (rights, other arguments), the link's ``fail`` is told.
+
+        declares: what a channel of this declares by, and what it makes of a refusal.
+        """
         self.link = link
+        self._declares = declares
         self.channel: Channel | None = None
         self.backoff = Backoff(most=2.0)
         self._wanted = False
@@ -104,7 +119,9 @@ class RobustChannel:
         self.lost(error)
         if not self.link.is_up or not self._wanted:
             return
-        if isinstance(error, ChannelClosedByBroker) and not self.broken(error):
+        declares = self._declares
+        known = declares is not None and declares.broken(channel, error, self.link, self._has_stood)
+        if isinstance(error, ChannelClosedByBroker) and not known and not self.broken(error):
             fatal = _fatal(error)
             if fatal is not None:
                 self.link.fail(fatal)

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from fluffle.broker.admin.node import Node
 from fluffle.broker.errors import AccessRefused, BrokerUnreachable
-from fluffle.broker.rabbitmq.address import completed, parameters_of
+from fluffle.broker.rabbitmq.address import completed, parameters_of, secrets_of
 from fluffle.broker.rabbitmq.broker import RabbitMQBroker
 from fluffle.broker.transport import Envelope
 from fluffle.schemas import UserError
@@ -206,10 +206,15 @@ def test_what_is_kept_in_files_completes_a_url(tmp_path: Path) -> None:
     ca, cert, key = (tmp_path / name for name in ("ca.pem", "site.pem", "site key.pem"))
     # When a URL is completed
     url = completed(f"amqps://{SITE}@host/v?heartbeat=5", ca, cert, key, password)
-    # Then it has all of it, escaped
+    # Then it names all of them, escaped, and the secret is in none
     assert url == (
-        f"amqps://{USER}@host/v?heartbeat=5&cacertfile={quote(str(ca), safe='')}"
+        f"amqps://{SITE}@host/v?heartbeat=5&cacertfile={quote(str(ca), safe='')}"
         f"&certfile={quote(str(cert), safe='')}&keyfile={quote_plus(str(key))}"
+        f"&password_file={quote(str(password), safe='')}"
+    )
+    assert secrets_of(url) == (ca, cert, key, password)
+    assert parameters_of(f"amqp://{SITE}@host?password_file={password}").credentials.password == (
+        PASSWORD
     )
     # And a password that is there already stays
     assert completed("amqp://a:b@host", None, None, None, password) == "amqp://a:b@host"
