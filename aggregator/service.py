@@ -12,7 +12,7 @@ from fluffle.aggregator.coordinator.coordinator import Coordinator
 from fluffle.aggregator.leader import Leader
 from fluffle.aggregator.ledger.damage import blamed
 from fluffle.aggregator.ledger.disk import cannot_write
-from fluffle.aggregator.ledger.privacy import require_accounting
+from fluffle.aggregator.ledger.privacy import INITIAL_CAVEAT, require_accounting
 from fluffle.aggregator.ledger.reader import standing
 from fluffle.aggregator.ledger.record import write_record
 from fluffle.aggregator.ledger.sums import Traffic
@@ -193,6 +193,8 @@ class AggregatorService:
         started = int(time.time() * 1000)
         if experiment.privacy is not None:
             require_accounting()  # before anything is trained
+            if self._initial is not None:
+                _log.warning(f"privacy: {INITIAL_CAVEAT}")
         if not ledger.open_run(experiment, self._run_id, started, self._clock_name):
             self._ended = ledger.meta["status"]
             return

@@ -173,7 +173,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: Path) -> No
         *([("virtual time", _duration(summary["virtual_s"]))] if summary["virtual_s"] else []),
         ("training", f"{_percent(summary['train_fraction'])} of the slots' time"),
         ("memory", f"{human_bytes(MB * summary['peak_rss_mb'])} at its peak"),
-        *([("privacy", f"epsilon {summary['epsilon']:.3g}")] if summary.get("epsilon") else []),
+        *_privacy(summary.get("privacy")),
         *([("kept", _kept(summary))] if summary.get("kept_updates") else []),
         ("run folder", str(folder)),
         ("model", _model(folder)),
@@ -212,6 +212,14 @@ def readable(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     elif "loss" in shown:
         shown = {"loss": shown.pop("loss"), **shown}
     return [(name.replace("_", " "), value) for name, value in shown.items()]
+
+
+def _privacy(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Epsilon, and what it stands on."""
+    if found is None or found["epsilon"] is None:
+        return []
+    told = f"epsilon {found['epsilon']:.3g}, delta {found['delta']:g}: {found['adjacency']}"
+    return [("privacy", told), *(("", f"but {caveat}") for caveat in found["caveats"])]
 
 
 def _model(folder: Path) -> str:

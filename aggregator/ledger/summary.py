@@ -6,9 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from fluffle.aggregator.ledger import sums
-from fluffle.aggregator.ledger.privacy import epsilons
+from fluffle.aggregator.ledger.privacy import privacy_of
 from fluffle.aggregator.ledger.reader import LedgerReader
-from fluffle.schemas import UserError
 
 #: How the metrics of clients' differences begin.
 CLIENT = "client_"
@@ -25,6 +24,7 @@ def summarise(ledger: LedgerReader) -> dict[str, Any]:
     first, last, sha = _span(ledger)
     updates = sums.counted(ledger)
     evaluated, metrics = sums.newest_evaluation(ledger)
+    private = privacy_of(ledger)
     travelled = sums.traffic(ledger)
     in_all = sum(travelled.values(), sums.Traffic())
     kept, kept_bytes = ledger.kept()
@@ -58,17 +58,9 @@ def summarise(ledger: LedgerReader) -> dict[str, Any]:
         "traffic": {name: asdict(of_one) for name, of_one in travelled.items()},
         "kept_updates": kept,
         "kept_bytes": kept_bytes,
-        "epsilon": _epsilon(ledger),
+        "epsilon": private and private["epsilon"],
+        "privacy": private,
     }
-
-
-def _epsilon(ledger: LedgerReader) -> float | None:
-    """What the run has revealed of any one client; None where that is not counted."""
-    try:
-        spent = epsilons(ledger)
-    except UserError:  # looked at on a machine without the accounting library
-        return None
-    return round(spent[-1][1], 4) if spent else None
 
 
 def _span(ledger: LedgerReader) -> tuple[float, float, str | None]:

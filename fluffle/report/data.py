@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fluffle.aggregator.ledger import sums
 from fluffle.aggregator.ledger.damage import blamed
-from fluffle.aggregator.ledger.privacy import epsilons
+from fluffle.aggregator.ledger.privacy import epsilons, privacy_of
 from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.export import CONFUSION
 from fluffle.schemas import Experiment, UserError
@@ -111,6 +111,8 @@ class Run:
     failures: dict[str, int]
     #: What was revealed of any one client until then; shape (versions,), empty without [privacy].
     epsilon: Floats
+    #: What it stands on: which runs are neighbours, and what may have broken it.
+    privacy: dict[str, Any] | None
     #: Shape (true classes, predicted classes); None where the last version's was not counted.
     confusion: Ints | None
     #: None where the folder has no events: only the virtual clock writes them.
@@ -156,6 +158,7 @@ def read_run(folder: Path, label: str) -> Run:
             rejected=sums.rejected(ledger),
             failures=sums.failures_by_reason(ledger, _REASON),
             epsilon=np.array([0.0, *(value for _, value in spent)] if spent else [], float),
+            privacy=privacy_of(ledger),
             confusion=_confusion(folder / CONFUSION, ledger.latest_version()),
             turns=_turns(folder / "events.jsonl", elapsed_s),
         )

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from fluffle.aggregator.ledger.privacy import ADJACENCY
 from fluffle.report.clients import participation, response_times, timeline
 from fluffle.report.confusion import confusion
 from fluffle.report.costs import common_currency, target_of, worker_hours
@@ -301,7 +302,8 @@ PICTURES = (
         "privacy",
         "Privacy",
         "What the versions so far reveal of the client who took part most, whatever its data: "
-        "(epsilon, delta)-differential privacy against whoever sees models and not updates.",
+        "(epsilon, delta)-differential privacy against whoever sees models and not updates. Which "
+        f"runs are neighbours: {ADJACENCY}.",
         privacy,
     ),
     Picture(

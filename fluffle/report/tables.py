@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from fluffle.aggregator.ledger.privacy import ADJACENCY
 from fluffle.aggregator.ledger.sums import Traffic
 from fluffle.report.costs import Spent, common_currency, reached, spent, target_of
 from fluffle.report.data import Floats, Run
@@ -37,6 +38,7 @@ def facts(runs: list[Run]) -> dict[str, list[str]]:
         "rejected": lambda run: f"{sum(run.rejected.values()):,}",
         "failures": lambda run: f"{sum(run.failures.values()):,}",
         "privacy": _privacy,
+        "privacy, but": _caveats,
         "worker-hours": lambda run: digits(_all(run).worker_hours),
         "cost": lambda run: _money(run, _all(run).cost),
     }
@@ -110,7 +112,12 @@ def _privacy(run: Run) -> str:
     table = run.experiment.privacy
     if table is None or not len(run.epsilon):
         return "–"
-    return f"epsilon {digits(run.epsilon[-1])}, delta {table.delta:g}"
+    return f"epsilon {digits(run.epsilon[-1])}, delta {table.delta:g} ({ADJACENCY})"
+
+
+def _caveats(run: Run) -> str:
+    """What may have broken it."""
+    return "; ".join(run.privacy["caveats"]) if run.privacy and run.privacy["caveats"] else "–"
 
 
 def _all(run: Run) -> Spent:

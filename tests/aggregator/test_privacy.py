@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from rich.console import Console
 
 from fluffle.aggregator.coordinator.effects import Fold, MakeVersion
-from fluffle.aggregator.ledger.privacy import epsilon, epsilons
+from fluffle.aggregator.ledger.privacy import ADJACENCY, epsilon, epsilons
 from fluffle.aggregator.ledger.summary import summarise
 from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.aggregator.strategies.base import model_of
 from fluffle.aggregator.strategies.registry import make_strategy, protected
-from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors, UserError
+from fluffle.display import print_summary
+from fluffle.schemas import ClientFailed, ClientUpdate, Experiment, Run, Tensors, UserError
 
 KEY = "ab" * 16
 PRIVACY = {"clip_norm": 2.0, "noise_multiplier": 0.5}
@@ -162,3 +165,67 @@ def test_the_noise_of_a_real_run_is_made_from_a_secret_and_a_virtual_ones_from_t
         ledger.close()
     assert len(set(keys)) == 3
     assert keys[2] == keys[3]
+
+
+# ---- what it stands on
+
+
+def test_the_adjacency_is_zero_out_and_not_absence() -> None:
+    # Given 100 versions of ten updates each, along the same direction, the worst case
+    given = experiment(noise_multiplier=1e-9)
+    ones = [{"trainable/0": np.array([2.0], np.float32)}] * 1000
+    zeroed = [ones[0]] * 5 + [{"trainable/0": np.zeros(1, np.float32)}] + [ones[0]] * 994
+
+    def sums_of(deltas: list[Tensors]) -> np.ndarray[Any, Any]:
+        strategy = protected(make_strategy(given), given, KEY)
+        state, found = strategy.init({"trainable/0": np.zeros(1, np.float32)}), []
+        for start in range(0, len(deltas) - 9, 10):
+            before = model_of(state)["trainable/0"]
+            for delta in deltas[start : start + 10]:
+                state = strategy.accept(state, update(delta), 0)
+            state = strategy.step(state)
+            found.append(10 * (model_of(state)["trainable/0"] - before))
+        return np.concatenate(found) / 2.0  # in units of C
+
+    # Then one update that is zeroed moves the sums of all versions by C
+    assert np.linalg.norm(sums_of(zeroed) - sums_of(ones)) == pytest.approx(1.0, rel=1e-3)
+    # And one that is absent shifts all that come later: of alternating signs, by far more
+    signs = [{"trainable/0": np.array([2.0 * (-1) ** (i // 10)], np.float32)} for i in range(1000)]
+    absent = np.linalg.norm(sums_of(signs[:5] + signs[6:]) - sums_of(signs)[:99])
+    assert absent > 14
+
+
+def test_what_may_have_broken_it_is_said_beside_epsilon(tmp_path: Path) -> None:
+    # Given a run of cohorts from weights that it was given, with nothing else about it
+    table = {"mode": "cohort", "sampling_rate": 0.5}
+    given = Experiment.model_validate({"privacy": PRIVACY, "participation": table})
+    ledger = Ledger(tmp_path, durable=False)
+    ledger.open_run(given, "run", 1)
+    ledger.lead()
+    state = {"model/trainable/0": np.zeros(1, np.float32)}
+    ledger.make_version(MakeVersion(0, state, "initial", [], 1), {}, 1.0, 3)
+    (initial,) = summarise(ledger)["privacy"]["caveats"]
+    assert initial.startswith("version 0 came from --initial")
+    # When a training fails and a deadline closes a version
+    failed = ClientFailed(
+        run=Run(run_id="run", run_started=1, epoch=1),
+        **{"update_id": "run:1:0", "client": "0", "turn": 1, "base_version": 0, "worker": "w"},
+        reason="the training diverged",
+    )
+    ledger.record_failure(failed)
+    fold = Fold("run:2:1", "1", 2, 0, 0, 1, "w")
+    ledger.make_version(MakeVersion(1, state, "deadline", [fold], 3), {}, 2.0, 3)
+    # Then both are said, and the adjacency
+    found = summarise(ledger)["privacy"]
+    assert found["adjacency"] == ADJACENCY
+    assert [c.split(" and")[0] for c in found["caveats"][1:]] == [
+        "1 trainings failed",
+        "1 versions were closed by the deadline",
+    ]
+    # And a person sees them
+    console = Console(file=StringIO(), width=300)
+    print_summary(console, {**summarise(ledger), "peak_rss_mb": 1.0}, tmp_path)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ADJACENCY in shown
+    assert shown.count("but ") == 3
+    ledger.close()

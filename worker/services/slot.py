@@ -30,6 +30,7 @@ from fluffle.schemas import (
 )
 from fluffle.schemas.errors import contained
 from fluffle.schemas.messages import order
+from fluffle.schemas.steps import Noise
 from fluffle.worker.services.answers import (
     Account,
     failed_update,
@@ -221,6 +222,8 @@ class Slot:
             state = load_state(self._worker.states, step)
             if state is None and step.model.plan.keeps_state:
                 self._say_lost(step.assignment)
+            if self._came_back and any(isinstance(s, Noise) for s in step.model.plan.update or ()):
+                self._say_noise_again(step.assignment)
             trained = train(step, trainer, state)
             self._wait(step.takes_s(trained.examples) - trained.seconds)
             account = Account(self._worker.worker_id, self._slot_s(), self._worker.take_received())
@@ -230,6 +233,12 @@ class Slot:
             return contained(error)
         self._failures = 0
         return update
+
+    def _say_noise_again(self, assignment: Assignment) -> None:
+        _log.warning(
+            f"client {assignment.client}'s turn comes again, and its noise is drawn anew: if the "
+            "first answer arrived, two of them are known, which reveal more than one"
+        )
 
     def _say_lost(self, assignment: Assignment) -> None:
         client = assignment.client
