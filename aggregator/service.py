@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fluffle.aggregator.coordinator.coordinator import Coordinator
+from fluffle.aggregator.coordinator.selection import Arrival, Selector
 from fluffle.aggregator.leader import Leader
 from fluffle.aggregator.ledger.damage import blamed
 from fluffle.aggregator.ledger.disk import cannot_write
@@ -18,6 +19,7 @@ from fluffle.aggregator.ledger.record import write_record
 from fluffle.aggregator.ledger.sums import Traffic
 from fluffle.aggregator.ledger.writer import Ledger, StaleLeader
 from fluffle.aggregator.presence import Presence
+from fluffle.aggregator.selections.registry import make_selection
 from fluffle.aggregator.strategies.base import asks_of
 from fluffle.aggregator.strategies.custom import keep_code
 from fluffle.aggregator.strategies.registry import make_strategy, protected
@@ -48,6 +50,7 @@ class AggregatorService:
         code: Path | None = None,
         clock_name: str = "real",
         clock: Callable[[], float] = time.monotonic,
+        arrival: Arrival | None = None,
         on_timing: Callable[[str, float], None] = lambda stage, seconds: None,
     ) -> None:
         """
@@ -55,6 +58,8 @@ class AggregatorService:
         clock: seconds, from any beginning.
         clock_name: "real", or "virtual" for a run that starts over rather than resumes: it leaves
             out what only the loss of power would miss.
+        arrival: (client, now) -> the first time from now on at which a pooled client is there, by
+            the same clock; None where nobody knows, and turns go to any.
         on_timing: is told how long each fold, commit and publish took.
         """
         self.experiment = experiment
@@ -65,6 +70,7 @@ class AggregatorService:
         self._initial = initial
         self._clock_name = clock_name
         self._clock = clock
+        self._arrival = arrival
         self._on_timing = on_timing
         self._stop = threading.Event()
         self._at_work = False
@@ -221,17 +227,37 @@ class AggregatorService:
         strategy = protected(strategy, experiment, ledger.meta.get("noise_key"))
         if Plan.of(experiment, strategy.sends, asks_of(strategy)).keeps_state:
             checkpoint.states = ledger.client_states()
-        if is_custom(experiment.aggregation.strategy):
-            keep_code(experiment.aggregation.strategy, self._code, self.folder)
+        for name in (experiment.aggregation.strategy, experiment.participation.selection):
+            if is_custom(name):
+                keep_code(name, self._code, self.folder)
         if checkpoint.state is not None:
             buffered = f" and {len(checkpoint.buffered)} updates" if checkpoint.buffered else ""
             _log.info(f"resuming at version {checkpoint.version}{buffered}")
+        selector = self._selector()
+        if selector.learns:
+            checkpoint.history = ledger.history()
         return Leader(
-            Coordinator(experiment, strategy, run, checkpoint),
+            Coordinator(experiment, strategy, run, checkpoint, selector=selector),
             ledger,
             self._port,
             clock=self._clock,
             on_timing=self._on_timing,
+        )
+
+    def _selector(self) -> Selector:
+        """The run's selection, which has observed nothing yet. Raises: UserError."""
+        experiment, devices = self.experiment, self.experiment.devices
+        if self._arrival is None and devices is not None and devices.effective("availability"):
+            _log.info(
+                "nobody here knows when pooled clients are available (devices.availability): turns "
+                "go to any, and wait with their client; --clock virtual chooses among the available"
+            )
+        return Selector(
+            experiment,
+            make_selection(experiment, self._code),
+            self._arrival,
+            # Under the virtual clock a slot works for one client alone, its network included.
+            lambda fold: fold.slot_s if self._clock_name == "virtual" else fold.train_s,
         )
 
     def _begin_epoch(self, run_id: str) -> None:

@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fluffle.aggregator.selections.base import Selection
     from fluffle.aggregator.strategies.base import State, Strategy
     from fluffle.aggregator.strategies.operations import (
         add_to_buffer,
@@ -35,6 +36,7 @@ __all__ = [
     "ClientUpdate",
     "Examples",
     "Phase",
+    "Selection",
     "State",
     "Strategy",
     "StreamedTask",
@@ -57,6 +59,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "ArrayTask": "fluffle.worker.tasks.arrays",
+    "Selection": "fluffle.aggregator.selections.base",
     "ClientData": "fluffle.worker.tasks.client_data",
     "read_npz": "fluffle.worker.files.arrays",
     "read_images": "fluffle.worker.files.images",

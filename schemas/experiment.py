@@ -25,8 +25,9 @@ from fluffle.schemas.algorithms import (
     state_of,
 )
 from fluffle.schemas.device_tables import HardwareTable, Trace
-from fluffle.schemas.extensions import PARTITION, UPDATE_STEP
+from fluffle.schemas.extensions import PARTITION, SELECTION, UPDATE_STEP
 from fluffle.schemas.schedules import Schedule
+from fluffle.schemas.selections import check_selection, selection_names
 from fluffle.schemas.steps import KINDS, Steps, remembers
 from fluffle.schemas.table import (
     Fraction,
@@ -310,6 +311,15 @@ class ParticipationTable(Table):
     over_selection: Annotated[float, OnlyWith("mode", ("cohort",))] = Field(
         1.0, ge=1, allow_inf_nan=False
     )
+    #: Who is chosen: uniform; min-separation (nobody within b versions of his last); or
+    #: FILE.py:Class beside the experiment file, or what an installed package offers.
+    selection: str = Field("uniform", max_length=256)
+    #: What a selection is made with: its keyword arguments.
+    selection_parameters: Parameters | None = None
+    #: Choose among the clients that are there: available, and not resting or busy with an older
+    #: turn. That is known under the virtual clock; else turns go to any client. false: always to
+    #: any, and who is away holds its turn until it is back.
+    only_available: bool = True
     #: An assignment that brings nothing within this time is a dropout.
     assignment_deadline_s: Positive = 600.0
     #: A client rests between its turns for a time drawn uniformly from [low, high] seconds.
@@ -487,6 +497,9 @@ class Experiment(Table):
             for name, table in self._tables():
                 refuse_idle_keys(name, table)
             PARTITION.check_name("partition.kind", self.partition.kind, PARTITIONS)
+            SELECTION.check_name(
+                "participation.selection", self.participation.selection, selection_names()
+            )
             for step in self.update or ():
                 UPDATE_STEP.check_name("update.kind", step.kind, KINDS)
         cohort = self.participation.mode == "cohort"
@@ -508,6 +521,7 @@ class Experiment(Table):
                 "it 1"
             )
         self.aggregation.check(self)
+        check_selection(self)
         training = self.training
         check_algorithm(
             training.algorithm,

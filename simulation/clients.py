@@ -138,6 +138,10 @@ class Clients:
         #: The newest one; None before version 0.
         self.model: GlobalModel | None = None
 
+    def free_at(self, client: str) -> float:
+        """When this client's device is free, as far as it has turns."""
+        return self._free_at.get(client, 0.0)
+
     def take(self, delivery: Delivery) -> None:
         """A turn begins now."""
         assignment = delivery.envelope.message()
@@ -166,7 +170,7 @@ class Clients:
                 case Pause():
                     pass  # the device is not free: see _begin
                 case Available(next_start):
-                    free = self._free_at.get(turn.assignment.client, 0.0)
+                    free = self.free_at(turn.assignment.client)
                     start = next_start(max(turn.at, free))
                     if start < turn.at + self._patience_s:
                         self._later(turn, start, lambda: True)

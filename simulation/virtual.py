@@ -19,10 +19,12 @@ from fluffle.aggregator.service import AggregatorService
 from fluffle.broker import Envelope
 from fluffle.broker.embedded import EmbeddedBroker
 from fluffle.schemas import Experiment, GlobalModel, Message, Tensors, UserError
+from fluffle.schemas.experiment import DevicesTable
 from fluffle.schemas.messages import order
 from fluffle.simulation.clients import WORKER, Clients
 from fluffle.simulation.events import Clock, EventLog, Events
 from fluffle.simulation.pool import Job, Pool
+from fluffle.worker.devices.availability import next_start
 from fluffle.worker.services.answers import evaluation_of
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.evaluator import Cadence
@@ -64,6 +66,7 @@ class VirtualRun:
             code=code,
             clock_name="virtual",
             clock=self.clock,
+            arrival=self._arrival,
         )
         self._experiment = experiment
         self._port = broker.worker(WORKER, _NO_LIMIT)
@@ -76,6 +79,12 @@ class VirtualRun:
         self._states = states or ClientStates()
         self._stop = threading.Event()
         self._folder = folder
+        self._next_start = next_start(
+            (experiment.devices or DevicesTable()).with_preset, experiment.experiment.seed
+        )
+        #: Clients that are away, and until when.
+        self._away: dict[str, float] = {}
+        self._clients: Clients | None = None
         #: Real seconds of training, all slots together; known at the end.
         self.busy_s = 0.0
 
@@ -89,7 +98,7 @@ class VirtualRun:
         self.service.begin()
         log = EventLog(self._folder / "events.jsonl", self.clock)
         pool = Pool(lambda: PerPlan(make_trainer), self._slots)
-        clients = Clients(
+        clients = self._clients = Clients(
             *(self._port, self._events, pool, log, self._states),
             patience_s=self._experiment.participation.assignment_deadline_s,
             submit=self._submit,
@@ -142,6 +151,16 @@ class VirtualRun:
             while (delivery := self._port.receive_assignment(0.0)) is not None:
                 busy = True
                 clients.take(delivery)
+
+    def _arrival(self, client: str, now: float) -> float:
+        """The first time from now on at which this client's device is available and free."""
+        if now < (until := self._away.get(client, 0.0)):
+            return until
+        free = self._clients.free_at(client) if self._clients is not None else 0.0
+        starts = self._next_start(client, max(now, free))
+        if starts > now:
+            self._away[client] = starts
+        return starts
 
     def _submit(self, message: Message) -> None:
         self._port.submit(Envelope.of(message))

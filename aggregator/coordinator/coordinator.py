@@ -21,6 +21,7 @@ Turns (one per open assignment)::
     issued ──update folded, rejected, or training failed──> closed, another is issued
     issued ──assignment_deadline_s──> dropout, another is issued; its late update is still welcome
                                       (in cohort mode while its version is current)
+    nobody there who may be chosen ──the next comes, is done, or a version is made──> issued
 
 INITIALISING asks a worker by a turn. Where there are residents alone it asks the evaluator, by a
 model without tensors, which is published with the next attempt when that turn is overdue.
@@ -69,6 +70,7 @@ from fluffle.aggregator.coordinator.effects import (
     SaveBuffer,
 )
 from fluffle.aggregator.coordinator.failures import FailuresInARow
+from fluffle.aggregator.coordinator.selection import Selector
 from fluffle.aggregator.coordinator.stopping import Stopping
 from fluffle.aggregator.coordinator.timers import Timers
 from fluffle.aggregator.coordinator.turns import Turns
@@ -105,7 +107,9 @@ class Coordinator:
         run: Run,
         checkpoint: Checkpoint,
         hold_updates: int = 32,
+        selector: Selector | None = None,
     ) -> None:
+        """``selector``: by default that of the experiment, for whom everybody is always there."""
         self.experiment = experiment
         self.run = run
         self.phase: Phase = "running" if checkpoint.state is not None else "initialising"
@@ -115,7 +119,12 @@ class Coordinator:
         self.evaluated: Evaluation | None = None
         self._plan = Plan.of(experiment, strategy.sends, asks_of(strategy))
         states = checkpoint.states if self._plan.keeps_state else None
-        self.turns = Turns(experiment, run, checkpoint.turn, self.buffer.clients, states)
+        self._selector = selector or Selector(experiment)
+        for version, folds in checkpoint.history:
+            self._selector.observe(version, folds)
+        self.turns = Turns(
+            experiment, run, checkpoint.turn, self.buffer.clients, states, self._selector
+        )
         self._strategy = strategy
         self.admission = UpdateAdmission(experiment, run, strategy.sends, checkpoint)
         self._stopping = Stopping(experiment.experiment, checkpoint.evaluations)
@@ -168,6 +177,8 @@ class Coordinator:
             effects += self._wait_on(now)
         if self.phase in ("initialising", "running"):
             effects += self._drop_out(now)
+        if self.turns.somebody_comes(now):
+            effects += self._issue(now)
         if self.phase == "running":
             if now >= self._timers.ends_at():
                 minutes = self.experiment.experiment.max_minutes
@@ -300,6 +311,7 @@ class Coordinator:
         self.version += 1
         self.updates += len(self.buffer.closed)
         self.admission.close_version(self.buffer.closed)
+        self._selector.observe(self.version, self.buffer.closed)
         self._attempt = self._extensions = 0
         self._resident_failed = False
         self._timers.release()
@@ -362,7 +374,7 @@ class Coordinator:
         self._ending = (status, detail)
         has_model = self.phase == "running"
         self.phase = "finishing"
-        self.turns.open.clear()
+        self.turns.stop()
         if has_model:
             yield from self._publish_last()
         evaluates = self.experiment.evaluation.every_updates > 0 and has_model
@@ -409,4 +421,4 @@ class Coordinator:
             yield from self._issue(now)
 
     def _call(self) -> CallAt:
-        return CallAt(self._timers.next(self.phase == "running", self.turns.next_deadline()))
+        return CallAt(self._timers.next(self.phase == "running", self.turns.next_call()))

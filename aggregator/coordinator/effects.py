@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -178,5 +178,8 @@ class Checkpoint:
     elapsed_s: float = 0.0
     #: What each of the last versions was made of, the oldest first.
     recent: list[list[Fold]] = field(default_factory=list)
+    #: Every version with what it was made of, in order, where the selection learns from it; can be
+    #: read once.
+    history: Iterable[tuple[int, list[Fold]]] = ()
     #: Versions that have been evaluated, in order, with their metrics.
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)

@@ -5,13 +5,16 @@ version are chosen together; only they count for it, and one that drops out or f
 A cohort is a function of the seed and of the turn its version started with, so a restart issues
 the very same turns again. A deterministic cohort's dropouts get their own turns again: another
 client, or the same one with another turn's seed, would make other bytes.
+
+Who is chosen is the selection's to say, among those who are there and not at work. Where they are
+too few the turns wait: for the next who comes (``next_call``), or is done, or the next version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
-from fluffle.aggregator.coordinator.selection import choose, choose_cohort
+from fluffle.aggregator.coordinator.selection import NEVER, Selector
 from fluffle.schemas import Assignment, ClientUpdate, Experiment, Plan, Run
 from fluffle.schemas.messages import INITIALISE, assignment_id, state_name
 
@@ -26,8 +29,13 @@ class Turns:
         next_turn: int,
         contributed: Sequence[str],
         states: Mapping[str, str] | None = None,
+        selector: Selector | None = None,
     ) -> None:
-        """``states``: where clients keep state, what each one's last folded update left it with."""
+        """
+        contributed: who is in the open buffer.
+        states: where clients keep state, what each one's last folded update left it with.
+        selector: by default that of the experiment, for whom everybody is always there.
+        """
         #: The next turn to be issued.
         self.next = self.first = max(next_turn, INITIALISE + 1)
         #: assignment id -> (assignment, when it is overdue); the oldest first.
@@ -40,6 +48,10 @@ class Turns:
         #: cohort: client -> whether it has contributed, for the current version.
         self._cohort = dict.fromkeys(contributed, True)
         self._states = None if states is None else dict(states)
+        self._selector = selector or Selector(experiment)
+        self._in_buffer = set(contributed)
+        #: Whether there is a turn that nobody is there for.
+        self._waits = False
 
     @property
     def resume_from(self) -> int:
@@ -53,7 +65,14 @@ class Turns:
             self._busy.clear()
             self._cohort.clear()
             self._again.clear()
+        self._in_buffer.clear()
+        self._waits = False
         self.first = self.next
+
+    def stop(self) -> None:
+        """The run is over: nobody's answer is waited for."""
+        self.open.clear()
+        self._waits = False
 
     def initialise(self, plan: Plan, now: float) -> Assignment:
         """A turn that asks for the seeded weights of version 0."""
@@ -61,6 +80,7 @@ class Turns:
 
     def issue(self, version: int, now: float) -> list[Assignment]:
         """Open as many turns as there is room for."""
+        self._waits = False
         return self._issue_cohort(version, now) if self._cohort_mode else self._fill(version, now)
 
     def in_time(self, update: ClientUpdate, version: int) -> bool:
@@ -73,9 +93,14 @@ class Turns:
         """Whether it went on from a state that its client has gone on from since."""
         return self._states is not None and update.after != self._states.get(update.client, "")
 
+    def too_soon(self, update: ClientUpdate, version: int) -> bool:
+        """Whether the selection forbids that its client counts in the next version already."""
+        return not self._selector.admits(update.client, version + 1, self._in_buffer)
+
     def contributed(self, update: ClientUpdate) -> None:
         """This update was folded."""
         self.close(update.update_id)
+        self._in_buffer.add(update.client)
         if self._cohort_mode:
             self._cohort[update.client] = True
         if self._states is not None:
@@ -88,6 +113,7 @@ class Turns:
         if entry is None:
             return False
         self._busy.discard(entry[0].client)
+        self._selector.freed(entry[0].client)
         return True
 
     def overdue(self, now: float) -> list[Assignment]:
@@ -103,45 +129,61 @@ class Turns:
             self._again += [a for a in dropped if a.kind == "train"]
         return dropped
 
-    def next_deadline(self) -> float:
-        """When the oldest open turn is overdue; infinity if none is open."""
-        return next((deadline for _, deadline in self.open.values()), float("inf"))
+    def next_call(self) -> float:
+        """When the oldest open turn is overdue, or somebody comes for whom a turn waits."""
+        overdue = next((deadline for _, deadline in self.open.values()), NEVER)
+        return min(overdue, self._selector.next_arrival) if self._waits else overdue
+
+    def somebody_comes(self, now: float) -> bool:
+        """Whether there is somebody by now for whom a turn waits."""
+        return self._waits and now >= self._selector.next_arrival
 
     def oldest_open(self) -> float:
         """The lowest turn that is open; infinity if none is."""
         return min((assignment.turn for assignment, _ in self.open.values()), default=float("inf"))
 
     def _fill(self, version: int, now: float) -> list[Assignment]:
-        experiment, issued = self._experiment, []
-        while len(self.open) < experiment.concurrency:
-            client = choose(
-                experiment.experiment.seed, self.next, experiment.task.clients, self._busy
-            )
-            if client is None:
+        issued: list[Assignment] = []
+        while len(self.open) < self._experiment.concurrency:
+            chosen = self._choose(version, now, self._busy)
+            if not chosen:
+                self._waits = True
                 break
-            issued.append(self._open(client, version, now))
+            issued.append(self._open(chosen[0], version, now))
         return issued
 
     def _issue_cohort(self, version: int, now: float) -> list[Assignment]:
-        experiment, issued = self._experiment, []
-        seed, clients = experiment.experiment.seed, experiment.task.clients
+        wanted, issued = self._experiment.concurrency, []
         if self.next == self.first:
-            for client in choose_cohort(seed, self.first, clients, experiment.concurrency):
+            for client in self._selector.choose(
+                self.first, version, wanted, now, taken=(), in_buffer=set(), together=True
+            ):
                 if self._cohort.setdefault(client, False):
                     self.next += 1  # contributed before the restart: its turn is spent
                 else:
                     issued.append(self._open(client, version, now))
         issued += [self._add(assignment, now) for assignment in self._again]
         self._again.clear()
-        while sum(self._cohort.values()) + len(self.open) < experiment.concurrency:
-            client = choose(seed, self.next, clients, self._cohort) or self._absent()
-            self._cohort.setdefault(client, False)
-            issued.append(self._open(client, version, now))
+        while sum(self._cohort.values()) + len(self.open) < wanted:
+            chosen = self._choose(version, now, self._cohort) or self._absent(now)
+            if not chosen:
+                self._waits = True
+                break
+            self._cohort.setdefault(chosen[0], False)
+            issued.append(self._open(chosen[0], version, now))
         return issued
 
-    def _absent(self) -> str:
-        """A member of the cohort that has dropped out or failed."""
-        return next(c for c, done in self._cohort.items() if not done and c not in self._busy)
+    def _choose(self, version: int, now: float, taken: Container[str]) -> list[str]:
+        """One client for the next turn, or nobody."""
+        return self._selector.choose(
+            self.next, version, 1, now, taken=taken, in_buffer=self._in_buffer
+        )
+
+    def _absent(self, now: float) -> list[str]:
+        """A member of the cohort that has dropped out or failed, and is there; or nobody."""
+        absent = [c for c, done in self._cohort.items() if not done and c not in self._busy]
+        self._selector.wait_for(absent, now)
+        return [client for client in absent if self._selector.is_there(client, now)][:1]
 
     def _open(self, client: str, version: int, now: float) -> Assignment:
         assignment = Assignment(

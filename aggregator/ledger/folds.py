@@ -39,9 +39,14 @@ def buffered_folds(db: sqlite3.Connection) -> list[Fold]:
 
 def counted_folds(db: sqlite3.Connection, since: int) -> list[list[Fold]]:
     """Those of each version from ``since`` on; of version 0 none."""
-    where = "disposition = 'counted' AND version = ? AND turn > 0 ORDER BY position"
     versions = db.execute("SELECT version FROM versions WHERE version >= ? ORDER BY 1", (since,))
-    return [_select(db, where, version) for (version,) in versions.fetchall()]
+    return [version_folds(db, version) for (version,) in versions.fetchall()]
+
+
+def version_folds(db: sqlite3.Connection, version: int) -> list[Fold]:
+    """Those of one version, in the order of arrival."""
+    where = "disposition = 'counted' AND version = ? AND turn > 0 ORDER BY position"
+    return _select(db, where, version)
 
 
 def _select(db: sqlite3.Connection, where: str, *parameters: object) -> list[Fold]:

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fluffle.aggregator.coordinator.effects import Checkpoint
+from fluffle.aggregator.coordinator.effects import Checkpoint, Fold
 from fluffle.aggregator.coordinator.norms import VERSIONS
 from fluffle.aggregator.ledger.client_cache import read_entries
-from fluffle.aggregator.ledger.folds import buffered_folds, counted_folds
+from fluffle.aggregator.ledger.folds import buffered_folds, counted_folds, version_folds
 from fluffle.aggregator.ledger.schema import SCHEMA, migrate, schema_of
 from fluffle.aggregator.ledger.weights import Store
 from fluffle.schemas import ClientUpdate, UserError, decode
@@ -174,6 +174,11 @@ class LedgerReader:
             _MOST_ATTEMPTS,
         )
         return checkpoint
+
+    def history(self) -> Iterator[tuple[int, list[Fold]]]:
+        """Every version with what it counts, in order; one in memory at a time."""
+        for version in range(1, self.latest_version() + 1):
+            yield version, version_folds(self._db, version)
 
     def client_states(self) -> dict[str, str]:
         """What each client was left with by its updates that are counted or in the open buffer."""

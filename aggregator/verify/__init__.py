@@ -7,6 +7,7 @@ import sqlite3
 from fluffle.aggregator.ledger.reader import DamagedLedger, LedgerReader
 from fluffle.aggregator.verify.checks import (
     Check,
+    clients_keep_their_distance,
     cohorts_count_once,
     evaluations_are_of_versions,
     file_is_whole,
@@ -44,6 +45,7 @@ CHECKS: tuple[Check, ...] = (
     updates_are_ours,
     staleness_is_true,
     cohorts_count_once,
+    clients_keep_their_distance,
     residents_count_once,
     waiting_updates_are_buffered,
     rejections_have_reasons,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from fluffle.aggregator.coordinator.admission import REASONS, own_id
 from fluffle.aggregator.ledger.reader import LedgerReader
@@ -149,6 +150,25 @@ def cohorts_count_once(ledger: LedgerReader, experiment: Experiment) -> Iterator
             yield f"version {version} counts client {client} of its cohort {times} times"
         if stalest > 0:
             yield f"version {version} counts client {client}, who trained for another version"
+
+
+def clients_keep_their_distance(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
+    """With min-separation no client counts twice within so many versions."""
+    if experiment.participation.selection != "min-separation":
+        return
+    parameters: Mapping[str, Any] = experiment.participation.selection_parameters or {}
+    least = int(parameters["separation"])
+    last: dict[str, int] = {}
+    rows = ledger.query(
+        "SELECT client, version FROM updates WHERE version > 0 ORDER BY version, position"
+    )
+    for client, version in rows:
+        if version - last.get(client, -least) < least:
+            yield (
+                f"client {client} counts in versions {last[client]} and {version}, less than "
+                f"{least} apart"
+            )
+        last[client] = version
 
 
 def residents_count_once(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:

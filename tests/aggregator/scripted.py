@@ -41,9 +41,11 @@ def noise(shapes: Spec, seed: int) -> Tensors:
 class Federation:
     """One run folder, one broker, and an aggregator that may die."""
 
-    def __init__(self, folder: Path, **tables: Any) -> None:
+    def __init__(self, folder: Path, *, code: Path | None = None, **tables: Any) -> None:
+        """``code``: the folder of a strategy or selection from a file."""
         tables["aggregation"] = {"keep_updates": True, **tables.get("aggregation", {})}
         self.folder = folder
+        self.code = code
         self.experiment = Experiment.model_validate(
             {
                 "experiment": {"versions": 6},
@@ -73,6 +75,7 @@ class Federation:
             self.port,
             self.folder,
             run_id="run",
+            code=self.code,
             clock=lambda: self.now,
         )
         self.service.begin()

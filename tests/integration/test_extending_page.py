@@ -28,9 +28,11 @@ FILES = {
     "sizes.py": "class Growing:",
     "signs.py": "class Signs:",
     "near.py": "class Near(Algorithm)",
+    "fewest.py": "class Fewest(Selection)",
     "lines.py": "class Lines:",
 }
 INTERFACES = [
+    "fluffle.aggregator.selections.base",
     "fluffle.aggregator.strategies.base",
     "fluffle.schemas.transforms.base",
     "fluffle.tracking.tracker",

@@ -114,6 +114,7 @@ def draw(seed: int) -> Setting:
         "aggregation": aggregation,
         "evaluation": {"every_updates": pick((0, 0, 3))},
     }
+    tables["participation"] |= _selection(seed, tables, in_flight)
     if random.random() < 0.1:
         tables["experiment"]["target_accuracy"] = 0.5
     scaffold = aggregation["strategy"] == "scaffold"
@@ -138,3 +139,25 @@ def draw(seed: int) -> Setting:
         states=pick(("shared", "shared", "own")) if keeps_state else "none",
         sites_stay=pick((False, True)),
     )
+
+
+def _selection(seed: int, tables: dict[str, Any], in_flight: int) -> dict[str, Any]:
+    """Who is chosen; of draws of its own, so that schedules are those that they were before."""
+    random = Random(f"selection {seed}")
+    clients = tables["task"]["clients"]
+    if not clients:
+        return {}
+    chosen: dict[str, Any] = random.choice(({}, _separated(random, tables, in_flight)))
+    return chosen
+
+
+def _separated(random: Random, tables: dict[str, Any], in_flight: int) -> dict[str, Any]:
+    """As far apart as there are clients for."""
+    quorum = tables["aggregation"].get("quorum")
+    if quorum is None:
+        return {}
+    cohort = tables["participation"].get("mode") == "cohort"
+    everybody = tables["task"]["clients"] + len(tables["participation"].get("residents", ()))
+    left = everybody - (in_flight if cohort else quorum)
+    separation = random.randint(1, 1 + left // quorum)
+    return {"selection": "min-separation", "selection_parameters": {"separation": separation}}

@@ -230,6 +230,12 @@ class Watch:
             return message.client in self._world.setting.experiment.residents and self._has(
                 same, message.client, message.base_version
             )
+        if reason == "too_soon":
+            participation = self._world.setting.experiment.participation
+            other = "updates WHERE client = ? AND update_id != ?"
+            return participation.selection == "min-separation" and self._has(
+                other, message.client, message.update_id
+            )
         return reason in ("late", "too_stale")
 
     def _sites(self, ledger: Ledger) -> Iterator[str]:

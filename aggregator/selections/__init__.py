@@ -1,0 +1,1 @@
+"""Selections: who trains next. Each opens with its paper and its equation."""
