@@ -311,8 +311,9 @@ class ParticipationTable(Table):
     over_selection: Annotated[float, OnlyWith("mode", ("cohort",))] = Field(
         1.0, ge=1, allow_inf_nan=False
     )
-    #: Who is chosen: uniform; min-separation (nobody within b versions of his last); or
-    #: FILE.py:Class beside the experiment file, or what an installed package offers.
+    #: Who is chosen: uniform; power-of-choice (large losses); oort (much to learn from, and fast);
+    #: min-separation (nobody within b versions of its last); or FILE.py:Class beside the experiment
+    #: file, or what an installed package offers. See docs/selection.md.
     selection: str = Field("uniform", max_length=256)
     #: What a selection is made with: its keyword arguments.
     selection_parameters: Parameters | None = None

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fluffle.schemas.errors import UserError
+
 if TYPE_CHECKING:
     from fluffle.schemas import Experiment
 
@@ -35,11 +37,6 @@ class Counted:
     metrics: Mapping[str, float]
     #: Seconds that the turn took its client.
     duration_s: float
-
-    @property
-    def loss(self) -> float | None:
-        """The mean loss of its training; None where the client says none."""
-        return self.metrics.get("loss")
 
 
 @dataclass(frozen=True)
@@ -109,3 +106,15 @@ class Selection:
 def learns(selection: Selection) -> bool:
     """Whether it wants to know what versions count."""
     return type(selection).observe is not Selection.observe
+
+
+def loss_of(update: Counted, whose: str) -> float:
+    """The mean loss of its training. Raises: UserError where its client says none."""
+    loss = update.metrics.get("loss")
+    if loss is None:
+        raise UserError(
+            f"{whose} chooses by the loss that clients measure while they train, and client "
+            f"{update.client} says none: return a metric 'loss', or choose another "
+            "participation.selection"
+        )
+    return loss

@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fluffle.aggregator.selections.base import Selection
 from fluffle.aggregator.selections.min_separation import MinSeparation
+from fluffle.aggregator.selections.oort import Oort
+from fluffle.aggregator.selections.power_of_choice import PowerOfChoice
 from fluffle.aggregator.selections.uniform import Uniform
 from fluffle.schemas import Experiment, UserError
 from fluffle.schemas.extensions import SELECTION, check_verbs
@@ -16,6 +20,8 @@ from fluffle.schemas.extensions import SELECTION, check_verbs
 SELECTIONS: Mapping[str, Callable[..., Selection]] = {
     "uniform": Uniform,
     "min-separation": MinSeparation,
+    "power-of-choice": PowerOfChoice,
+    "oort": Oort,
 }
 
 
@@ -43,6 +49,10 @@ def check_selection(experiment: Experiment) -> None:
         return
     try:
         made = SELECTIONS[name](**parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["participation.selection_parameters", *map(str, first["loc"])])
+        raise ValueError(f"{where}: {first['msg']} (of {name})") from None
     except (TypeError, ValueError) as error:
         said = str(error).replace(f"{SELECTIONS[name].__name__}.__init__()", name)
         said = said.replace(f"{SELECTIONS[name].__name__}()", name)

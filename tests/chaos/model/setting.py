@@ -147,7 +147,18 @@ def _selection(seed: int, tables: dict[str, Any], in_flight: int) -> dict[str, A
     clients = tables["task"]["clients"]
     if not clients:
         return {}
-    chosen: dict[str, Any] = random.choice(({}, _separated(random, tables, in_flight)))
+    cohort = tables["participation"].get("mode") == "cohort"
+    candidates = random.randint(in_flight if cohort else 1, clients)
+    chosen: dict[str, Any] = random.choice(
+        (
+            {},
+            _separated(random, tables, in_flight),
+            {"selection": "power-of-choice", "selection_parameters": {"candidates": candidates}},
+            {"selection": "oort", "selection_parameters": {"pacer_step_s": 2.0, "window": 1}}
+            if not tables["aggregation"].get("deterministic")
+            else {},
+        )
+    )
     return chosen
 
 

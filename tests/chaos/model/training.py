@@ -18,8 +18,8 @@ class Trained:
 
     tensors: Tensors
     examples: int
+    metrics: dict[str, float]
     seconds: float = 0.0
-    metrics: dict[str, float] = field(default_factory=lambda: {"loss": 1.0})
     extra: Tensors = field(default_factory=dict)
     state: Tensors = field(default_factory=dict)
 
@@ -75,6 +75,7 @@ class TinyTrainer:
                 for name, a in model_groups(base).items()
             },
             examples=1 + drawn % 50,
+            metrics={"loss": float(pull)},
             extra=named("control", [a - b for a, b in zip(following, own, strict=True)]),
             state=named("control", following),
         )
