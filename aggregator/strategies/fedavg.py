@@ -3,8 +3,14 @@ Deep Networks from Decentralized Data, arXiv 1602.05629, Algorithm 1::
 
     w_{t+1} <- sum_k (n_k / n) w_k^{t+1},   n = sum_k n_k
 
-over the clients k of the buffer, n_k the examples that client k trained on. The paper knows no
-staleness; where updates may be stale, n_k may be scaled by s(tau), and ``max_staleness`` bounds it.
+over the clients k of the buffer, n_k the examples that client k trained on. That is a cohort, where
+all of them began at w_t, so that the mean of the weights is w_t and the mean of the deltas::
+
+    w_{t+1} <- w_t + sum_k (n_k / n) s(tau_k) Delta_k,   Delta_k = w_k^{t+1} - w_{t - tau_k}
+
+The paper knows no staleness. In concurrent mode clients began at models of several ages, whose
+mean would take back what was learned since: there it is the second line, and so it is wherever
+something is done to updates on the way, which is done to deltas.
 """
 
 from __future__ import annotations
@@ -21,16 +27,14 @@ from fluffle.aggregator.strategies.operations import (
     with_model,
 )
 from fluffle.aggregator.strategies.optimizers import Sgd
-from fluffle.aggregator.strategies.staleness import Staleness, constant
 from fluffle.schemas import ClientUpdate, Experiment, Tensors
 
 
 @dataclass(frozen=True, slots=True)
 class FedAvg:
-    """The mean of the clients' weights, by examples or uniform."""
+    """The mean of the weights of clients that began at the same model, by examples or uniform."""
 
     weighting: Literal["examples", "uniform"]
-    s: Staleness = constant
 
     sends: ClassVar[Literal["weights"]] = "weights"
 
@@ -39,9 +43,9 @@ class FedAvg:
         return with_model(weights)
 
     def accept(self, state: State, update: ClientUpdate, staleness: int) -> State:
-        """sum += n_k s(tau) w_k"""
+        """sum += n_k w_k"""
         n_k = update.examples if self.weighting == "examples" else 1
-        return add_to_buffer(state, n_k * self.s(staleness), update.tensors)
+        return add_to_buffer(state, n_k, update.tensors)
 
     def step(self, state: State) -> State:
         """w <- sum / n"""
@@ -49,14 +53,14 @@ class FedAvg:
 
 
 class FedAvgParameters(WeightedParameters):
-    """The mean of the clients' weights."""
+    """The model plus the mean of the clients' deltas."""
 
     #: Names the strategy.
     strategy: Literal["fedavg"] = "fedavg"
 
     def make(self, experiment: Experiment) -> Strategy:
-        """The mean of the weights; of deltas, where something is done to them."""
-        if experiment.update or experiment.privacy:
-            # The mean of w + delta_k is w + the mean of delta_k.
-            return FedOpt(Sgd(1.0), self.weighting, self.s)
-        return FedAvg(self.weighting, self.s)
+        """A cohort's mean of the weights; else that of the deltas."""
+        cohort = experiment.participation.mode == "cohort"
+        if cohort and not experiment.update and not experiment.privacy:
+            return FedAvg(self.weighting)
+        return FedOpt(Sgd(1.0), self.weighting, self.s)

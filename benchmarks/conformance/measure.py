@@ -210,7 +210,8 @@ def start_weights() -> Weights:
 
 
 def _strategy(aggregation: dict[str, Any]) -> Any:
-    return make_strategy(Experiment.model_validate({"aggregation": aggregation}))
+    tables = {"participation": {"mode": "cohort"}, "aggregation": aggregation}
+    return make_strategy(Experiment.model_validate(tables))
 
 
 def _named(weights: Weights) -> dict[str, Any]:

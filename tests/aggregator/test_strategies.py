@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -328,7 +329,9 @@ def test_the_experiment_says_which_strategy_with_which_parameters() -> None:
     def made(**aggregation: object) -> Strategy:
         return make_strategy(Experiment.model_validate({"aggregation": aggregation}))
 
-    assert made(strategy="fedavg", weighting="uniform") == FedAvg("uniform")
+    assert made(strategy="fedavg", weighting="uniform") == FedOpt(Sgd(1.0), "uniform", constant)
+    cohort = {"participation": {"mode": "cohort"}, "aggregation": {"strategy": "fedavg"}}
+    assert make_strategy(Experiment.model_validate(cohort)) == FedAvg("examples")
     buffered = made(strategy="fedbuff", server_learning_rate=0.3, staleness_a=2)
     assert isinstance(buffered, FedBuff)
     assert (buffered.optimizer, buffered.s(2), buffered.sends) == (Sgd(0.3), 1 / 9, "delta")
@@ -389,6 +392,43 @@ def test_a_server_optimizer_that_forgets_at_once_is_a_plain_step(seed: int, eta:
     plain = fold(FedBuff(Sgd(eta), constant), model, [(update_of(sent), 0)])
     forgetful = fold(FedBuff(Momentum(eta, 0.0), constant), model, [(update_of(sent), 0)])
     assert all(plain[key].tobytes() == array.tobytes() for key, array in forgetful.items())
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"update": [{"kind": "cast", "dtype": "float16"}]},
+        {"privacy": {"clip_norm": 1.0, "noise_multiplier": 1.0}},
+    ],
+)
+@pytest.mark.parametrize("mode", ["concurrent", "cohort"])
+def test_fedavg_means_the_same_whatever_else_is_asked_for(mode: str, extra: dict[str, Any]) -> None:
+    # Given fedavg with and without steps on the way, or privacy
+    tables = {
+        "participation": {"mode": mode},
+        "aggregation": {"strategy": "fedavg", "weighting": "uniform"},
+    }
+    plain, other = (make_strategy(Experiment.model_validate({**tables, **e})) for e in ({}, extra))
+    # When clients bring what they learned, in concurrent mode from an older model than the present
+    base, present = tensors_of(1), tensors_of(2)
+    staleness = 3 if mode == "concurrent" else 0
+    begun = base if staleness else present
+    local = [tensors_of(seed) for seed in (3, 4)]
+    deltas = [
+        {k: a - begun[k] if k.startswith("trainable") else a for k, a in tensors.items()}
+        for tensors in local
+    ]
+    brought = {"weights": local, "delta": deltas}
+    made = [
+        fold(strategy, present, [(update_of(t), staleness) for t in brought[strategy.sends]])
+        for strategy in (plain, other)
+    ]
+    # Then both make the same of it: what was learned since stays
+    for key, array in made[0].items():
+        np.testing.assert_allclose(array, made[1][key], rtol=1e-5, atol=1e-6)
+        if key.startswith("trainable"):
+            learned = np.mean([d[key] for d in deltas], axis=0, dtype=np.float64)
+            np.testing.assert_allclose(array, present[key] + learned, rtol=1e-5, atol=1e-5)
 
 
 def test_the_mean_of_fedopt_is_fedavgs_and_weights_scale() -> None:

@@ -59,7 +59,12 @@ def test_there_is_a_story_for_every_strategy_optimizer_and_staleness() -> None:
 def test_every_version_is_the_one_that_the_paper_has(name: str) -> None:
     # Given the story's strategy, and its first model
     story = json.loads((GOLDEN / f"{name}.json").read_text())
-    tables = {"training": {"optimizer": "sgd"}, "aggregation": story["aggregation"]}
+    participation = {"mode": story.get("mode", "concurrent")}
+    tables = {
+        "training": {"optimizer": "sgd"},
+        "participation": participation,
+        "aggregation": story["aggregation"],
+    }
     # A story names every parameter of s(tau), those too that its kind of s does not use.
     experiment = Experiment.stored(json.dumps(tables))
     strategy = make_strategy(experiment)

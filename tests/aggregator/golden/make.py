@@ -77,7 +77,11 @@ def mean(weighted):
 
 
 def fedavg(table, model, buffer, memory):
-    """w <- sum_k n_k / n w_k (McMahan et al., Algorithm 1)"""
+    """w <- sum_k n_k / n w_k (McMahan et al., Algorithm 1); where clients began at several models
+    w + sum_k n_k / n s(tau_k) Delta_k, a plain step of one along the mean delta
+    """
+    if "staleness" in table:
+        return fedopt({**table, "server_learning_rate": 1.0}, model, buffer, memory)
     n = [u["examples"] if table["weighting"] == "examples" else 1 for u in buffer]
     return {k: mean_values(table, buffer, n, k) for k in model}
 
@@ -153,7 +157,7 @@ def fedopt(table, model, buffer, memory):
             following[key] = mean_values(table, buffer, weights, key)
         else:
             delta = [d / sum(n) for d in sum_of_deltas(table, buffer, weights, key)]
-            name = OPTIMIZERS[table["strategy"]]
+            name = OPTIMIZERS.get(table["strategy"], "sgd")
             following[key] = server_optimizer(table, name, key, x, delta, memory)
     return following
 
@@ -432,7 +436,7 @@ GOES_OUT = {"feddyn": {"feddyn/alpha": ("float64", [])}}
 SEND_WEIGHTS = ("fedavg", "fedasync")
 
 
-def story(name, table, arrivals, bad=()):
+def story(name, table, arrivals, bad=(), mode=None):
     """``arrivals``: per step, the staleness of the updates that come before it.
 
     Updates too stale for the strategy are in the events, and change nothing. ``bad`` are the places
@@ -451,7 +455,7 @@ def story(name, table, arrivals, bad=()):
             base = versions[base_version]
             local = local_training(rng, base)
             sent = dict(local)
-            if table["strategy"] not in SEND_WEIGHTS:
+            if table["strategy"] not in SEND_WEIGHTS or mode == "concurrent":
                 for key, (dtype, _) in SHAPES.items():
                     if key.startswith("trainable/"):
                         delta = [y - x for x, y in zip(base[key], local[key], strict=True)]
@@ -475,7 +479,8 @@ def story(name, table, arrivals, bad=()):
         versions.append({key: rounded(exact[key], SHAPES[key][0]) for key in SHAPES})
         besides = {k: rounded(exact[k], shapes[k][0]) for k in exact if k not in SHAPES}
         events.append({"step": {**versions[-1], **besides}})
-    head = {"aggregation": table, "shapes": {**SHAPES, **shapes}, "initial": versions[0]}
+    head = {"mode": mode} if mode else {}
+    head |= {"aggregation": table, "shapes": {**SHAPES, **shapes}, "initial": versions[0]}
     lines = [f'"{key}": {json.dumps(value)},' for key, value in head.items()]
     told = ",\n".join(map(json.dumps, events))  # a line for each event
     story = "\n".join(["{", *lines, f'"events": [\n{told}\n]', "}\n"])
@@ -499,7 +504,9 @@ THRESHOLD = [[0], [1], [2], [3, 0], [1], [5, 4, 2], [0], [3, 2]]
 def main():
     for weighting in ("examples", "uniform"):
         table = {"strategy": "fedavg", "weighting": weighting}
-        story(f"fedavg-{weighting}", table, BUFFERS)
+        story(f"fedavg-{weighting}", table, BUFFERS, mode="cohort")
+        stale = {"staleness": "polynomial", "staleness_a": 0.5, "staleness_b": 4}
+        story(f"fedavg-stale-{weighting}", {**table, **stale}, BUFFERS, mode="concurrent")
     for staleness, a, b in (("constant", 0.5, 4), ("polynomial", 0.5, 4), ("hinge", 10.0, 2)):
         shared = {"staleness": staleness, "staleness_a": a, "staleness_b": b}
         fedbuff_table = {"strategy": "fedbuff", "server_learning_rate": 0.7, **shared}
