@@ -16,7 +16,6 @@ from pydantic import (
 
 from fluffle.schemas.aggregation import STORED, Aggregation, strategies
 from fluffle.schemas.algorithms import (
-    WITH_STATE,
     Asks,
     Scalar,
     check_algorithm,
@@ -579,11 +578,6 @@ class Experiment(Table):
         return self
 
     def _check_personal(self) -> None:
-        if self.residents:
-            raise ValueError(
-                "weights.keep stays in the state of pooled clients, and participation.residents "
-                "have no turns"
-            )
         algorithm = self.training.algorithm or self.aggregation.strategy
         if algorithm in ("scaffold", "feddyn", "moon", "ditto"):
             raise ValueError(
@@ -612,16 +606,6 @@ class Experiment(Table):
             )
         if self.keeps_weights:
             self._check_personal()
-        if self.residents and self.training.algorithm in WITH_STATE:
-            raise ValueError(
-                f"{self.training.algorithm}'s clients keep state from turn to turn, and "
-                "participation.residents have no turns"
-            )
-        if self.residents and (self.training.keep_state or self.training.optimizer_state == "keep"):
-            raise ValueError(
-                "training.keep_state and optimizer_state = 'keep': clients keep state from turn "
-                "to turn, and participation.residents have no turns"
-            )
         if cohort and self.residents:
             raise ValueError(
                 "participation.residents need participation.mode = 'concurrent': nobody can choose "
@@ -663,6 +647,11 @@ class Plan(Table):
             or self.training.optimizer_state == "keep"
             or remembers(self.update or ())
         )
+
+    @property
+    def keeps_with_server(self) -> bool:
+        """Whether what a client keeps has to go with what the aggregator counted of it."""
+        return state_of(self.asks, None, None) or remembers(self.update or ())
 
     @classmethod
     def of(

@@ -30,7 +30,7 @@ Resident clients have no turns. Each sends once for every (version, attempt) tha
 id is one of these and what it sent before is a duplicate; it opens and closes no turn, and any of
 them count towards the quorum, the deadline and min_updates like everybody else's. A resident counts
 once for a version, whatever attempts it claims to answer, and its versions only grow: nobody fills
-a buffer alone.
+a buffer alone. What it keeps from one training to its next is its own affair.
 
 Every update that is given in gets exactly one of Hold, Duplicate, Reject; a held one is settled
 by the next MakeVersion or SaveBuffer, or by Finish (unused).

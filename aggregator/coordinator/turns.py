@@ -90,8 +90,12 @@ class Turns:
         return update.base_version == version and self._cohort.get(update.client) is False
 
     def superseded(self, update: ClientUpdate) -> bool:
-        """Whether it went on from a state that its client has gone on from since."""
-        return self._states is not None and update.after != self._states.get(update.client, "")
+        """Whether it went on from a state that its client has gone on from since. A site's state
+        is its own affair.
+        """
+        if self._states is None or not update.client.isdecimal():
+            return False
+        return update.after != self._states.get(update.client, "")
 
     def too_soon(self, update: ClientUpdate, version: int) -> bool:
         """Whether the selection forbids that its client counts in the next version already."""
@@ -103,7 +107,7 @@ class Turns:
         self._in_buffer.add(update.client)
         if self._cohort_mode:
             self._cohort[update.client] = True
-        if self._states is not None:
+        if self._states is not None and update.client.isdecimal():
             name = state_name(update.after or "", update.turn, update.base_version)
             self._states[update.client] = name
 

@@ -50,7 +50,8 @@ def worker(
         Path | None,
         typer.Option(
             help="Where clients keep what they need for their next turn (SCAFFOLD, error "
-            "feedback). Default: the user's folder for such; share it between machines."
+            "feedback, personal layers). Default: the user's folder for such; workers share it "
+            "between machines, and a site keeps it to itself."
         ),
     ] = None,
     simulate_devices: Annotated[
@@ -92,7 +93,7 @@ def worker(
         if is_keras(task):
             import_ahead()
         if client_id:
-            _reside(broker, name, stay, kept, parent, registry)
+            _reside(broker, name, stay, kept, state, parent, registry)
         else:
             _work(
                 *(broker, name, slots, stay, kept, state, parent, registry),
@@ -169,11 +170,13 @@ def _reside(
     client: str,
     stay: bool,
     journal: Journal,
+    state: Path | None,
     parent: int,
     registry: CollectorRegistry,
 ) -> None:
     from fluffle.commands.service import serve
     from fluffle.metrics import WorkerMetrics
+    from fluffle.worker.services.client_state import ClientStates, state_folder
     from fluffle.worker.services.resident import ResidentService
 
     metrics = WorkerMetrics(registry, 1)
@@ -183,6 +186,7 @@ def _reside(
         client,
         stay=stay,
         journal=journal,
+        states=ClientStates(state or state_folder(), memory_bytes=0),
         on_model=metrics.on_model,
         on_turn=metrics.on_turn,
     )

@@ -27,8 +27,10 @@ from fluffle.schemas import (
     Run,
     UserError,
 )
+from fluffle.schemas.codec import unpack
 from fluffle.schemas.messages import resident_update_id
 from fluffle.schemas.sizes import human_bytes
+from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.resident import ResidentService
 from fluffle.worker.tasks import registry as tasks
 from fluffle.worker.tasks.task import examples_of
@@ -107,11 +109,12 @@ class Scripted:
         self.leader.consume(10)
         self.port = self.broker.worker("lab-3", 0)
 
-    def start(self, stay: bool = False) -> None:
+    def start(self, stay: bool = False, **more: Any) -> None:
         self.heard: list[int] = []
         self.service = ResidentService(
             *(self.port, "lab-3"),
             stay=stay,
+            **more,
             on_model=lambda model, size: self.heard.append(model.version),
             on_turn=self.sent.append,
         )
@@ -385,6 +388,125 @@ def test_a_run_that_ended_before_it_came_is_not_its_run(site: Path) -> None:
     while (delivery := federation.leader.receive(0.01)) is not None:
         events.append(delivery.envelope.message())
     assert [event.kind for event in events if isinstance(event, Event)][-1] == "left"
+
+
+#: A bias of the site's own, and momentum that goes on.
+PERSONAL: dict[str, Any] = {
+    "weights": {"keep": ["dense/bias"]},
+    "training": {
+        **{"optimizer": "sgd", "learning_rate": 0.5, "epochs": 2},
+        **{"momentum": 0.9, "optimizer_state": "keep"},
+    },
+}
+SHARED = {"trainable/dense/kernel": np.zeros((4, 3), np.float32)}
+
+
+class KilledAt(ClientStates):
+    """A site's folder, whose process does nothing more before or after it has written a state."""
+
+    def __init__(self, folder: Path, moment: str) -> None:
+        super().__init__(folder, memory_bytes=0)
+        self.moment = moment
+        self.dead = threading.Event()
+
+    def save(self, *state: Any) -> None:
+        if self.moment == "before":
+            self._die()
+        super().save(*state)
+        if self.moment == "after":
+            self._die()
+
+    def _die(self) -> None:
+        self.dead.set()
+        threading.Event().wait()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "run" / "lab-3").iterdir()}
+
+
+def test_what_a_site_keeps_never_leaves_it_and_is_exact_through_kills(
+    site: Path, tmp_path: Path, said: list[str]
+) -> None:
+    from fluffle.worker.training.per_plan import make_trainer
+
+    # Given what a site's trainings make, one after the other, of versions 0, 2 and 3
+    tables = experiment(**PERSONAL)
+    trainer = make_trainer(Plan.of(tables, "delta"))
+    state, expected = dict[str, Any](), []
+    for version in (0, 2, 3):
+        trained = trainer.train(SHARED, "lab-3", 1, None, state, version)
+        state = trained.state
+        expected.append((trained.tensors["trainable/dense/kernel"], state))
+    assert sorted(state) == ["optimizer/0", "optimizer/1", "personal/trainable/dense/bias"]
+    assert (expected[0][1]["optimizer/0"] != state["optimizer/0"]).any()
+    # When it is killed at version 2, before its state is written and after that, and started again
+    sent = dict[int, Any]()
+    for version, moment in [(0, ""), (2, "before"), (2, "after"), (2, ""), (3, "")]:
+        federation = Scripted()
+        states = KilledAt(tmp_path / "kept", moment)
+        federation.start(states=states, make_trainer=lambda plan: trainer)
+        federation.publish(version, tensors=SHARED, experiment=tables)
+        if moment:
+            assert states.dead.wait(60)
+            assert federation.sent == []
+            continue
+        sent[version] = federation.take()
+        assert federation.nothing()
+    # Then it sends what it would have sent, and nothing of its own
+    for (kernel, _), update in zip(expected, sent.values(), strict=True):
+        assert list(update.tensors) == ["trainable/dense/kernel"]
+        assert update.tensors["trainable/dense/kernel"].tobytes() == kernel.tobytes()
+        assert update.after is None
+        assert not [name for name in update.metrics if "personal" in name]
+    # And keeps the same, in files of its own
+    name = "v3.0-v2.0.msgpack"
+    _, files = unpack(files_of(tmp_path / "kept")[name])
+    kept = expected[-1][1]
+    assert {k: a.tobytes() for k, a in files.items()} == {k: a.tobytes() for k, a in kept.items()}
+    assert len([line for line in said if "starts anew" in line]) == 1
+    # And a run that goes on from a version before goes on from what there was before it
+    federation = Scripted()
+    states = ClientStates(tmp_path / "kept", memory_bytes=0)
+    federation.start(states=states, make_trainer=lambda plan: trainer)
+    federation.publish(2, tensors=SHARED, experiment=tables)
+    again = federation.take().tensors["trainable/dense/kernel"]
+    assert again.tobytes() == sent[2].tensors["trainable/dense/kernel"].tobytes()
+    assert federation.nothing()
+    assert name not in files_of(tmp_path / "kept")
+
+
+def test_an_aggregator_counts_sites_that_keep_what_is_theirs(site: Path, tmp_path: Path) -> None:
+    # Given a run whose clients keep state, and a site
+    broker = EmbeddedBroker()
+    tables = experiment(**PERSONAL, experiment={"versions": 3}, aggregation={"quorum": 1})
+    resident = ResidentService(broker.worker("lab-3", 0), "lab-3")
+    thread = threading.Thread(target=resident.run)
+    thread.start()
+    lead = AggregatorService(
+        tables, broker.aggregator(), tmp_path / "out", run_id="run", initial=SHARED
+    )
+    # Then all that it sends is counted, and nothing of its own is in the run's folder
+    assert lead.run() == "finished"
+    thread.join(60)
+    ledger = Ledger(tmp_path / "out")
+    assert ledger.query("SELECT disposition, COUNT(*) FROM updates") == [("counted", 3)]
+    stored = ledger.load().state
+    ledger.close()
+    assert stored is not None
+    assert not [name for name in stored if "bias" in name or "optimizer" in name]
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"training": {"algorithm": "ditto"}},
+        {"training": {"algorithm": "moon"}},
+        {"training": {"keep_state": True}},
+    ],
+)
+def test_sites_may_keep_what_is_theirs_alone(tables: dict[str, Any]) -> None:
+    assert Plan.of(experiment(**tables), "delta").keeps_state
 
 
 class Unconfirmed(EmbeddedWorkerPort):

@@ -136,7 +136,9 @@ class UsersTrainer:
         moved = {name: array + np.float32(1) for name, array in base.items()}
         return Trained(moved, self._metrics.pop() if self._metrics else {"loss": 1.0})
 
-    def evaluate(self, weights: Tensors, by_client: bool = True) -> tuple[Any, int]:
+    def evaluate(
+        self, weights: Tensors, by_client: bool = True, state: Any = None
+    ) -> tuple[Any, int]:
         self._act()
         return (self._metrics.pop() if self._metrics else {"loss": 1.0}), 1
 

@@ -101,6 +101,16 @@ class ClientStates:
             for old in _needless(self._kept(key), after):
                 self._drop(key, old)
 
+    def names(self, run_id: str, client: str) -> dict[str, str]:
+        """The states of a client that are here, and what each was made from."""
+        with self._lock:
+            return self._kept((run_id, client))
+
+    def drop(self, run_id: str, client: str, name: str) -> None:
+        """Forget this state."""
+        with self._lock:
+            self._drop((run_id, client), name)
+
     def close(self) -> None:
         """What is in memory goes to files, unless they are temporary."""
         with self._lock:

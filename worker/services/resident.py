@@ -11,8 +11,9 @@ on, the loss and metrics of the training, times and sizes. What is measured on h
 stays here, and so does what a failure says: only its kind is told.
 
 While the broker is away the port connects again for ever, and an update waits for its confirm.
-Nothing is kept between two starts: a restarted site trains for the version that is current, and
-what it sent for that before is the same update, which counts once.
+A restarted site trains for the version that is current, and what it sent for that before is the
+same update, which counts once. What the plan has it keep (personal layers, its optimizer's state)
+never leaves the site, and is exact through that (``fluffle.worker.services.site_states``).
 """
 
 from __future__ import annotations
@@ -33,16 +34,19 @@ from fluffle.schemas import (
     GlobalModel,
     Message,
     Plan,
+    Tensors,
     UserError,
 )
 from fluffle.schemas.errors import contained, describe, printable
 from fluffle.schemas.messages import order, resident_update_id
 from fluffle.schemas.sizes import human_bytes
 from fluffle.worker.services.answers import Account, failed_update, make_update, train
+from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.contribution import Contribution, shown
 from fluffle.worker.services.journal import Journal
 from fluffle.worker.services.shutdown import Shutdown
 from fluffle.worker.services.simulated import describes_devices
+from fluffle.worker.services.site_states import SiteStates
 from fluffle.worker.services.turn import Fetch, Report, Step, Submit, Train, drive, turn_of
 from fluffle.worker.tasks import custom
 from fluffle.worker.tasks.registry import open_data
@@ -67,6 +71,7 @@ class ResidentService:
         *,
         stay: bool = False,
         journal: Journal | None = None,
+        states: ClientStates | None = None,
         on_model: Callable[[GlobalModel, int], None] = lambda model, size: None,
         on_turn: Callable[[Message | None], None] = lambda answer: None,
         open_task: Callable[[Plan], Task] = open_data,
@@ -75,6 +80,7 @@ class ResidentService:
         """
         stay: wait for the next run when one is over, or does not admit us.
         journal: is told what is sent, before and after.
+        states: where it keeps what the plan wants kept; by default gone when this process is.
         on_model: is told of every model that arrives, and its size in bytes.
         on_turn: is told what was sent.
         open_task: the plan's task, once the site's data have been read.
@@ -83,6 +89,7 @@ class ResidentService:
         self._client = client
         self._stay = stay
         self._journal = journal or Journal()
+        self._states = states or ClientStates()
         self._on_model = on_model
         self._on_turn = on_turn
         self._shutdown = Shutdown(port)
@@ -164,8 +171,11 @@ class ResidentService:
                 f"run {run} wants resident clients to be users of their own names on the broker, "
                 f"and we are user {user!r}: connect as {self._client}"
             )
-        if model.plan.keeps_state:
-            return f"run {run} wants clients to keep state from turn to turn, and sites keep none"
+        if model.plan.keeps_with_server:
+            return (
+                f"run {run} wants clients to keep state that goes with what the aggregator counted "
+                "of them, which a site is never told"
+            )
         return ""
 
     def _refuse(self, why: str) -> None:
@@ -263,13 +273,18 @@ class ResidentService:
         started, model = time.perf_counter(), step.model
         try:
             trainer = self._trainers.of(model.plan)
-            of_global, held_out = trainer.evaluate(model.tensors, by_client=False)
-            trained = train(step, trainer, None)
-            of_local, _ = trainer.evaluate(trained.tensors, by_client=False)
+            turn, states = (model.version, model.attempt), self._own_states(model)
+            state = self._load(states, turn) if model.plan.keeps_state else None
+            of_global, held_out = trainer.evaluate(model.tensors, by_client=False, state=state)
+            trained = train(step, trainer, state)
+            kept = trained.state
+            of_local, _ = trainer.evaluate(trained.tensors, by_client=False, state=kept)
             received, self._received = self._received, 0
             account = Account(self._client, time.perf_counter() - started, received)
             # No memory: which of its updates was counted last, a resident is never told.
             update, _ = make_update(step, trained, None, account, np.random.default_rng)
+            if model.plan.keeps_state:
+                states.save(turn, kept)
         except BaseException as error:  # whatever a task raises costs one version, not the site
             return contained(error), ""
         line = f"version {model.version}: trained on {trained.examples:,} examples"
@@ -280,6 +295,20 @@ class ResidentService:
             here = f"{metric} on {held_out:,} held-out ones"
             line += f"; {here}: global {shown(metric, before)}, local {shown(metric, after)}"
         return update, line
+
+    def _own_states(self, model: GlobalModel) -> SiteStates:
+        return SiteStates(self._states, model.run.run_id, self._client)
+
+    def _load(self, states: SiteStates, turn: tuple[int, int]) -> Tensors | None:
+        state = states.load(turn)
+        if state is None:
+            _log.warning(
+                f"version {turn[0]}: what {self._client} kept before this version is not here any "
+                "more: it starts anew"
+            )
+        elif not state:
+            _log.info(f"nothing of {self._client} in this run is kept here yet: it starts anew")
+        return state
 
     def _submit(self, answer: Message, model: GlobalModel) -> int:
         """How many bytes it was, once it is confirmed."""

@@ -77,7 +77,9 @@ class ArrayTrainer:
             state={_OWN + key: np.asarray(array) for key, array in (after or {}).items()},
         )
 
-    def evaluate(self, weights: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:
+    def evaluate(
+        self, weights: Tensors, by_client: bool = True, state: Tensors | None = None
+    ) -> tuple[dict[str, float], int]:
         """The metrics on test examples, and how many those are: 0 where the task does not say."""
         own = self._own(weights)
         metrics = numbers(trying(self._task, lambda: self._task.evaluate(own)), "evaluate()")

@@ -52,11 +52,16 @@ class OwnStepTrainer(Trainer):
                     raise UserError(f"training.{key} is not for a model's own train_step()")
             _say_once(type(self._model).__name__)
 
-    def evaluate(self, weights: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:
+    def evaluate(
+        self, weights: Tensors, by_client: bool = True, state: Tensors | None = None
+    ) -> tuple[dict[str, float], int]:
         """As ``Trainer.evaluate``."""
         if not has_own(self._model, "test_step"):
-            return super().evaluate(weights, by_client)
-        values, examples = self._checked(self._whole_of(weights)), self._shared_examples("test")
+            return super().evaluate(weights, by_client, state)
+        values, examples = (
+            self._checked(self._whole_of(weights, state)),
+            self._shared_examples("test"),
+        )
         size = self._whole or _EVALUATION_BATCH
 
         def measure(indices: Any) -> dict[str, float]:

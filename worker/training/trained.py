@@ -44,6 +44,10 @@ class LocalTrainer(Protocol):
         """A client's local training: a function of its arguments and the run's seed."""
         ...
 
-    def evaluate(self, weights: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:
-        """The loss and metrics on test examples, and how many those are."""
+    def evaluate(
+        self, weights: Tensors, by_client: bool = True, state: Tensors | None = None
+    ) -> tuple[dict[str, float], int]:
+        """The loss and metrics on test examples, and how many those are; with ``state``, of the
+        model that a client has with what it keeps.
+        """
         ...

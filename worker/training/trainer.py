@@ -176,9 +176,9 @@ class Trainer:
             full_gradient=lambda: self._gradient_at(self._whole_of(base), streams),
         )
 
-    def _whole_of(self, base: Tensors) -> Tensors:
-        """The whole model, personal weights as they were at first."""
-        return base if self._travel is None else self._travel.inward(base)
+    def _whole_of(self, base: Tensors, state: Tensors | None = None) -> Tensors:
+        """The whole model, personal weights as a client keeps them, or as they were at first."""
+        return base if self._travel is None else self._travel.inward(base, state)
 
     def _personal_metrics(self, client: str, whole: Tensors) -> dict[str, float]:
         """How the client's own model does on test examples like its own, where that is asked."""
@@ -222,13 +222,16 @@ class Trainer:
         self._check_inputs("dataset", indices, found["loss"])
         return Trained(self._named(values), len(indices), found)
 
-    def evaluate(self, weights: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:
+    def evaluate(
+        self, weights: Tensors, by_client: bool = True, state: Tensors | None = None
+    ) -> tuple[dict[str, float], int]:
         """The loss and the task's metrics on test examples, and how many those are.
 
         With ``evaluation.by_client`` also how clients differ; a site has nothing to say of that.
+        state: what a client keeps, whose model it then is; None for weights as they were at first.
         Raises: ValueError if ``weights`` do not fit the model.
         """
-        values = self._checked(self._whole_of(weights))
+        values = self._checked(self._whole_of(weights, state))
         function, execution = self._evaluation
         differences = self._by_client if by_client else None
         with execution.loop():

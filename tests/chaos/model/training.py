@@ -80,7 +80,9 @@ class TinyTrainer:
             state=named("control", following),
         )
 
-    def evaluate(self, tensors: Tensors, by_client: bool = True) -> tuple[dict[str, float], int]:
+    def evaluate(
+        self, tensors: Tensors, by_client: bool = True, state: Tensors | None = None
+    ) -> tuple[dict[str, float], int]:
         """An accuracy that training raises."""
         self._sleep()
         return {"accuracy": float(np.clip(tensors["trainable/0"].mean(), 0, 1))}, 10
