@@ -23,6 +23,7 @@ from fluffle.aggregator.selections.registry import make_selection
 from fluffle.aggregator.strategies.base import asks_of
 from fluffle.aggregator.strategies.custom import keep_code
 from fluffle.aggregator.strategies.registry import make_strategy, protected
+from fluffle.aggregator.triggers.registry import make_trigger
 from fluffle.broker import AggregatorPort, Closed, LeadershipLost
 from fluffle.schemas import Experiment, Plan, Run, Tensors, UserError
 from fluffle.schemas.messages import order
@@ -227,7 +228,12 @@ class AggregatorService:
         strategy = protected(strategy, experiment, ledger.meta.get("noise_key"))
         if Plan.of(experiment, strategy.sends, asks_of(strategy)).keeps_state:
             checkpoint.states = ledger.client_states()
-        for name in (experiment.aggregation.strategy, experiment.participation.selection):
+        of_files = (
+            experiment.aggregation.strategy,
+            experiment.participation.selection,
+            experiment.aggregation.trigger,
+        )
+        for name in of_files:
             if is_custom(name):
                 keep_code(name, self._code, self.folder)
         if checkpoint.state is not None:
@@ -237,7 +243,14 @@ class AggregatorService:
         if selector.learns:
             checkpoint.history = ledger.history()
         return Leader(
-            Coordinator(experiment, strategy, run, checkpoint, selector=selector),
+            Coordinator(
+                experiment,
+                strategy,
+                run,
+                checkpoint,
+                selector=selector,
+                trigger=make_trigger(experiment, self._code),
+            ),
             ledger,
             self._port,
             clock=self._clock,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         next_version,
         with_model,
     )
+    from fluffle.aggregator.triggers.base import Held, Trigger
     from fluffle.schemas import ClientUpdate, Tensors
     from fluffle.worker.files.arrays import read_npz
     from fluffle.worker.files.images import read_images
@@ -35,6 +36,7 @@ __all__ = [
     "ClientData",
     "ClientUpdate",
     "Examples",
+    "Held",
     "Phase",
     "Selection",
     "State",
@@ -42,6 +44,7 @@ __all__ = [
     "StreamedTask",
     "Task",
     "Tensors",
+    "Trigger",
     "Turn",
     "add_to_buffer",
     "buffered",
@@ -59,6 +62,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "ArrayTask": "fluffle.worker.tasks.arrays",
+    **dict.fromkeys(("Held", "Trigger"), "fluffle.aggregator.triggers.base"),
     "Selection": "fluffle.aggregator.selections.base",
     "ClientData": "fluffle.worker.tasks.client_data",
     "read_npz": "fluffle.worker.files.arrays",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo
 
-from fluffle.schemas.table import Positive, Table
+from fluffle.schemas.table import Parameters, Positive, Table
 
 if TYPE_CHECKING:
     from fluffle.schemas.experiment import Experiment
@@ -39,6 +39,12 @@ class AggregationTable(Table):
     #: How many updates close the buffer (K). Default: fedasync and ringmaster 1, cohort its size,
     #: else 3.
     quorum: int | None = Field(None, ge=1)
+    #: What closes the buffer: updates, K of them; clients, updates of K different ones; examples,
+    #: updates that were trained on so many together; or FILE.py:Class beside the experiment file.
+    #: See docs/strategies.md.
+    trigger: str = Field("updates", max_length=256)
+    #: What a trigger is made with: its keyword arguments (examples: examples).
+    trigger_parameters: Parameters | None = None
     #: The time after which the buffer closes without a quorum.
     deadline_s: Positive = 10.0
     #: At the deadline without a quorum: step (with min_updates, else extend), extend or abort.

@@ -23,10 +23,10 @@ from fluffle.schemas.algorithms import (
     refuse_unknown,
     state_of,
 )
+from fluffle.schemas.decisions import check_decisions, check_names
 from fluffle.schemas.device_tables import HardwareTable, Trace
-from fluffle.schemas.extensions import PARTITION, SELECTION, UPDATE_STEP
+from fluffle.schemas.extensions import PARTITION, UPDATE_STEP
 from fluffle.schemas.schedules import Schedule
-from fluffle.schemas.selections import check_selection, selection_names
 from fluffle.schemas.steps import KINDS, Steps, remembers
 from fluffle.schemas.table import (
     Fraction,
@@ -497,9 +497,7 @@ class Experiment(Table):
             for name, table in self._tables():
                 refuse_idle_keys(name, table)
             PARTITION.check_name("partition.kind", self.partition.kind, PARTITIONS)
-            SELECTION.check_name(
-                "participation.selection", self.participation.selection, selection_names()
-            )
+            check_names(self)
             for step in self.update or ():
                 UPDATE_STEP.check_name("update.kind", step.kind, KINDS)
         cohort = self.participation.mode == "cohort"
@@ -521,7 +519,7 @@ class Experiment(Table):
                 "it 1"
             )
         self.aggregation.check(self)
-        check_selection(self)
+        check_decisions(self)
         training = self.training
         check_algorithm(
             training.algorithm,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fluffle.aggregator.coordinator.effects import Checkpoint, Fold
 from fluffle.aggregator.coordinator.selection import client_order
 from fluffle.aggregator.strategies.base import State, Strategy, model_of, update_spec
+from fluffle.aggregator.triggers.base import Held
 from fluffle.schemas import ClientUpdate, Tensors
 from fluffle.schemas.tensors import Spec
 
@@ -16,13 +17,18 @@ from fluffle.schemas.tensors import Spec
 class Buffer:
     """Updates folded since the last version. Owns the state; nobody else may keep its arrays."""
 
-    def __init__(self, strategy: Strategy, checkpoint: Checkpoint, in_client_order: bool) -> None:
+    def __init__(
+        self, strategy: Strategy, checkpoint: Checkpoint, in_client_order: bool, quorum: int
+    ) -> None:
         self._strategy = strategy
         self._state = checkpoint.state
         self._in_client_order = in_client_order
         self._waiting = {update.update_id: update for update in checkpoint.waiting}
         self._recorded = list(checkpoint.buffered)
         self._fresh: list[Fold] = []
+        self._quorum = quorum
+        self._examples = sum(fold.examples for fold in self._recorded)
+        self._clients = {fold.client for fold in self._recorded}
         #: What the last version was made of.
         self.closed: list[Fold] = []
         #: What an update must look like; nothing does before version 0.
@@ -41,6 +47,11 @@ class Buffer:
     def size(self) -> int:
         """How many updates are in the buffer."""
         return len(self._recorded) + len(self._fresh)
+
+    @property
+    def held(self) -> Held:
+        """What is in the buffer, for the trigger."""
+        return Held(self._quorum, self.size, self._examples, self._clients)
 
     @property
     def unrecorded(self) -> int:
@@ -65,6 +76,8 @@ class Buffer:
     def add(self, update: ClientUpdate, fold: Fold) -> None:
         """Take in one update."""
         self._fresh.append(fold)
+        self._examples += fold.examples
+        self._clients.add(fold.client)
         if self._in_client_order:
             self._waiting[update.update_id] = update
         else:
@@ -91,4 +104,5 @@ class Buffer:
 
     def _clear(self) -> list[Fold]:
         fresh, self._fresh, self._recorded, self._waiting = self._fresh, [], [], {}
+        self._examples, self._clients = 0, set()
         return fresh

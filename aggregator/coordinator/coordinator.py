@@ -8,7 +8,7 @@ Phases and what moves them::
 
     start, no weights ──> INITIALISING ──weights arrive──> RUNNING
     start, weights    ──> RUNNING      (publish the current version, issue turns)
-    RUNNING ──quorum, or the deadline with min_updates──> RUNNING, version + 1
+    RUNNING ──the trigger (a quorum), or the deadline with min_updates──> RUNNING, version + 1
     RUNNING ──deadline otherwise──> RUNNING (extend, republish; with attempt + 1 if nothing at all
                                     has come, a resident has failed, or waiting does not help) or
                                     FINISHING (on_deadline = abort)
@@ -76,6 +76,8 @@ from fluffle.aggregator.coordinator.timers import Timers
 from fluffle.aggregator.coordinator.turns import Turns
 from fluffle.aggregator.coordinator.update_admission import UpdateAdmission
 from fluffle.aggregator.strategies.base import Strategy, asks_of, broadcast_of
+from fluffle.aggregator.triggers.base import Trigger
+from fluffle.aggregator.triggers.registry import DEFAULT, make_trigger
 from fluffle.schemas import (
     Assignment,
     ClientFailed,
@@ -88,6 +90,7 @@ from fluffle.schemas import (
     Tensors,
 )
 from fluffle.schemas.codec import one_line
+from fluffle.schemas.extensions import guarded
 from fluffle.schemas.messages import FromWorker
 
 #: After so many deadlines residents are asked again even if some have answered: what is missing may
@@ -108,14 +111,20 @@ class Coordinator:
         checkpoint: Checkpoint,
         hold_updates: int = 32,
         selector: Selector | None = None,
+        trigger: Trigger | None = None,
     ) -> None:
-        """``selector``: by default that of the experiment, for whom everybody is always there."""
+        """
+        selector: by default that of the experiment, for whom everybody is always there.
+        trigger: by default that of the experiment.
+        """
         self.experiment = experiment
         self.run = run
         self.phase: Phase = "running" if checkpoint.state is not None else "initialising"
         self.version = checkpoint.version
         self.updates = checkpoint.updates
-        self.buffer = Buffer(strategy, checkpoint, experiment.aggregation.deterministic)
+        in_client_order = experiment.aggregation.deterministic
+        self.buffer = Buffer(strategy, checkpoint, in_client_order, experiment.quorum)
+        self._trigger = trigger or make_trigger(experiment)
         self.evaluated: Evaluation | None = None
         self._plan = Plan.of(experiment, strategy.sends, asks_of(strategy))
         states = checkpoint.states if self._plan.keeps_state else None
@@ -246,8 +255,9 @@ class Coordinator:
         staleness = self.version - update.base_version
         self.buffer.add(update, Fold.of(update, staleness, verdict.norms))
         self._timers.hold(now)
-        if self.buffer.size >= self.experiment.quorum:
-            yield from self._step("quorum", now)
+        if self._is_due():
+            usual = self.experiment.aggregation.trigger == DEFAULT
+            yield from self._step("quorum" if usual else "trigger", now)
         else:
             yield from self._save_if_enough()
         yield from self._issue(now)
@@ -322,6 +332,11 @@ class Coordinator:
         else:
             yield from self._publish()
             self._timers.restart_deadline(now)
+
+    def _is_due(self) -> bool:
+        held = self.buffer.held
+        enough = held.updates >= self.experiment.min_updates
+        return enough and guarded("trigger", self._trigger, lambda: bool(self._trigger.due(held)))
 
     def _save_if_enough(self) -> Iterator[Effect]:
         """Record the buffer when it holds all that the prefetch allows: no other would arrive."""

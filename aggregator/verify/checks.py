@@ -13,6 +13,8 @@ from typing import Any
 
 from fluffle.aggregator.coordinator.admission import REASONS, own_id
 from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.triggers.base import Held
+from fluffle.aggregator.triggers.registry import DEFAULT, TRIGGERS
 from fluffle.schemas import ClientUpdate, DecodeError, Experiment, decode
 
 Check = Callable[[LedgerReader, Experiment], Iterator[str]]
@@ -60,18 +62,29 @@ def versions_say_what_they_are_made_of(
 ) -> Iterator[str]:
     """As many updates as are counted in it, and enough for what closed the buffer."""
     rows = ledger.query(
-        "SELECT v.version, v.closed_by, v.updates, COUNT(u.update_id) FROM versions v"
+        "SELECT v.version, v.closed_by, v.updates, COUNT(u.update_id), TOTAL(u.examples),"
+        " COUNT(DISTINCT u.client) FROM versions v"
         " LEFT JOIN updates u ON u.version = v.version AND u.disposition = 'counted'"
         " GROUP BY v.version"
     )
-    least = {"quorum": experiment.quorum, "deadline": experiment.min_updates}
-    for version, closed_by, said, counted in rows:
-        if (closed_by == "initial") != (version == 0) or closed_by not in ("initial", *least):
+    table = experiment.aggregation
+    trigger = TRIGGERS.checked(table.trigger, table.trigger_parameters)
+    full = "quorum" if table.trigger == DEFAULT else "trigger"
+    for version, closed_by, said, counted, examples, clients in rows:
+        if (closed_by == "initial") != (version == 0) or closed_by not in (
+            *("initial", "deadline", full),
+        ):
             yield f"version {version} was closed by {closed_by!r}, which cannot be"
         if said != counted:
             yield f"version {version} says it counts {said} updates; the ledger has {counted}"
-        if counted < least.get(closed_by, 0):
+        held = Held(experiment.quorum, counted, int(examples), set(map(str, range(clients))))
+        if closed_by != "initial" and counted < experiment.min_updates:
             yield f"version {version} was closed by {closed_by} with only {counted} updates"
+        elif closed_by == full and trigger is not None and not trigger.due(held):
+            yield (
+                f"version {version} was closed by {closed_by} with only {counted} updates of "
+                f"{clients} clients, trained on {int(examples)} examples"
+            )
 
 
 def updates_have_one_disposition(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:

@@ -28,12 +28,14 @@ FILES = {
     "sizes.py": "class Growing:",
     "signs.py": "class Signs:",
     "near.py": "class Near(Algorithm)",
+    "half.py": "class HalfIsEnough(Trigger)",
     "fewest.py": "class Fewest(Selection)",
     "lines.py": "class Lines:",
 }
 INTERFACES = [
     "fluffle.aggregator.selections.base",
     "fluffle.aggregator.strategies.base",
+    "fluffle.aggregator.triggers.base",
     "fluffle.schemas.transforms.base",
     "fluffle.tracking.tracker",
     "fluffle.worker.datasets.recipe",

@@ -115,6 +115,7 @@ def draw(seed: int) -> Setting:
         "evaluation": {"every_updates": pick((0, 0, 3))},
     }
     tables["participation"] |= _selection(seed, tables, in_flight)
+    tables["aggregation"] |= _trigger(seed, tables)
     if random.random() < 0.1:
         tables["experiment"]["target_accuracy"] = 0.5
     scaffold = aggregation["strategy"] == "scaffold"
@@ -172,3 +173,18 @@ def _separated(random: Random, tables: dict[str, Any], in_flight: int) -> dict[s
     left = everybody - (in_flight if cohort else quorum)
     separation = random.randint(1, 1 + left // quorum)
     return {"selection": "min-separation", "selection_parameters": {"separation": separation}}
+
+
+def _trigger(seed: int, tables: dict[str, Any]) -> dict[str, Any]:
+    """What closes the buffer; of draws of its own, too."""
+    random, aggregation = Random(f"trigger {seed}"), tables["aggregation"]
+    separated = tables["participation"].get("selection") == "min-separation"
+    if tables["participation"].get("mode") == "cohort" or aggregation["strategy"] == "fedasync":
+        return {}
+    if separated or random.random() < 0.7:
+        return {}
+    if random.random() < 0.5:
+        return {"trigger": "clients"}
+    del aggregation["quorum"]
+    aggregation["min_updates"] = 1
+    return {"trigger": "examples", "trigger_parameters": {"examples": random.randint(1, 80)}}

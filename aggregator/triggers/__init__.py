@@ -1,0 +1,1 @@
+"""Triggers: when the open buffer closes and becomes the next version."""
