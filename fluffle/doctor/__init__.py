@@ -15,16 +15,17 @@ from fluffle.doctor.machine import (
     find_memory,
     find_python,
 )
-from fluffle.doctor.rabbitmq import find_broker, find_server
+from fluffle.doctor.rabbitmq import find_broker, find_server, find_settings
 from fluffle.doctor.troubles import TROUBLES
 
 __all__ = ["Finding", "examine", "troubles"]
 
 
-def examine(broker: str, federation: str, out: Path) -> list[Finding]:
+def examine(broker: str, federation: str, out: Path, management: str = "") -> list[Finding]:
     """Everything, in the order in which it is shown; the slow checks run side by side.
 
     broker: an AMQP URL, or "" for none. out: the folder that runs shall go to.
+    management: where the broker's management API is, or "" for its host.
     """
     import pika  # noqa: F401 several checks import it, whose parts two threads cannot
 
@@ -37,6 +38,7 @@ def examine(broker: str, federation: str, out: Path) -> list[Finding]:
         find_data,
         find_server,
         lambda: find_broker(broker, federation),
+        lambda: find_settings(broker, federation, management),
         find_docker,
     ]
     with ThreadPoolExecutor(len(checks)) as pool:

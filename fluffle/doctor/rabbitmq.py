@@ -77,6 +77,31 @@ def find_broker(url: str, federation: str) -> Finding:
     return Finding("broker", "ok", found, f"for larger models: {_LARGER}" if small else "", facts)
 
 
+def find_settings(url: str, federation: str, management: str) -> Finding:
+    """What is dangerous for a federation in how the broker at a URL is set up."""
+    if not url:
+        return Finding("settings", "note", "of no broker", facts={"seen": False, "dangers": []})
+    from fluffle.broker.admin.dangers import dangers
+    from fluffle.broker.admin.management import Management, NotSeen
+
+    try:
+        api = Management(url, management)
+        found = dangers(api, federation)
+    except (NotSeen, UserError) as error:
+        facts = {"seen": False, "error": str(error), "dangers": []}
+        how = (
+            "its operators can look: the management plugin, a user with the tag monitoring, and "
+            "--management http://host:15672 where it is not there"
+        )
+        text = f"feature flags, policies and replicas are not to be seen: {error}"
+        return Finding("settings", "note", text, how, facts)
+    facts = {"seen": True, "dangers": found}
+    if found:
+        return Finding("settings", "lack", "\n".join(found), facts=facts)
+    ok = "feature flags, policies and queues on the broker are as a federation needs them"
+    return Finding("settings", "ok", ok, facts=facts)
+
+
 def _mend(error: str) -> str:
     if "refused user" in error:
         return "user and password as rabbitmqctl add_user made them (guest is for loopback only)"

@@ -79,11 +79,11 @@ def test_where_there_is_no_federation_none_is_made(rabbitmq: Node, federation: s
 def test_what_a_user_may_not_read_is_said_and_the_rest_is_seen(
     rabbitmq: Node, federation: str
 ) -> None:
-    # Given a user without any right
+    # Given a user who may publish and read nothing (4.3 wants a right even for a look)
     port = RabbitMQBroker(rabbitmq.url, federation).aggregator()
     assert port.lead(timeout_s=30)
     rabbitmq.ctl("add_user", f"{federation}-n", "secret")
-    rabbitmq.ctl("set_permissions", f"{federation}-n", "^$", "^$", "^$")
+    rabbitmq.ctl("set_permissions", f"{federation}-n", "^$", f"^{federation}", "^$")
     # When it looks
     view = inspect_federation(as_user(rabbitmq.url, f"{federation}-n"), federation)
     port.close()

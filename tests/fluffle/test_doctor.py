@@ -15,7 +15,18 @@ from fluffle.broker.admin.node import Node
 from fluffle.doctor.machine import find_backend
 from tests.urls import user_of
 
-CHECKS = {"python", "backend", "gpu", "memory", "disk", "data", "rabbitmq", "broker", "docker"}
+CHECKS = {
+    "python",
+    "backend",
+    "gpu",
+    "memory",
+    "disk",
+    "data",
+    "rabbitmq",
+    "broker",
+    "settings",
+    "docker",
+}
 TROUBLES = {"cannot connect", "out of memory", "unstable results", "slow aggregation"}
 
 
