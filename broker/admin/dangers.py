@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from fluffle.broker.admin.management import Management
+from fluffle.broker.errors import AccessRefused, BrokerUnreachable
+from fluffle.broker.rabbitmq.address import parameters_of
 from fluffle.broker.topology import DELIVERY_LIMIT, Topology
+from fluffle.schemas.errors import UserError
 
 #: What an update may be held unacked for: aggregation.hold_s, by default, in milliseconds.
 HOLD_MS = 60_000
@@ -43,29 +47,53 @@ _WORK: dict[str, _Rule] = {
 }
 
 
-def dangers(management: Management, federation: str) -> list[str]:
-    """A line for each danger, with what to do. Raises: NotSeen."""
-    names = Topology(federation)
-    overview = management.get("overview") or {}
+def api_of(url: str) -> str:
+    """Where the management API of this broker is, unless somebody has put it elsewhere.
+
+    Raises: UserError.
+    """
+    broker = parameters_of(url)
+    user = getattr(broker.credentials, "username", "")
+    password = getattr(broker.credentials, "password", "")
+    host = f"[{broker.host}]" if ":" in broker.host else broker.host
+    scheme, port = ("http", 15672) if broker.ssl_options is None else ("https", 15671)
+    return f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{host}:{port}"
+
+
+def dangers(management: Management, federation: str, vhost: str) -> list[str]:
+    """A line for each danger, with what to do.
+
+    Raises: AccessRefused, BrokerUnreachable, UserError.
+    """
+    names, place = Topology(federation), quote(vhost, safe="")
+    overview = management.read("overview") or {}
     release = ".".join(str(overview.get("rabbitmq_version", "")).split(".")[:2])
-    nodes = management.get("nodes") or []
-    found = _flags(management.get("feature-flags") or [])
+    nodes = management.read("nodes") or []
+    found = _flags(management.read("feature-flags") or [])
     machines: dict[str, int] = {}
     for queue in names.shared:
-        seen = management.get("queues", management.vhost, queue.name)
+        seen = management.read(f"queues/{place}/{queue.name}")
         if seen is None:
             continue
         rules = _rules(names, queue.name)
         found += _policies(queue.name, seen, rules)
         found += _replicas(queue.name, seen, len(nodes))
-        status = management.get("queues", "quorum", management.vhost, queue.name, "status")
-        for member in status or []:
+        for member in _replica_status(management, f"{place}/{queue.name}"):
             version = member.get("Machine Version")
             if isinstance(version, int):
                 machines[f"{queue.name} on {member.get('Node Name')}"] = version
     found += old_machines(machines, release)
-    found += _exchanges(management, names)
+    found += _exchanges(management, names, place)
     return found
+
+
+def _replica_status(management: Management, queue: str) -> list[dict[str, Any]]:
+    try:
+        return management.read(f"queues/quorum/{queue}/status") or []
+    except (AccessRefused, BrokerUnreachable):
+        raise
+    except UserError:  # it has no such page, as before 3.13, or the queue is no quorum queue
+        return []
 
 
 def _rules(names: Topology, queue: str) -> dict[str, _Rule]:
@@ -131,11 +159,11 @@ def old_machines(machines: Mapping[str, int], release: str) -> list[str]:
     return [line]
 
 
-def _exchanges(management: Management, names: Topology) -> list[str]:
-    policies = {one.get("name"): one for one in management.get("policies", management.vhost) or []}
+def _exchanges(management: Management, names: Topology, place: str) -> list[str]:
+    policies = {one.get("name"): one for one in management.read(f"policies/{place}") or []}
     found = []
     for exchange in names.exchanges:
-        seen = management.get("exchanges", management.vhost, exchange) or {}
+        seen = management.read(f"exchanges/{place}/{exchange}") or {}
         policy = policies.get(seen.get("policy"), {})
         if "alternate-exchange" in policy.get("definition", {}):
             found.append(

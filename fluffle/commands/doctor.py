@@ -23,8 +23,9 @@ def doctor(
         str, typer.Option("--broker", envvar="FLUFFLE_BROKER", help="Look at this one as well.")
     ] = "",
     federation: Federation = "fluffle",
-    management: Annotated[
-        str, typer.Option(help="Its management API, where that is not http://HOST:15672.")
+    api: Annotated[
+        str,
+        typer.Option(help="Its management API, where that is not http://HOST:15672."),
     ] = "",
     out: Annotated[Path, typer.Option(help="Where runs shall go.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -32,7 +33,7 @@ def doctor(
     """Say what this machine has and lacks, and how to get it."""
     from fluffle.doctor import examine, troubles
 
-    findings = examine("" if url in ("embedded", "local") else url, federation, out, management)
+    findings = examine("" if url in ("embedded", "local") else url, federation, out, api)
     answers = troubles(findings)
     if as_json:
         typer.echo(to_json(findings, answers))

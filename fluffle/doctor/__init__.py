@@ -21,11 +21,11 @@ from fluffle.doctor.troubles import TROUBLES
 __all__ = ["Finding", "examine", "troubles"]
 
 
-def examine(broker: str, federation: str, out: Path, management: str = "") -> list[Finding]:
+def examine(broker: str, federation: str, out: Path, api: str = "") -> list[Finding]:
     """Everything, in the order in which it is shown; the slow checks run side by side.
 
     broker: an AMQP URL, or "" for none. out: the folder that runs shall go to.
-    management: where the broker's management API is, or "" for its host.
+    api: where the broker's management API is, or "" for its host.
     """
     import pika  # noqa: F401 several checks import it, whose parts two threads cannot
 
@@ -38,7 +38,7 @@ def examine(broker: str, federation: str, out: Path, management: str = "") -> li
         find_data,
         find_server,
         lambda: find_broker(broker, federation),
-        lambda: find_settings(broker, federation, management),
+        lambda: find_settings(broker, federation, api),
         find_docker,
     ]
     with ThreadPoolExecutor(len(checks)) as pool:

@@ -77,21 +77,22 @@ def find_broker(url: str, federation: str) -> Finding:
     return Finding("broker", "ok", found, f"for larger models: {_LARGER}" if small else "", facts)
 
 
-def find_settings(url: str, federation: str, management: str) -> Finding:
+def find_settings(url: str, federation: str, api: str) -> Finding:
     """What is dangerous for a federation in how the broker at a URL is set up."""
     if not url:
         return Finding("settings", "note", "of no broker", facts={"seen": False, "dangers": []})
-    from fluffle.broker.admin.dangers import dangers
-    from fluffle.broker.admin.management import Management, NotSeen
+    from fluffle.broker.admin.dangers import api_of, dangers
+    from fluffle.broker.admin.management import Management
+    from fluffle.broker.rabbitmq.address import parameters_of
 
     try:
-        api = Management(url, management)
-        found = dangers(api, federation)
-    except (NotSeen, UserError) as error:
+        vhost = parameters_of(url).virtual_host
+        found = dangers(Management(api or api_of(url)), federation, vhost)
+    except UserError as error:
         facts = {"seen": False, "error": str(error), "dangers": []}
         how = (
-            "its operators can look: the management plugin, a user with the tag monitoring, and "
-            "--management http://host:15672 where it is not there"
+            "its operators can look: a user with the tag monitoring, and --api "
+            "http://USER:PASSWORD@HOST:15672 where it is not that of the broker's URL"
         )
         text = f"feature flags, policies and replicas are not to be seen: {error}"
         return Finding("settings", "note", text, how, facts)
