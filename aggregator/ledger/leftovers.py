@@ -45,6 +45,11 @@ def refuse_newer(folder: Path, version: int, epoch: int) -> None:
             )
 
 
+def newer_models(folder: Path, version: int, epoch: int) -> list[Path]:
+    """Files of weights that a ledger which ends here does not know of."""
+    return [path for path, v, e in _models(folder) if v > version or e > epoch]
+
+
 def _models(folder: Path) -> Iterator[tuple[Path, int, int]]:
     """Each file of weights with its version and epoch."""
     for path in sorted((folder / WEIGHTS).glob("model-v*")):

@@ -11,6 +11,7 @@ import typer
 from fluffle import logs
 from fluffle.commands import broker, data
 from fluffle.commands.aggregator import aggregator
+from fluffle.commands.backup import backup
 from fluffle.commands.doctor import doctor
 from fluffle.commands.evaluator import evaluator
 from fluffle.commands.export import export
@@ -67,7 +68,10 @@ def fluffle(
     os.environ.update(FLUFFLE_LOG_LEVEL=level, FLUFFLE_LOG_FORMAT=log_format)
 
 
-for command in (run, init, aggregator, worker, evaluator, verify, show, report, export, doctor):
+for command in (
+    *(run, init, aggregator, worker, evaluator),
+    *(verify, show, report, export, backup, doctor),
+):
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(broker.app, name="broker")
