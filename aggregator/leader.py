@@ -144,6 +144,9 @@ class Leader:
         except Unusable as error:
             self._reject(delivery, error.reason, error.detail)
             return
+        site = _sender(delivery) or getattr(message, "client", "")
+        if site in self._experiment.residents:
+            self.presence.saw(site)
         if isinstance(message, ClientUpdate):
             self._fetched_bytes = message.received_bytes
         if isinstance(message, Evaluation) and not self._ledger.takes_evaluation(

@@ -7,6 +7,7 @@ nothing is decided from them.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from fluffle.schemas import Event
@@ -26,6 +27,8 @@ class Presence:
         """clock: seconds, from any beginning."""
         self._clock = clock
         self._slots: dict[str, int] = {}
+        #: When each client that has a name was last heard of, in seconds since 1970.
+        self.last_heard: dict[str, float] = {}
         self._since = clock()
         self._lines = self._more = 0
 
@@ -39,8 +42,14 @@ class Presence:
         """The slots that they have together."""
         return sum(self._slots.values())
 
+    def saw(self, client: str) -> None:
+        """Something of this client has come."""
+        if client in self.last_heard or len(self.last_heard) < MOST:
+            self.last_heard[client] = time.time()
+
     def hear(self, event: Event) -> None:
         """Somebody joined or left; news once."""
+        self.saw(event.worker)
         if event.kind == "left":
             if self._slots.pop(event.worker, None) is not None:
                 self._tell(f"worker {event.worker} left")

@@ -41,7 +41,8 @@ class Snapshot:
     #: The newest evaluation's accuracy, or the loss of a task that has none: name and value.
     measured: tuple[str, str] | None
     updates: int
-    in_flight: int
+    #: None where nobody is given turns: a run of sites alone.
+    in_flight: int | None
     buffer: int
     quorum: int
     #: Workers that said they are here, and their slots; (0, 0) under the virtual clock.
@@ -60,7 +61,7 @@ def snapshot(service: AggregatorService) -> Snapshot | None:
         versions=service.experiment.experiment.versions,
         measured=next(iter(readable(evaluated.metrics)), None) if evaluated else None,
         updates=coordinator.updates + coordinator.buffer.size,
-        in_flight=len(coordinator.turns.open),
+        in_flight=len(coordinator.turns.open) if service.experiment.task.clients else None,
         buffer=coordinator.buffer.size,
         quorum=service.experiment.quorum,
         workers=(presence.workers, presence.slots) if presence else (0, 0),
@@ -142,7 +143,7 @@ class Display:
             now.measured or ("evaluation", "–"),
             ("updates/s", "–" if updates_per_s is None else f"{updates_per_s:.1f}"),
             *([("workers", f"{workers} with {slots} slots")] if workers else []),
-            ("in flight", str(now.in_flight)),
+            *([("in flight", str(now.in_flight))] if now.in_flight is not None else []),
             ("buffer", f"{now.buffer} of {now.quorum}"),
             ("time left", "–" if left_s is None else _duration(left_s)),
         ]

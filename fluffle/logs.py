@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -159,4 +160,6 @@ def silenced(logger: logging.Logger) -> Iterator[None]:
 
 
 def _to_stdout(line: str) -> None:
-    print(line, flush=True)
+    # In one piece: print() writes the end of a line by itself, and another thread comes between.
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

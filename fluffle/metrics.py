@@ -9,8 +9,8 @@ its meaning, stands in docs/monitoring.md.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +20,10 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Info,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
-    start_http_server,
 )
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -34,8 +34,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from fluffle.aggregator.ledger.sites import Site
 from fluffle.aggregator.ledger.totals import Totals, TotalsReader
-from fluffle.schemas import ClientFailed, ClientUpdate, Evaluation, GlobalModel, Message, UserError
+from fluffle.schemas import ClientFailed, ClientUpdate, Evaluation, GlobalModel, Message
 
 if TYPE_CHECKING:
     from fluffle.aggregator.service import AggregatorService
@@ -56,31 +57,19 @@ def new_registry() -> CollectorRegistry:
     return registry
 
 
-@contextmanager
-def served(registry: CollectorRegistry, port: int, address: str) -> Iterator[str]:
-    """Serve over HTTP, in threads of its own, until the block ends; the URL.
-
-    port: 0 for any that is free. Raises: UserError where it is taken, or not ours.
-    """
-    try:
-        server, thread = start_http_server(port, address, registry)
-    except (OSError, OverflowError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(
-            f"cannot serve metrics at {address}:{port} ({why}): choose another --metrics-port"
-        ) from None
-    try:
-        yield f"http://{address}:{server.server_port}/metrics"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def tell_service(registry: CollectorRegistry, role: str, federation: str) -> None:
+    """Whose numbers these are: one Prometheus may scrape many federations."""
+    about = {"role": role, "federation": federation, "version": version("fluffle")}
+    Info("fluffle_service", "What this process is.", registry=registry).info(about)
 
 
 class AggregatorMetrics(Collector):
     """What one aggregator has done, and does; ``on_timing`` is for its service."""
 
-    def __init__(self, registry: CollectorRegistry, folder: Path) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, folder: Path, federation: str = "fluffle"
+    ) -> None:
+        self._federation = federation
         self.service: AggregatorService | None = None
         self._reader = TotalsReader(folder)
         self._lock = threading.Lock()
@@ -105,14 +94,17 @@ class AggregatorMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """What the ledger says, and what the coordinator has in hand."""
         with self._lock:
-            yield from _of_ledger(self._reader.read())
+            now = self._reader.read()
+            yield from _of_ledger(now, self._federation)
         yield from _of_coordinator(self.service)
+        presence = self.service.presence if self.service else None
+        yield from _of_sites(now.sites, presence.last_heard if presence else {})
 
 
-def _of_ledger(now: Totals) -> Iterator[Metric]:
+def _of_ledger(now: Totals, federation: str) -> Iterator[Metric]:
     if not now.run_id:
         return
-    about = {"run_id": now.run_id, "experiment": now.experiment}
+    about = {"run_id": now.run_id, "experiment": now.experiment, "federation": federation}
     yield InfoMetricFamily("fluffle_run", "Which run these numbers are of.", about)
     if now.global_version >= 0:
         yield _gauge("global_version", "The newest version of the model.", now.global_version)
@@ -151,6 +143,33 @@ def _of_coordinator(service: AggregatorService | None) -> Iterator[Metric]:
     yield _gauge("concurrency_clients", "How many may have one.", experiment.concurrency)
     yield _gauge("buffer_updates", "Updates in the open buffer.", coordinator.buffer.size)
     yield _gauge("quorum_updates", "How many close it.", experiment.quorum)
+
+
+def _of_sites(sites: list[Site], heard: Mapping[str, float]) -> Iterator[Metric]:
+    """One series for each name on the allow-list: strangers make none."""
+    if not sites:
+        return
+    counters = {
+        "site_updates_counted": ("Updates of a site that a version counts.", "counted"),
+        "site_failures": ("Trainings that failed there.", "failed"),
+        "site_rejected": ("Messages of the site's user that were rejected.", "rejected"),
+    }
+    for name, (text, what) in counters.items():
+        family = CounterMetricFamily(f"fluffle_{name}", text, labels=["site"])
+        for site in sites:
+            family.add_metric([site.name], getattr(site, what))
+        yield family
+    text = "The version that its newest recorded update was trained from."
+    versions = GaugeMetricFamily("fluffle_site_base_version", text, labels=["site"])
+    text = "When a site was last heard of, in seconds since 1970."
+    seen = GaugeMetricFamily("fluffle_site_last_seen_timestamp_seconds", text, labels=["site"])
+    for site in sites:
+        if site.version is not None:
+            versions.add_metric([site.name], site.version)
+        at = max(site.seen_at or 0.0, heard.get(site.name, 0.0))
+        if at:
+            seen.add_metric([site.name], at)
+    yield from (versions, seen)
 
 
 def _staleness(now: Totals) -> HistogramMetricFamily:

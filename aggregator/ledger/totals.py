@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fluffle.aggregator.ledger import sums
 from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.ledger.sites import Site, sites
 from fluffle.aggregator.ledger.sums import Traffic, UpdateSums
 from fluffle.schemas import UserError
 
@@ -44,6 +45,7 @@ class Totals:
     #: The newest evaluation, and the version that it is of.
     metrics: dict[str, float] = field(default_factory=dict)
     evaluated_version: int | None = None
+    sites: list[Site] = field(default_factory=list)
 
 
 class TotalsReader:
@@ -81,6 +83,7 @@ def _read_run(ledger: LedgerReader, now: Totals) -> None:
     now.dropouts, now.failures = ledger.count("dropouts"), sums.failures(ledger)
     now.besides = sums.unrecorded(ledger)
     now.evaluated_version, now.metrics = sums.newest_evaluation(ledger)
+    now.sites = sites(ledger)
 
 
 def _read_updates(ledger: LedgerReader, after_row: int, now: Totals) -> None:

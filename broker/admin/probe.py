@@ -32,8 +32,7 @@ class Probe:
     #: There is a federation of this name: an aggregator has led here before.
     federation: bool
     may_train: bool
-    #: None without a federation: nobody is told before there is one.
-    may_lead: bool | None
+    may_lead: bool
     #: Updates that wait for the aggregator; None without a federation, or where the broker does
     #: not let this user see (4.3 asks for a right even for that).
     waiting: int | None
@@ -64,9 +63,15 @@ def _look(session: Session, names: Topology) -> Probe:
     receives = any(ask(_declare(mailbox)) is None for mailbox in mailboxes)
     model = names.global_model
     kind = names.exchanges[model]
-    leads = exists and ask(lambda c: c.exchange_declare(model, kind, durable=True)) is None
+    if exists:
+        leads = ask(lambda c: c.exchange_declare(model, kind, durable=True)) is None
+        # Where the operators declare, whoever may issue turns leads.
+        leads = leads or ask(_publish(names.assign, b"")) is None
+    else:
+        # What is not there can be deleted by whoever might make it, and by nobody else.
+        leads = ask(lambda c: c.exchange_delete(names.dead_letter, if_unused=True)) is None
     largest, takes_large = None, False
-    if submits or leads:
+    if exists and (submits or leads):
         large = _publish(names.submit if submits else names.assign, bytes(COMMON_LIMIT + 1))
         told = ask(large)
         takes_large = told is None
@@ -78,7 +83,7 @@ def _look(session: Session, names: Topology) -> Probe:
         version=str(session.connection._impl.server_properties.get("version", "?")),
         federation=exists,
         may_train=receives and (submits or not exists),
-        may_lead=leads if exists else None,
+        may_lead=leads,
         waiting=depths[0] if depths else None,
         largest_message=largest,
         takes_large=takes_large,

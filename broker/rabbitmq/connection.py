@@ -109,6 +109,12 @@ class Link:
         return self.connection is not None and self.connection.is_open
 
     @property
+    def connected(self) -> bool:
+        """The same for other threads; it may be over by now."""
+        connection = self.connection
+        return connection is not None and bool(connection.is_open)
+
+    @property
     def heartbeat_s(self) -> float:
         """What was agreed with the broker; two missed ones end a connection."""
         negotiated = self.connection.params.heartbeat if self.connection else None

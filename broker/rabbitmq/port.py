@@ -87,6 +87,11 @@ class Port:
         """As the server calls itself: "4.3.6"."""
         return self._consuming.server_version
 
+    def waits(self) -> str:
+        """What this port waits for, for a probe; nothing where it is connected. From any thread."""
+        away = [link.title for link in (self._consuming, self._publishing) if not link.connected]
+        return f"no connection to the broker: {', '.join(away)}" if away else ""
+
     def close(self) -> None:
         """What is unacked goes back. May be called twice."""
         with self._changed:

@@ -51,11 +51,12 @@ def aggregator(
     from fluffle.aggregator.service import AggregatorService
     from fluffle.aggregator.strategies.registry import make_strategy
     from fluffle.commands.service import connect, may_leave_early, metrics_at
-    from fluffle.commands.summary import exit_as, print_json
+    from fluffle.commands.summary import STOPPED, exit_as, print_json
     from fluffle.device_files import check_travels
     from fluffle.experiment_file import load_experiment
     from fluffle.initial import initial_weights
     from fluffle.metrics import AggregatorMetrics
+    from fluffle.probes import Readiness
     from fluffle.running import (
         check_folder,
         new_run_id,
@@ -73,10 +74,12 @@ def aggregator(
     check_folder(out)
     weights = None if initial is None else initial_weights(initial, experiment)
     broker = connect(url, federation, "aggregator", connect_timeout)
-    with metrics_at(metrics_address, metrics_port) as registry:
-        may_leave_early()
-        metrics = AggregatorMetrics(registry, out)
+    readiness = Readiness()
+    with metrics_at(metrics_address, metrics_port, readiness, "aggregator", federation) as registry:
+        may_leave_early(STOPPED)
+        metrics = AggregatorMetrics(registry, out, federation)
         port = broker.aggregator()
+        readiness.waits = port.waits
         say_of_timeouts(experiment, port)
         service = AggregatorService(
             experiment,
@@ -95,8 +98,16 @@ def aggregator(
             port.close()
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
     led = service.coordinator is not None or service.outcome is not None
+    found_finished = service.coordinator is None and outcome == "finished"
     summary = read_summary(out, round(peak_mb, 1), led)
     _log.info("%s: %s", outcome, out)
+    if found_finished:
+        _log.info(
+            "this run was finished before, and nothing was done: name another --out (with Compose: "
+            "RUN=NAME), or raise experiment.versions"
+        )
     if json:
         print_json(summary)
+    if outcome == "stopped":
+        raise typer.Exit(STOPPED)
     exit_as(summary)

@@ -19,6 +19,7 @@ from fluffle.commands.init import init
 from fluffle.commands.report import report
 from fluffle.commands.run import run
 from fluffle.commands.show import show
+from fluffle.commands.status import status
 from fluffle.commands.verify import verify
 from fluffle.commands.worker import worker
 from fluffle.schemas.errors import UserError
@@ -70,7 +71,7 @@ def fluffle(
 
 for command in (
     *(run, init, aggregator, worker, evaluator),
-    *(verify, show, report, export, backup, doctor),
+    *(verify, show, status, report, export, backup, doctor),
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")

@@ -34,11 +34,13 @@ def evaluator(
     """Measure versions of the global model on held-out examples."""
     from fluffle.commands.service import connect, default_name, may_leave_early, metrics_at, serve
     from fluffle.metrics import EvaluatorMetrics
+    from fluffle.probes import Readiness
 
     use_task(task, data, 1)
     name = name or default_name("evaluator")
     broker = connect(url, federation, name, connect_timeout)
-    with metrics_at(metrics_address, metrics_port) as registry:
+    readiness = Readiness()
+    with metrics_at(metrics_address, metrics_port, readiness, "evaluator", federation) as registry:
         from fluffle.worker.services.evaluator import EvaluatorService
         from fluffle.worker.training.runtime import configure
 
@@ -46,5 +48,6 @@ def evaluator(
         configure(1)
         measured = EvaluatorMetrics(registry)
         port = broker.worker(name, 0)
+        readiness.waits = port.waits
         service = EvaluatorService(port, name, stay=stay, on_evaluation=measured.on_evaluation)
         serve(service, port.close, parent)

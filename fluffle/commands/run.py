@@ -71,7 +71,7 @@ def run(
 ) -> None:
     """Run an experiment, or resume it."""
     from fluffle.aggregator.strategies.registry import make_strategy
-    from fluffle.commands.summary import exit_as, print_json
+    from fluffle.commands.summary import STOPPED, exit_as, print_json
     from fluffle.display import Display, print_summary
     from fluffle.experiment_file import load_experiment
     from fluffle.initial import fitted, initial_weights
@@ -138,7 +138,7 @@ def run(
         if summary["status"] == "stopped":
             again = to_paste(*given(context, without="out"), "--out", folder)
             _log.warning("stopped; to resume: %s", again)
-            raise typer.Exit(130)
+            raise typer.Exit(STOPPED)
     exit_as(summary)
 
 

@@ -16,9 +16,9 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 
-from fluffle.broker import Broker
 from fluffle.broker.rabbitmq.broker import RabbitMQBroker
-from fluffle.metrics import new_registry, served
+from fluffle.metrics import new_registry, tell_service
+from fluffle.probes import Readiness, served
 from fluffle.running import stopping
 from fluffle.schemas.errors import UserError, printable
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _PARENT_EVERY_S = 1.0
 
 
-def connect(url: str, federation: str, role: str, timeout_s: float | None) -> Broker:
+def connect(url: str, federation: str, role: str, timeout_s: float | None) -> RabbitMQBroker:
     """The broker, which is asked for only when a port is opened; without a timeout for ever.
 
     Raises: UserError where the role, a worker's name, is none that a message can carry.
@@ -42,12 +42,16 @@ def connect(url: str, federation: str, role: str, timeout_s: float | None) -> Br
 
 
 @contextmanager
-def metrics_at(address: str, port: int | None) -> Iterator[CollectorRegistry]:
-    """What is registered here is served there; nowhere without a port."""
+def metrics_at(
+    address: str, port: int | None, readiness: Readiness, role: str, federation: str
+) -> Iterator[CollectorRegistry]:
+    """What is registered here is served there, with probes; nowhere without a port."""
     registry = new_registry()
+    tell_service(registry, role, federation)
     with ExitStack() as stack:
         if port is not None:
-            _log.info("metrics: %s", stack.enter_context(served(registry, port, address)))
+            url = stack.enter_context(served(registry, port, address, readiness))
+            _log.info("metrics: %s", url)
         yield registry
 
 
@@ -57,9 +61,9 @@ def default_name(role: str) -> str:
     return f"{role}-{host}-{os.getpid()}"
 
 
-def may_leave_early() -> None:
+def may_leave_early(code: int = 0) -> None:
     """SIGTERM while TensorFlow is imported or the broker is sought is no failure either."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(code))
 
 
 class Service(Protocol):

@@ -9,6 +9,9 @@ import typer
 
 from fluffle.schemas.errors import UserError
 
+#: Exit code of who was stopped before the end: the same command goes on.
+STOPPED = 130
+
 
 def print_json(summary: dict[str, Any]) -> None:
     """One line on stdout."""

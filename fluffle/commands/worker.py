@@ -26,7 +26,8 @@ from fluffle.schemas import Experiment, UserError
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from fluffle.broker import Broker
+    from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+    from fluffle.probes import Readiness
     from fluffle.worker.services.journal import Journal
 
 
@@ -75,6 +76,7 @@ def worker(
     With --client-id it is a site: one resident client, which trains on its own data.
     """
     from fluffle.commands.service import connect, default_name, may_leave_early, metrics_at
+    from fluffle.probes import Readiness
     from fluffle.worker.services.journal import Journal
     from fluffle.worker.training.runtime import configure, import_ahead
 
@@ -86,17 +88,20 @@ def worker(
     name = client_id or name or default_name("worker")
     timeout = connect_timeout if connect_timeout is not None or client_id else 30.0
     broker = connect(url, federation, name, timeout)
-    with metrics_at(metrics_address, metrics_port) as registry:
+    readiness = Readiness()
+    with metrics_at(
+        metrics_address, metrics_port, readiness, "site" if client_id else "worker", federation
+    ) as registry:
         may_leave_early()
         kept = Journal(journal)
         configure(slots)
         if is_keras(task):
             import_ahead()
         if client_id:
-            _reside(broker, name, stay, kept, state, parent, registry)
+            _reside(broker, name, stay, kept, state, parent, registry, readiness)
         else:
             _work(
-                *(broker, name, slots, stay, kept, state, parent, registry),
+                *(broker, name, slots, stay, kept, state, parent, registry, readiness),
                 simulate_devices=simulate_devices,
             )
 
@@ -133,7 +138,7 @@ def check_site(client: str, task: str | None, name: str, slots: int) -> None:
 
 
 def _work(
-    broker: Broker,
+    broker: RabbitMQBroker,
     name: str,
     slots: int,
     stay: bool,
@@ -141,6 +146,7 @@ def _work(
     state: Path | None,
     parent: int,
     registry: CollectorRegistry,
+    readiness: Readiness,
     *,
     simulate_devices: bool,
 ) -> None:
@@ -151,6 +157,7 @@ def _work(
 
     metrics = WorkerMetrics(registry, slots)
     port = broker.worker(name, slots)
+    readiness.waits = port.waits
     service = WorkerService(
         port,
         name,
@@ -166,13 +173,14 @@ def _work(
 
 
 def _reside(
-    broker: Broker,
+    broker: RabbitMQBroker,
     client: str,
     stay: bool,
     journal: Journal,
     state: Path | None,
     parent: int,
     registry: CollectorRegistry,
+    readiness: Readiness,
 ) -> None:
     from fluffle.commands.service import serve
     from fluffle.metrics import WorkerMetrics
@@ -181,6 +189,7 @@ def _reside(
 
     metrics = WorkerMetrics(registry, 1)
     port = broker.worker(client, 0)
+    readiness.waits = port.waits
     service = ResidentService(
         port,
         client,

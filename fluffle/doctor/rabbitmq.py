@@ -56,18 +56,17 @@ def find_broker(url: str, federation: str) -> Finding:
         size = f"messages over {COMMON_LIMIT // MIB} MiB pass"
     else:
         size = f"messages up to {16 if major >= 4 else 128} MiB unless configured otherwise"
-    if seen.may_lead is None:
+    can = [role for role, may in (("train", seen.may_train), ("lead", seen.may_lead)) if may]
+    roles = f"may {' and '.join(can)}" if can else "may neither train nor lead"
+    if not seen.federation:
         state = f"nobody has led {federation} here yet"
-        roles = "may train" if seen.may_train else "may not train"
-        if not seen.may_train:
+        if not can:
             state += ", or this user may not see it"
     else:
         many = "what waits in {}.updates is not for this user to see"
         if seen.waiting is not None:
             many = f"{seen.waiting} updates wait in {{}}.updates"
         state = many.format(federation)
-        can = [role for role, may in (("train", seen.may_train), ("lead", seen.may_lead)) if may]
-        roles = f"may {' and '.join(can)}" if can else "may neither train nor lead"
     found = f"RabbitMQ {seen.version} at {seen.where}: user {seen.user} {roles}; {size}; {state}"
     facts = {"url": True, "reachable": True, **asdict(seen)}
     if not (seen.may_train or seen.may_lead):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from fluffle.broker.admin.node import Node
+from fluffle.broker.admin.permissions import of_aggregator, of_resident
 from fluffle.broker.admin.probe import probe
 from fluffle.broker.errors import AccessRefused, BrokerUnreachable
 from fluffle.broker.rabbitmq.broker import RabbitMQBroker
+from fluffle.broker.topology import Topology
+from fluffle.doctor.rabbitmq import find_broker
 from fluffle.schemas.sizes import MIB
 from tests.urls import as_user as with_user
 from tests.urls import user_of
@@ -34,10 +37,28 @@ def test_a_server_without_a_federation(rabbitmq: Node, federation: str) -> None:
     assert found.version[0].isdigit()
     assert found.user == user_of(rabbitmq.url)
     assert (found.federation, found.may_train, found.may_lead, found.waiting) == (
-        *(False, True, None, None),
+        *(False, True, True, None),
     )
     queues = rabbitmq.ctl("list_queues", "name")
     assert federation not in queues, "something was left behind"
+
+
+def test_an_aggregators_user_may_lead_on_a_fresh_broker_and_a_sites_may_not(
+    rabbitmq: Node, federation: str
+) -> None:
+    # Given the users that the commands make, and nobody who has led yet
+    names = Topology(federation)
+    roles = {"a": of_aggregator(names), "s": of_resident(names, f"{federation}-s")}
+    for role, their in roles.items():
+        rights = their.configure, their.write, their.read
+        found = probe(as_user(rabbitmq, f"{federation}-{role}", *rights), federation)
+        # Then each learns what it will be able to do
+        assert not found.federation
+        assert (found.may_lead, found.may_train) == (role == "a", role == "s")
+    # And the doctor finds nothing wrong with it
+    finding = find_broker(with_user(rabbitmq.url, f"{federation}-a"), federation)
+    assert finding.status == "ok", finding
+    assert "may lead" in finding.found
 
 
 def test_a_federation_and_users_with_the_rights_of_one_role_each(

@@ -55,6 +55,10 @@ NOT_RUN = {
     ("README.md", "make run"): "every run of the tests begins with `make test`",
     ("README.md", "fluffle worker --broker amqps://hospital-7"): "tests/integration/test_sites.py",
     ("README.md", "docker compose"): COMPOSE,
+    ("docs/backup.md", "docker compose"): COMPOSE,
+    ("docs/backup.md", "fluffle backup"): "tests/aggregator/test_backup.py",
+    ("docs/backup.md", "fluffle export"): "tests/integration/test_initial.py",
+    ("docs/backup.md", "mv runs/first"): "tests/aggregator/test_backup.py",
     ("docs/compose.md", ""): COMPOSE,
     ("docs/index.md", "make run"): "every run of the tests begins with `make test`",
     ("docs/index.md", "export PATH"): "changes the shell that one is in",
@@ -72,7 +76,7 @@ NOT_RUN = {
     ("docs/verify.md", "fluffle worker"): "tests/chaos/processes, with a broker",
 }
 #: Programs of others that examples call.
-OTHERS = {"curl", "openssl", "rabbitmqctl", "sh", "tensorboard", "export", "echo"}
+OTHERS = {"cp", "curl", "mv", "openssl", "rabbitmqctl", "sh", "tensorboard", "export", "echo"}
 LOOP = {"for", "do", "done"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import subprocess
@@ -112,3 +113,21 @@ def test_installed_handlers_are_gone_afterwards() -> None:
     with installed("debug", "text"):
         assert logger.level == logging.DEBUG
     assert ([*logger.handlers], logger.level, logger.propagate) == before
+
+
+def test_a_line_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given what several threads write to
+    pieces: list[str] = []
+
+    class Out(io.StringIO):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stdout", Out())
+    # When something is logged
+    with installed("info", "text"):
+        _log.info("one")
+        _log.info("two")
+    # Then nobody can come between a line and its end
+    assert [piece[-4:] for piece in pieces] == ["one\n", "two\n"]

@@ -17,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from fluffle.aggregator.service import AggregatorService
 from fluffle.broker import Envelope
 from fluffle.broker.embedded import EmbeddedBroker
-from fluffle.metrics import AggregatorMetrics, WorkerMetrics, new_registry, served
+from fluffle.metrics import AggregatorMetrics, WorkerMetrics, new_registry
+from fluffle.probes import served
 from fluffle.schemas import ClientFailed, ClientUpdate, UserError
 from tests.aggregator.test_service import check, clients, envelope, experiment
 
@@ -103,7 +104,8 @@ def test_a_scrape_agrees_with_the_ledger(tmp_path: Path) -> None:
     assert after["fluffle_updates_counted_total"] == 90
     assert after['fluffle_updates_rejected_total{reason="not_finite"}'] >= 1
     assert after["fluffle_updates_duplicate_total"] >= 1
-    assert after['fluffle_run_info{experiment="experiment",run_id="run"}'] == 1
+    about = 'experiment="experiment",federation="fluffle",run_id="run"'
+    assert after[f"fluffle_run_info{{{about}}}"] == 1
     # And the histograms are whole: every recorded update has a staleness, every version a commit
     assert after["fluffle_staleness_versions_count"] >= 90
     assert (

@@ -20,7 +20,8 @@ import yaml
 
 from fluffle.broker.admin.node import Node
 from fluffle.broker.embedded import EmbeddedBroker
-from fluffle.metrics import EvaluatorMetrics, WorkerMetrics, new_registry, served
+from fluffle.metrics import EvaluatorMetrics, WorkerMetrics, new_registry, tell_service
+from fluffle.probes import served
 from fluffle.schemas import ClientUpdate, Evaluation
 from tests.aggregator.test_service import clients
 from tests.fluffle.test_metrics import measured, naughty, scrape
@@ -29,20 +30,53 @@ ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "monitoring/grafana/dashboards/fluffle.json").read_text())
 PROMETHEUS = yaml.safe_load((ROOT / "monitoring/prometheus.yml").read_text())
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+ALERTS = yaml.safe_load((ROOT / "monitoring/alerts.yml").read_text())["groups"][0]["rules"]
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
 def names_in(expression: str) -> set[str]:
     """The metrics that PromQL asks for: neither functions, labels, ranges nor strings."""
-    bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\b(by|without|on|ignoring)\s*\([^)]*\)", " ", expression)
+    of_labels = r"\b(by|without|on|ignoring|group_left)\s*\([^)]*\)"
+    bare = re.sub(rf"\{{[^}}]*\}}|\[[^]]*\]|{of_labels}", " ", expression)
     words = re.finditer(r"[a-zA-Z_:][a-zA-Z0-9_:]*", bare)
     found = {word[0] for word in words if not bare[word.end() :].lstrip().startswith("(")}
     return found - {"or", "and", "unless"}
 
 
-ASKED = set().union(*map(names_in, EXPRESSIONS))
+ASKED = set().union(*map(names_in, [*EXPRESSIONS, *(rule["expr"] for rule in ALERTS)]))
 OF_THE_BROKER = {name for name in ASKED if name.startswith("rabbitmq_")}
-OF_PROMETHEUS = {"up"}
+
+
+#: In runs that have sites: tests/fluffle/test_status.py.
+SITES = {
+    "fluffle_site_last_seen_timestamp_seconds",
+    "fluffle_site_base_version",
+    "fluffle_site_updates_counted_total",
+    "fluffle_site_failures_total",
+    "fluffle_site_rejected_total",
+}
+OF_SITES = {name for name in ASKED if name.startswith("fluffle_site_")}
+
+
+def test_every_panel_and_alert_is_of_one_federation() -> None:
+    # Two federations, or two runs, that one Prometheus scrapes are told apart
+    for expression in EXPRESSIONS:
+        if "rabbitmq_process" in expression or "rabbitmq_resident" in expression:
+            continue  # the broker's own memory
+        selectors = re.findall(r"\{[^}]*\}", expression)
+        assert len(selectors) == len(re.findall(r"\b(?:fluffle|process|rabbitmq)_\w+", expression))
+        assert all(re.search(r"\$(federation|aggregator|member)", one) for one in selectors)
+    known = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    assert known == {"federation", "run", "member", "aggregator"}
+    for rule in ALERTS:
+        assert "federation" in rule["expr"] or "by (queue)" in rule["expr"], rule["alert"]
+        assert "$labels.federation" in rule["annotations"]["summary"] or "queue" in rule["expr"]
+
+
+def test_every_alert_has_something_to_read() -> None:
+    headings = re.findall(r"^### (.*)$", (ROOT / "docs/monitoring.md").read_text(), re.MULTILINE)
+    anchors = {f"docs/monitoring.md#{h.lower().replace(' ', '-')}" for h in headings}
+    assert {rule["annotations"]["runbook"] for rule in ALERTS} == anchors
 
 
 def test_names_are_found_in_promql() -> None:
@@ -71,6 +105,7 @@ def test_the_dashboard_asks_for_nothing_that_we_do_not_serve(tmp_path: Path) -> 
         assert one.service.run() == "finished"
         samples = scrape(one.url)
     registry = new_registry()
+    tell_service(registry, "worker", "fluffle")
     WorkerMetrics(registry, 1)
     EvaluatorMetrics(registry)
     with served(registry, 0, "127.0.0.1") as url:
@@ -78,11 +113,12 @@ def test_the_dashboard_asks_for_nothing_that_we_do_not_serve(tmp_path: Path) -> 
     ours = {name.partition("{")[0] for name in samples}
     # Then every name that is not the broker's is among it
     assert len(EXPRESSIONS) > 20
-    assert ours >= ASKED - OF_THE_BROKER - OF_PROMETHEUS
+    assert ours >= ASKED - OF_THE_BROKER - OF_SITES
     # And every name of ours stands in the documentation
     families = {re.sub("_(bucket|count|sum)$", "", n) for n in ours if "fluffle" in n}
     told = set(re.findall(r"`(fluffle_\w+)`", (ROOT / "docs/monitoring.md").read_text()))
-    assert families == told
+    assert families == {name for name in told if not name.startswith("fluffle_site_")}
+    assert told - families == {f"{name}" for name in SITES}
     assert samples["fluffle_accuracy_ratio"] == 0.5
     assert samples["fluffle_loss"] == 1.0
 

@@ -20,6 +20,7 @@ import pika
 
 from fluffle.broker.admin.node import Node
 from fluffle.broker.topology import Topology
+from fluffle.commands.summary import STOPPED
 from tests.chaos.processes.faults import AGGREGATOR, BROKER, Fault
 from tests.integration.processes import Started, version
 from tests.proxy import Proxy
@@ -164,7 +165,7 @@ class Conductor:
         aggregator = self.members[AGGREGATOR]
         assert aggregator.started is not None
         aggregator.started.kill(signal.SIGTERM)
-        assert aggregator.started.wait() == 0, aggregator.output
+        assert aggregator.started.wait() == STOPPED, aggregator.output
         last = self.version + after
         self.start(aggregator, "--set", f"experiment.versions={last}")
         self.note(f"the run may end with version {last}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fluffle.broker.admin.node import Node
+from fluffle.commands.summary import STOPPED
 from tests.chaos.processes.conductor import HEARTBEAT_S
 from tests.integration.processes import (
     PATIENCE_S,
@@ -85,7 +86,7 @@ def pair(start: Start, aggregator: Start, out: Path, where: tuple[str, ...]) -> 
 def finish(aggregator: Start, start: Start, leading: Started, out: Path) -> None:
     """The run ends well after a version or two more, and the ledger holds."""
     leading.kill(signal.SIGTERM)
-    assert leading.wait() == 0, leading.output
+    assert leading.wait() == STOPPED, leading.output
     last = aggregator("--set", f"experiment.versions={version(out) + 2}")
     assert last.wait() == 0, last.output
     verified(start, out)
