@@ -1,7 +1,7 @@
-"""The front door: command line, run wiring, reports; and what tasks and strategies of one's own are
-made of.
+"""The front door: runs and sweeps from Python and from the command line, reports; and what tasks
+and strategies of one's own are made of.
 
-``from fluffle import Task, Strategy`` imports neither TensorFlow nor the command line.
+``import fluffle`` imports neither TensorFlow, pandas, Matplotlib nor the command line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         with_model,
     )
     from fluffle.aggregator.triggers.base import Held, Trigger
-    from fluffle.schemas import ClientUpdate, Tensors
+    from fluffle.api.runs import Run, Verified
+    from fluffle.api.start import Stopped, load, run
+    from fluffle.schemas import ClientUpdate, Experiment, Tensors, UserError
     from fluffle.worker.files.arrays import read_npz
     from fluffle.worker.files.images import read_images
     from fluffle.worker.files.tables import read_csv, read_parquet
@@ -36,24 +38,31 @@ __all__ = [
     "ClientData",
     "ClientUpdate",
     "Examples",
+    "Experiment",
     "Held",
     "Phase",
+    "Run",
     "Selection",
     "State",
+    "Stopped",
     "Strategy",
     "StreamedTask",
     "Task",
     "Tensors",
     "Trigger",
     "Turn",
+    "UserError",
+    "Verified",
     "add_to_buffer",
     "buffered",
+    "load",
     "mean_of",
     "next_version",
     "read_csv",
     "read_images",
     "read_npz",
     "read_parquet",
+    "run",
     "with_model",
 ]
 
@@ -61,6 +70,8 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
+    **dict.fromkeys(("Run", "Verified"), "fluffle.api.runs"),
+    **dict.fromkeys(("Stopped", "load", "run"), "fluffle.api.start"),
     "ArrayTask": "fluffle.worker.tasks.arrays",
     **dict.fromkeys(("Held", "Trigger"), "fluffle.aggregator.triggers.base"),
     "Selection": "fluffle.aggregator.selections.base",
@@ -77,7 +88,7 @@ _HOMES = {
         ("add_to_buffer", "buffered", "mean_of", "next_version", "with_model"),
         "fluffle.aggregator.strategies.operations",
     ),
-    **dict.fromkeys(("ClientUpdate", "Tensors"), "fluffle.schemas"),
+    **dict.fromkeys(("ClientUpdate", "Experiment", "Tensors", "UserError"), "fluffle.schemas"),
 }
 
 
@@ -87,3 +98,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from fluffle import logs
 from fluffle.aggregator import progress
 from fluffle.aggregator.service import AggregatorService
 from fluffle.invocation import to_paste
+from fluffle.notebook_display import NotebookBlock, in_notebook
 from fluffle.schemas.sizes import MB, human_bytes
 
 _log = logging.getLogger(__name__)
@@ -72,11 +74,18 @@ class Display:
     """Shows a run, and what is logged meanwhile, on stderr: stdout is free for the summary."""
 
     def __init__(self, name: str, quiet: bool = False) -> None:
-        # A descriptor of its own: TensorFlow's import turns stderr off for a moment.
-        self.console = Console(file=os.fdopen(os.dup(2), "w"), highlight=False)
         self._name = name
         self._quiet = quiet
-        self._live = Live(console=self.console, refresh_per_second=5, transient=True)
+        self._live: Live | NotebookBlock
+        self._is_live = True
+        if in_notebook():
+            self.console = Console(file=sys.stdout, highlight=False, force_jupyter=False)
+            self._live = NotebookBlock()
+        else:
+            # A descriptor of its own: TensorFlow's import turns stderr off for a moment.
+            self.console = Console(file=os.fdopen(os.dup(2), "w"), highlight=False)
+            self._live = Live(console=self.console, refresh_per_second=5, transient=True)
+            self._is_live = self.console.is_terminal
         self._history: deque[tuple[float, int, int]] = deque()
         self._last_line = -_LINE_EVERY_S
         self._until_exit = ExitStack()
@@ -84,7 +93,7 @@ class Display:
     def __enter__(self) -> Display:
         form = self._until_exit.enter_context(logs.written_by(self.line))
         self._until_exit.enter_context(logs.silenced(progress.log))  # it is shown here
-        if self.console.is_terminal and not self._quiet and form == "text":
+        if self._is_live and not self._quiet and form == "text":
             self._live.start()
         return self
 

@@ -35,7 +35,7 @@ def load_experiment(
     path: Path | None, settings: Iterable[str] = (), environment: Mapping[str, str] | None = None
 ) -> Experiment:
     """The validated experiment; without a file the defaults. Raises: UserError, naming the key."""
-    document = _read(path) if path else {}
+    document = read_document(path) if path else {}
     for name, value in (environment or {}).items():
         if name.startswith(_PREFIX) and "__" in name:
             table, _, key = name.removeprefix(_PREFIX).lower().partition("__")
@@ -48,13 +48,41 @@ def load_experiment(
                 f"--set {setting}: write TABLE.KEY=VALUE, as in {_example(where.strip())}=5"
             )
         _put(document, table, key, value.strip())
-    read_device_files(document.get("devices"), path.parent if path else Path())
+    return experiment_of(document, path.parent if path else Path(), str(path or "settings"))
+
+
+def experiment_of(document: dict[str, Any], folder: Path, where: str) -> Experiment:
+    """The experiment of a document, whose files lie in ``folder``. Raises: UserError.
+
+    where: what the document is called in an error.
+    """
+    read_device_files(document.get("devices"), folder)
     try:
         experiment = Experiment.model_validate(document)
     except ValidationError as error:
-        raise UserError(f"{path or 'settings'}: {_explain(error.errors()[0], document)}") from None
+        raise UserError(f"{where}: {_explain(error.errors()[0], document)}") from None
     _check_optimizer(experiment.training.optimizer)
     return experiment
+
+
+def full_name(key: str, document: Mapping[str, Any]) -> str:
+    """TABLE.KEY of a key without its table: quorum is aggregation.quorum. Raises: UserError where
+    no table has it, or several have.
+
+    document: whose strategy says what [aggregation] takes.
+    """
+    if "." in key:
+        return key
+    homes = [table for table in Experiment.model_fields if key in _known_in(table, document)]
+    if len(homes) == 1:
+        return f"{homes[0]}.{key}"
+    if homes:
+        raise UserError(f"{key} is a key of {' and of '.join(homes)}: say which, {homes[0]}.{key}")
+    known = {k: f"{table}.{k}" for table in Experiment.model_fields
+             for k in _known_in(table, document)}  # fmt: skip
+    close = _close(key, known)
+    meant = f"; did you mean {known[close]}?" if close else ""
+    raise UserError(f"no table of an experiment has a key {key}{meant}")
 
 
 def _check_optimizer(name: str) -> None:
@@ -69,7 +97,8 @@ def _close(name: str, known: Iterable[str]) -> str | None:
     return next(iter(swapped or close), None)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """The tables of an experiment file. Raises: UserError."""
     try:
         raw = path.read_bytes()
         if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -128,7 +157,13 @@ def _example(key: str) -> str:
     return known.get(_close(key, known) or "", "aggregation.quorum")
 
 
-def _known_in(table: str) -> list[str]:
+def _known_in(table: str, document: Mapping[str, Any] | None = None) -> list[str]:
+    if table == "aggregation" and document is not None:
+        try:
+            strategy = (document.get(table) or {}).get("strategy", "fedbuff")
+            return list(keys_of(strategy).model_fields)
+        except (ValueError, AttributeError, TypeError):  # said when it is validated
+            return list(keys_of("fedbuff").model_fields)
     annotation = Experiment.model_fields[table].annotation
     # An optional table's annotation is a union with None.
     return [name for kind in get_args(annotation) or (annotation,) for name in _keys(kind)]

@@ -60,6 +60,7 @@ def run_experiment(
     code: Path | None = None,
     initial: Tensors | None = None,
     trackers: Sequence[Tracker] = (),
+    save: bool = True,
 ) -> dict[str, Any]:
     """Run or resume the experiment in ``folder``; the summary object.
 
@@ -68,6 +69,7 @@ def run_experiment(
     code: the folder of a strategy from a file.
     initial: the weights of version 0, by default the task's.
     trackers: where curves go.
+    save: whether the end leaves Keras files.
     Raises: UserError.
     """
     if url == "embedded" and workers:
@@ -107,7 +109,7 @@ def run_experiment(
         with tracked(service, trackers):
             _drive(service, service, display, group)
         summary = read_summary(folder, memory.peak_mb)
-    if summary["status"] == "finished" and not workers:
+    if summary["status"] == "finished" and save and not workers:
         save_models(folder)  # TensorFlow is here already
     if summary["status"] == "finished":
         shutil.rmtree(folder / NODE, ignore_errors=True)  # there only to resume
@@ -123,6 +125,7 @@ def run_virtual(
     code: Path | None = None,
     initial: Tensors | None = None,
     trackers: Sequence[Tracker] = (),
+    save: bool = True,
 ) -> dict[str, Any]:
     """Run the experiment under the virtual clock; the summary object, with ``virtual_s``.
 
@@ -162,7 +165,7 @@ def run_virtual(
             raise cannot_write(folder, error) from error
         wall_s = time.perf_counter() - started
         summary = read_summary(folder, memory.peak_mb)
-    if summary["status"] == "finished":
+    if summary["status"] == "finished" and save:
         save_models(folder)
     kept = folder / "summary.json"
     if not virtual.busy_s and kept.exists():
@@ -255,7 +258,13 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def stopping(stop: Any) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call ``stop``; a second Ctrl-C interrupts as ever."""
+    """Ctrl-C and SIGTERM call ``stop``; a second Ctrl-C interrupts as ever.
+
+    Signals are the main thread's: in another nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def on_signal(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)

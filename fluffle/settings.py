@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fluffle.schemas import Experiment
+from fluffle.schemas.table import Table
 from fluffle.schemas.toml_text import value_text
 
 #: A key's value in a run where the key does not count.
@@ -21,6 +22,10 @@ def given(experiment: Experiment) -> dict[str, Any]:
     """The settings that are not what they would be in an empty file, and the strategy."""
     strategy = {"strategy": experiment.aggregation.strategy}
     defaults = settings_of(Experiment.model_validate({}))
+    for name in type(experiment).model_fields:
+        if isinstance(table := getattr(experiment, name), Table):
+            fields = type(table).model_fields.items()
+            defaults |= {f"{name}.{key}": field.default for key, field in fields}
     own = type(experiment.aggregation).model_validate(strategy).model_dump(exclude_none=True)
     defaults |= {f"aggregation.{key}": value for key, value in own.items()}
     found = settings_of(experiment)

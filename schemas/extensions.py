@@ -18,6 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fluffle.schemas import user_code
 from fluffle.schemas.errors import UserError, contained
 from fluffle.schemas.user_code import explain, is_custom, load_module, place_of
 
@@ -83,6 +84,8 @@ class ExtensionPoint:
 
 def from_file(noun: str, name: str, folder: Path | None = None) -> Any:
     """The object ``FILE.py:Name`` of a folder, by default ``FLUFFLE_TASK``'s. Raises: UserError."""
+    if (made := user_code.given(name, noun.split(" ", 1)[1])) is not None:
+        return made
     if not is_custom(name):
         raise UserError(f"there is no {noun.split(' ', 1)[1]} {name!r} on this machine")
     said = os.environ.get(FOLDER) if folder is None else folder
@@ -124,11 +127,7 @@ def guarded(what: str, made: Any, action: Callable[[], T]) -> T:
 
 def told(error: BaseException, made: Any) -> str:
     """What a class of others (or an object of it) raised, and in which of its lines: one line."""
-    try:
-        file = inspect.getfile(made if inspect.isclass(made) else type(made))
-    except TypeError:  # a class without a file
-        file = ""
-    return explain(error, Path(file))
+    return explain(error, user_code.file_of(made if inspect.isclass(made) else type(made)))
 
 
 @cache

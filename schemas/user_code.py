@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -23,11 +24,39 @@ from types import ModuleType
 
 from fluffle.schemas.errors import UserError, contained, describe
 
+#: How the name of a class begins that this process has been given itself.
+HERE = "python"
+_here: dict[str, type] = {}
 _NAME = re.compile(r"[^:]+:[A-Za-z_]\w*")
 #: The files that this process or its parents have loaded.
 _FILES = "FLUFFLE_OWN_FILES"
 #: Makes this module a package, of the user's files.
 __path__: list[str] = []
+
+
+def give(made: type) -> str:
+    """Have a class of this process by a name that an experiment may use; that name.
+
+    A later class of the same name takes its place: a cell of a notebook was run again.
+    """
+    name = f"{HERE}:{made.__name__}"
+    _here[name] = made
+    return name
+
+
+def given(name: str, what: str) -> type | None:
+    """The class that this process has been given by this name; None where the name is another's.
+
+    what: what it is to be, for an error. Raises: UserError where another process was given it.
+    """
+    if name in _here or not name.startswith(f"{HERE}:"):
+        return _here.get(name)
+    made = name.removeprefix(f"{HERE}:")
+    raise UserError(
+        f"the experiment's {what} {made} is a class of the Python process that began it, and code "
+        f"does not travel to another: put it into a file, my_file.py, and name it "
+        f"my_file.py:{made}; or give the class again, by running what defines it"
+    )
 
 
 def is_custom(name: str) -> bool:
@@ -50,6 +79,15 @@ def load_class(path: Path, name: str) -> type:
     if not isinstance(found, type):
         raise UserError(f"{path} has no class {name}")
     return found
+
+
+def file_of(made: type) -> Path:
+    """The file that a class is defined in; of a cell of a notebook its name, which is no file."""
+    try:
+        return Path(inspect.getfile(made))
+    except (TypeError, OSError):  # of a notebook or an interpreter
+        codes = (getattr(member, "__code__", None) for member in vars(made).values())
+        return Path(next((code.co_filename for code in codes if code), f"<{made.__name__}>"))
 
 
 def explain(error: BaseException, path: Path) -> str:

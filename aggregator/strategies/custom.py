@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 
 from fluffle.aggregator.strategies.base import Asking, Parameters, State, Strategy, model_of
-from fluffle.schemas import ClientUpdate, Experiment, Tensors, UserError
+from fluffle.schemas import ClientUpdate, Experiment, Tensors, UserError, user_code
 from fluffle.schemas.algorithms import Asks
 from fluffle.schemas.extensions import STRATEGY
 from fluffle.schemas.table import Parameters as KeywordArguments
@@ -42,12 +43,12 @@ def custom_strategy(name: str, folder: Path, parameters: Mapping[str, Any]) -> S
 
     Raises: UserError.
     """
-    made = STRATEGY.plugin(name)
+    made = user_code.given(name, "strategy") or STRATEGY.plugin(name)
     if made is None:
         path, class_name = place_of(name, folder)
         made = load_class(path, class_name)
     elif inspect.isclass(made):
-        path, class_name = Path(inspect.getfile(made)), made.__name__
+        path, class_name = user_code.file_of(made), made.__name__
     else:
         raise UserError(f"the strategy {name} of an installed package is no class")
     missing = [verb for verb in ("init", "accept", "step") if not _defines(made, verb)]
@@ -67,12 +68,21 @@ def custom_strategy(name: str, folder: Path, parameters: Mapping[str, Any]) -> S
 
 
 def keep_code(name: str, folder: Path, run_folder: Path) -> None:
-    """Copy the strategy's file into the run folder, unless it was there at the run's start."""
-    path, _ = place_of(name, folder)
+    """Copy the strategy's file into the run folder, unless it was there at the run's start.
+
+    Of a class that a process was given itself its text, for people; where there is any.
+    """
+    made = user_code.given(name, "strategy")
+    path = place_of(name, folder)[0] if made is None else Path(f"{made.__name__}.py")
     kept = run_folder / CODE / path.name
-    if not kept.exists():
-        kept.parent.mkdir(exist_ok=True)
+    if kept.exists():
+        return
+    kept.parent.mkdir(exist_ok=True)
+    if made is None:
         shutil.copyfile(path, kept)
+        return
+    with suppress(OSError, TypeError):
+        kept.write_text(inspect.getsource(made), encoding="utf-8")
 
 
 class CustomStrategy:
@@ -107,11 +117,13 @@ class CustomStrategy:
         what = f"{type(self.strategy).__name__}.{verb} in {self._path.name} returned"
         if not isinstance(state, dict):
             raise UserError(f"{what} {type(state).__name__}, not a dict of arrays")
-        for key, array in state.items():
+        for key, array in list(state.items()):
             if not isinstance(key, str) or not NAME.fullmatch(key):
                 raise UserError(
                     f"{what} the key {key!r}: use server/… or buffer/… in small letters"
                 )
+            if isinstance(array, np.generic):  # what arithmetic makes of arrays of no dimension
+                array = state[key] = np.asarray(array)
             if not isinstance(array, np.ndarray) or array.dtype.name not in DTYPES:
                 raise UserError(f"{what} no array of numbers as {key}")
         given, found = spec(model), spec(model_of(state))

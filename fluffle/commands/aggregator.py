@@ -24,7 +24,6 @@ from fluffle.commands.options import (
     Timeout,
     Trackers,
     secure,
-    use_code_of,
 )
 from fluffle.schemas.sizes import MB
 
@@ -55,6 +54,7 @@ def aggregator(
     from fluffle.device_files import check_travels
     from fluffle.experiment_file import load_experiment
     from fluffle.initial import initial_weights
+    from fluffle.launch import use_code
     from fluffle.metrics import AggregatorMetrics
     from fluffle.probes import Readiness
     from fluffle.running import (
@@ -68,7 +68,7 @@ def aggregator(
 
     experiment = load_experiment(file, settings or [], os.environ)
     make_strategy(experiment, file.parent)  # before anything starts: it may not load
-    use_code_of(file, experiment)
+    use_code(file.parent, experiment)
     followed = trackers(tensorboard, mlflow, tracker or [])
     check_travels(experiment)
     check_folder(out)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
-
-if TYPE_CHECKING:
-    from fluffle.schemas import Experiment
 
 ExperimentFile = Annotated[Path, typer.Argument(help="The experiment file (TOML).")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
@@ -106,18 +102,6 @@ def secure(command: Callable[..., None]) -> Callable[..., None]:
     )
     complete.__annotations__ = hints
     return complete
-
-
-def use_code_of(file: Path, experiment: Experiment) -> None:
-    """What an experiment names is looked for beside its file; its ``[[update]]`` steps are loaded.
-
-    Raises: UserError where one cannot be.
-    """
-    from fluffle.schemas import transforms
-    from fluffle.schemas.extensions import FOLDER
-
-    os.environ[FOLDER] = str(file.resolve().parent)
-    transforms.check(experiment.update or ())
 
 
 def use_task(task: str | None, data: Path | None, slots: int) -> None:

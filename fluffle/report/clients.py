@@ -20,7 +20,7 @@ from fluffle.report.style import (
     WIDTH,
     Empty,
     colour,
-    legend,
+    legend_above,
     seconds_unit,
 )
 
@@ -98,7 +98,7 @@ def participation(runs: list[Run]) -> Figure:
         f"{run.label}: {count:,} of {run.experiment.everybody:,} clients counted"
         for run, (_, count) in zip(runs, shares, strict=True)
     ]
-    legend(axes, labels, list(axes.containers), columns=1)
+    legend_above(figure, labels, list(axes.containers), columns=1)
     return figure
 
 

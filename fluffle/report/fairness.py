@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fluffle.report.data import Run
-from fluffle.report.style import PLAIN, WIDTH, Empty, colour, legend, line
+from fluffle.report.style import PLAIN, WIDTH, Empty, colour, legend_above, line
 
 
 def by_client(runs: list[Run]) -> Figure:
@@ -34,5 +34,5 @@ def by_client(runs: list[Run]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(PLAIN)
     if len(runs) > 1:
-        legend(worst, [run.label for run in runs], list(worst.lines))
+        legend_above(figure, [run.label for run in runs], list(worst.lines))
     return figure

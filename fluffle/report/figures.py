@@ -6,35 +6,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from fluffle.aggregator.ledger.privacy import ADJACENCY
 from fluffle.report.clients import participation, response_times, timeline
 from fluffle.report.confusion import confusion
-from fluffle.report.costs import common_currency, target_of, worker_hours
-from fluffle.report.data import Floats, Run
+from fluffle.report.curves import drawn_by
+from fluffle.report.data import Run
 from fluffle.report.fairness import by_client
 from fluffle.report.style import (
     INK,
-    MUTED,
     PLAIN,
     WIDTH,
     Empty,
     colour,
-    legend,
+    legend_above,
     line,
-    seconds_unit,
 )
-from fluffle.schemas.sizes import bytes_unit
 
 #: Kinds of lost turns that are shown; the rarer ones are added up.
 _KINDS = 10
-#: With so many evaluations the lowest tenth is left out of the picture.
-_MANY = 10
-#: Beside each other; what a task measures besides is in the table.
-_PANELS = 3
+#: More shares than these, laid over each other, are lines alone.
+_FILLED = 4
 #: Staleness up to here has a bar for each value.
 _BARS = 60
 
@@ -47,37 +41,14 @@ class Picture:
     title: str
     caption: str
     draw: Callable[[list[Run]], Figure]
+    #: Which runs it is drawn of: "all", and it puts seeds together itself; all seeds of a series as
+    #: if they were one run, "together"; or the "first" seed of each.
+    of: str = "all"
 
 
-def by_time(runs: list[Run]) -> Figure:
-    """Loss and metrics by the time at which the version was made."""
-    by, unit = seconds_unit(max(run.elapsed_s for run in runs))
-    clocks = {run.clock for run in runs}
-    clock = clocks.pop() if len(clocks) == 1 else "time (real or virtual)"
-    return _progress(runs, lambda run: run.versions.made_s / by, f"{clock} ({unit})")
-
-
-def by_updates(runs: list[Run]) -> Figure:
-    """Loss and metrics by the updates counted until then."""
-    return _progress(runs, lambda run: run.versions.updates.astype(float), "updates counted")
-
-
-def by_bytes(runs: list[Run]) -> Figure:
-    """Loss and metrics by what counted updates had carried, both ways."""
-    by, unit = bytes_unit(max(run.versions.bytes[-1] for run in runs))
-    return _progress(runs, lambda run: run.versions.bytes / by, f"models and updates sent ({unit})")
-
-
-def by_cost(runs: list[Run]) -> Figure:
-    """Loss and metrics by money, or by worker-hours where there is no price."""
-    currency = common_currency(runs)
-
-    def spent(run: Run) -> Floats:
-        hours = worker_hours(run, run.versions.made_s)
-        table = run.experiment.cost
-        return hours * table.price_per_worker_hour if currency and table else hours
-
-    return _progress(runs, spent, f"cost ({currency})" if currency else "worker-hours")
+by_time, by_updates, by_bytes, by_cost = (
+    drawn_by(name) for name in ("time", "updates", "bytes", "cost")
+)
 
 
 def staleness(runs: list[Run]) -> Figure:
@@ -93,7 +64,8 @@ def staleness(runs: list[Run]) -> Figure:
     labels = []
     for index, (run, values) in enumerate(zip(runs, counted, strict=True)):
         shares = np.histogram(values, edges)[0] / max(1, len(values)) * 100
-        axes.stairs(shares, edges, fill=True, color=colour(index), alpha=0.25)
+        if len(runs) <= _FILLED:
+            axes.stairs(shares, edges, fill=True, color=colour(index), alpha=0.25)
         axes.stairs(shares, edges, linewidth=1.5, label=run.label, **line(index))
         mean = values.mean() if len(values) else 0
         labels.append(f"{run.label}: {mean:.1f} on average, at most {values.max(initial=0)}")
@@ -103,7 +75,7 @@ def staleness(runs: list[Run]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     outlines = [patch for patch in axes.patches if patch.get_label() in {r.label for r in runs}]
-    legend(axes, labels, outlines, columns=1)
+    legend_above(figure, labels, outlines, columns=1)
     return figure
 
 
@@ -123,7 +95,7 @@ def privacy(runs: list[Run]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(PLAIN)
     if len(runs) > 1:
-        legend(axes, [run.label for _, run in told], list(axes.lines))
+        legend_above(figure, [run.label for _, run in told], list(axes.lines))
     return figure
 
 
@@ -159,7 +131,7 @@ def losses(runs: list[Run]) -> Figure:
     axes.margins(x=0.1)
     axes.set_xlabel("count")
     if len(runs) > 1:
-        legend(axes, [run.label for run in runs], list(axes.containers))
+        legend_above(figure, [run.label for run in runs], list(axes.containers))
     return figure
 
 
@@ -170,61 +142,6 @@ def _lost(run: Run) -> dict[str, int]:
     named |= {f"rejected: {reason}": count for reason, count in run.rejected.items()}
     named |= {f"failed: {reason}": count for reason, count in run.failures.items()}
     return {kind: count for kind, count in named.items() if count}
-
-
-def _progress(runs: list[Run], x_of: Callable[[Run], Floats], x_label: str) -> Figure:
-    """What was measured, a panel each, by anything that grows with the versions."""
-    others = sorted({name for run in runs for name in run.evaluations.others})
-    metrics = [
-        (name, "accuracy (%)" if name == "accuracy" else name.replace("_", " "))
-        for name in ("accuracy", "loss", *others)
-        if any(np.isfinite(run.evaluations.of(name)).any() for run in runs)
-    ][:_PANELS]
-    if not metrics:
-        raise Empty("no version has been evaluated (evaluation.every_updates)")
-    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
-    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
-    target = target_of(runs)
-    for axes, (name, label) in zip(panels, metrics, strict=True):
-        for index, run in enumerate(runs):
-            y = run.evaluations.of(name) * (100 if name == "accuracy" else 1)
-            x = x_of(run)[run.evaluations.version]
-            marker = "o" if len(x) < 12 else None
-            axes.plot(x, y, marker=marker, markersize=3, label=run.label, **line(index))
-        if name == "accuracy" and target is not None:
-            axes.axhline(target * 100, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
-            axes.annotate(
-                f"target {target * 100:.4g} %",
-                **{"xy": (1, target * 100), "xycoords": ("axes fraction", "data")},
-                **{"xytext": (0, 2), "textcoords": "offset points", "color": MUTED},
-                **{"ha": "right", "va": "bottom", "size": 7.5},
-            )
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(label)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(PLAIN)
-        _scale(axes, name, np.concatenate([run.evaluations.of(name) for run in runs]), target)
-    if len(runs) > 1:
-        legend(panels[0], [run.label for run in runs], list(panels[0].lines))
-    return figure
-
-
-def _scale(axes: Axes, name: str, values: Floats, target: float | None) -> None:
-    """Room for the part in which runs differ: their first steps look alike."""
-    values = values[np.isfinite(values)]
-    if name == "loss":
-        if values.min() > 0 and values.max() > 5 * values.min():
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_minor_locator(NullLocator())
-    elif name == "accuracy" and len(values) >= _MANY:
-        low = float(np.percentile(values, 10))
-        top = max(float(values.max()), target or 0.0)
-        axes.set_ylim(
-            bottom=max(0.0, low - (top - low) * 0.1) * 100, top=(top * 1.1 - low * 0.1) * 100
-        )
-    axes.yaxis.set_major_formatter(PLAIN)
 
 
 PICTURES = (
@@ -262,6 +179,7 @@ PICTURES = (
         "of the band), and how far clients lie apart. On test examples of a client's own, or else "
         "with labels as frequent as among its training examples.",
         by_client,
+        "first",
     ),
     Picture(
         "confusion",
@@ -269,12 +187,14 @@ PICTURES = (
         "Of the test examples of each true class, the share in percent that the last version takes "
         "for each class.",
         confusion,
+        "first",
     ),
     Picture(
         "staleness",
         "Staleness",
         "How many versions were made while a client trained.",
         staleness,
+        "together",
     ),
     Picture(
         "response-times",
@@ -283,6 +203,7 @@ PICTURES = (
         "time since its last turn ended, waiting included. By the version that was trained on; the "
         "mean where a cell has several updates, grey where it has none.",
         response_times,
+        "first",
     ),
     Picture(
         "participation",
@@ -290,6 +211,7 @@ PICTURES = (
         "Clients in ten groups by their mean response time. At 1 a group counts as often as the "
         "average; bars that fall to the right mean that fast clients shape the model more.",
         participation,
+        "together",
     ),
     Picture(
         "timeline",
@@ -297,6 +219,7 @@ PICTURES = (
         "The first turns of clients from the fastest to the slowest. Thin lines are versions, "
         "where there is room for them.",
         timeline,
+        "first",
     ),
     Picture(
         "privacy",
@@ -305,6 +228,7 @@ PICTURES = (
         "(epsilon, delta)-differential privacy against whoever sees models and not updates. Which "
         f"runs are neighbours: {ADJACENCY}.",
         privacy,
+        "first",
     ),
     Picture(
         "losses",
@@ -312,5 +236,6 @@ PICTURES = (
         "A dropout is a turn that brought nothing within its deadline. What a simulated device "
         "lost is one too, unless its round had ended before.",
         losses,
+        "together",
     ),
 )

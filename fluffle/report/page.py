@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,12 +15,17 @@ from fluffle.outputs import may_fill
 from fluffle.report import tables
 from fluffle.report.costs import target_of
 from fluffle.report.data import Run, read_runs
-from fluffle.report.figures import PICTURES
+from fluffle.report.figures import PICTURES, Picture
+from fluffle.report.series import Series, are_groups, series_of, together
 from fluffle.report.style import RC, Empty, inline, save
 from fluffle.schemas import UserError
 from fluffle.schemas.experiment import CostTable
 
 PAGE = "report.html"
+#: So many series have a panel each, in figures that cannot be laid over each other.
+_PANELS = 4
+#: With more series than this, tables have a row for each and not a column.
+_COLUMNS = 5
 
 
 def write_report(
@@ -61,10 +67,16 @@ def _with(run: Run, target: float | None, price: float | None) -> Run:
 def _draw(runs: list[Run], out: Path) -> tuple[list[dict[str, str]], list[str]]:
     """The figures that there are, saved and ready to be inlined; why there are no others."""
     sections, left_out = [], []
+    series = series_of(runs)
+    drawn = {
+        "all": runs,
+        "together": [together(one) for one in series],
+        "first": [replace(one.first, label=one.label) for one in series][:_PANELS],
+    }
     for picture in PICTURES:
         try:
             with mpl.rc_context(RC):
-                figure = picture.draw(runs)
+                figure = picture.draw(drawn[picture.of])
         except Empty as why:
             left_out += [f"{picture.title}: {why}."] if str(why) else []
             for path in (out / f"{picture.name}.svg", out / f"{picture.name}.pdf"):
@@ -73,13 +85,34 @@ def _draw(runs: list[Run], out: Path) -> tuple[list[dict[str, str]], list[str]]:
         save(figure, out, picture.name)
         sections.append(
             {
-                **{"name": picture.name, "title": picture.title, "caption": picture.caption},
+                **{"name": picture.name, "title": picture.title},
+                "caption": _caption(picture, series),
                 "svg": Markup(inline(figure, picture.name)),
                 # Small figures are not blown up: their text would outgrow the page's.
                 "width": f"{math.ceil(figure.get_figwidth() * 130)}px",
             }
         )
     return sections, left_out
+
+
+def _with_ratio(text: str, ratio: str) -> Markup:
+    small = Markup(" <small>{}</small>").format(ratio) if ratio else Markup("")
+    return Markup("{}").format(text) + small
+
+
+def _caption(picture: Picture, series: list[Series]) -> str:
+    """What is said below a figure, and of which runs it is where those are not all."""
+    said = picture.caption
+    if are_groups(series):
+        said += {
+            "all": " Lines are means over seeds, bands a standard deviation to each side, as far as"
+            " all seeds go.",
+            "together": " The turns of all seeds together.",
+            "first": " Of the first seed of each.",
+        }[picture.of]
+    if picture.of == "first" and len(series) > _PANELS:
+        said += f" The first {_PANELS} of {len(series)} are shown."
+    return said
 
 
 def _render(runs: list[Run], sections: list[dict[str, str]], left_out: list[str]) -> str:
@@ -94,12 +127,21 @@ def _render(runs: list[Run], sections: list[dict[str, str]], left_out: list[str]
     if target is None:
         why = "there is no target (experiment.target_accuracy, or --target)"
         left_out = [f"Updates, time, bytes and cost to a target accuracy: {why}.", *left_out]
+    labels = [one.label for one in series_of(runs)]
+    metric, compared = tables.comparison(runs)
+    spent = tables.to_target(runs)
+    many = len(labels) > _COLUMNS
     return environment.get_template("page.html.j2").render(
-        title=", ".join(run.label for run in runs),
-        labels=[run.label for run in runs],
+        title=", ".join(labels) if len(labels) <= _COLUMNS else f"{len(runs)} runs",
+        labels=labels,
+        many=many,
+        settings=tables.settings(runs),
+        metric=metric,
+        compared=compared,
         facts=tables.facts(runs),
         target_text=None if target is None else f"{target * 100:.4g} %",
-        to_target=tables.to_target(runs),
+        to_target=bool(spent),
+        target_cells={name: [_with_ratio(*cell) for cell in cells] for name, cells in spent},
         sections=sections,
         left_out=left_out,
     )

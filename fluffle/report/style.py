@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -99,16 +98,31 @@ def colour(index: int) -> str:
 
 
 def line(index: int) -> dict[str, Any]:
-    """Colour and line style of the run with this index."""
-    return {"color": colour(index), "linestyle": LINES[index % len(LINES)]}
+    """Colour and line style of the run with this index: 24 pairs, no two alike."""
+    style = (index + index // (len(SERIES) * len(LINES) // 2)) % len(LINES)
+    return {"color": colour(index), "linestyle": LINES[style]}
 
 
-def legend(axes: Axes, labels: Sequence[str], handles: Sequence[Any], columns: int = 3) -> None:
-    """What each colour is, above the axes. There may be more handles than labels."""
+#: Inches that a letter, and a row, of a legend take.
+_LETTER, _ROW, _HANDLE = 0.062, 0.165, 0.45
+
+
+def legend_above(
+    figure: Figure, labels: Sequence[str], handles: Sequence[Any], columns: int = 4
+) -> None:
+    """What each colour is, above all axes and over the figure's whole width, which grows for it.
+
+    There may be more handles than labels.
+    """
     # Matplotlib drops labels that begin with an underscore.
     shown = [label.lstrip("_") or "run" for label in labels]
-    axes.legend(
-        handles[: len(shown)], shown, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns
+    widest = max(map(len, shown)) * _LETTER + _HANDLE
+    figure.set_figwidth(min(max(figure.get_figwidth(), widest), WIDTH))
+    columns = min(columns, max(1, int(figure.get_figwidth() / widest)), len(shown))
+    rows = -(-len(shown) // columns)
+    figure.set_figheight(figure.get_figheight() + _ROW * rows)
+    figure.legend(
+        handles[: len(shown)], shown, loc="outside upper left", ncols=columns, borderaxespad=0.2
     )
 
 

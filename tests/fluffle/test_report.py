@@ -242,10 +242,11 @@ def test_response_times_are_means_by_client_and_version_from_fast_to_slow(real: 
 
 def test_participation_shows_who_counts_more_often(real: Run) -> None:
     # Given three updates of the fastest client, and one each of the others: 5/3 on average
-    axes = clients.participation([real]).axes[0]
+    figure = clients.participation([real])
+    (axes,) = figure.axes
     heights = [bar.get_height() for bar in axes.patches]
     assert heights == pytest.approx([9 / 5, 3 / 5, 3 / 5])
-    (label,) = axes.get_legend().get_texts()
+    (label,) = figure.legends[0].get_texts()
     assert label.get_text() == "real: 3 of 5 clients counted"
 
 

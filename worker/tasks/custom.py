@@ -77,4 +77,4 @@ def checked(found: object, name: str, where: str) -> type[Task]:
 
 def explain(error: BaseException, task: type[Task]) -> str:
     """What a task raised, and where in its file: one line."""
-    return user_code.explain(error, Path(inspect.getfile(task)))
+    return user_code.explain(error, user_code.file_of(task))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from fluffle.schemas import Plan, UserError
+from fluffle.schemas import Plan, UserError, user_code
 from fluffle.schemas.experiment import PartitionTable, TaskTable
 from fluffle.schemas.extensions import TASK, guarded
 from fluffle.worker.datasets import Progress
@@ -97,22 +96,28 @@ def load_task(plan: Plan) -> Task:
 def task_of(table: TaskTable, partition: PartitionTable, seed: int) -> Task:
     """The task of an experiment's tables, as ``load_task``. Raises: UserError."""
     with _LOCK:
-        return _load(table, partition, seed)
+        return _load(_task_class(table.name), table, partition, seed)
 
 
 @lru_cache(maxsize=2)
-def _load(table: TaskTable, partition: PartitionTable, seed: int) -> Task:
-    kind = _task_class(table.name)
+def _load(kind: type[Task], table: TaskTable, partition: PartitionTable, seed: int) -> Task:
     if table.parameters and kind in TASKS.values():
         raise UserError(f"[task.parameters] are for a task of your own, and {table.name} is none")
     task = _trying(kind, lambda: kind.of(table, partition, seed))
-    task.data_dir = _told[1] or Path(inspect.getfile(type(task))).parent
+    task.data_dir = _told[1] or _folder_of(kind)
     return task
+
+
+def _folder_of(kind: type[Task]) -> Path:
+    file = user_code.file_of(kind)
+    return file.parent if file.exists() else Path.cwd()
 
 
 def _task_class(name: str) -> type[Task]:
     if _told[0] is not None:
         return custom.load(_told[0])
+    if (made := user_code.given(name, "task")) is not None:
+        return custom.checked(made, made.__name__, "this process")
     if custom.is_custom(name):
         return custom.named_by_plan(name)
     if name in TASKS:

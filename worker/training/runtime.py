@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 import threading
@@ -24,6 +25,7 @@ from fluffle.schemas.sizes import MIB
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 64 * MIB
 
+_log = logging.getLogger(__name__)
 _LOCK = threading.Lock()
 _configured = False
 
@@ -38,8 +40,9 @@ def configure(slots: int) -> None:
     Keras likewise is as it comes, with TensorFlow below it, whatever ``KERAS_BACKEND`` and
     ``~/.keras/keras.json`` of a machine say: one plan gives one model everywhere. A task that wants
     another dtype says so itself.
-    Raises: RuntimeError if TensorFlow was in use before with other settings; UserError where Keras
-    is, with another backend.
+    Where TensorFlow was in use before with other settings, as in a notebook, it stays as it is, and
+    that is said: results may then differ in their last digits from another machine's.
+    Raises: UserError where Keras is in use with another backend.
     """
     global _configured
     with _LOCK:
@@ -71,11 +74,19 @@ def _set_up(slots: int) -> None:
     import tensorflow as tf
 
     with _quiet_stderr():
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(max(slots, os.cpu_count() or 1))
-        for gpu in tf.config.list_physical_devices("GPU"):
-            # Otherwise the first process on a GPU takes all of its memory.
-            tf.config.experimental.set_memory_growth(gpu, True)
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(1)
+            tf.config.threading.set_inter_op_parallelism_threads(max(slots, os.cpu_count() or 1))
+            for gpu in tf.config.list_physical_devices("GPU"):
+                # Otherwise the first process on a GPU takes all of its memory.
+                tf.config.experimental.set_memory_growth(gpu, True)
+        except RuntimeError:  # it has begun to compute, and takes no settings any more
+            if tf.config.threading.get_intra_op_parallelism_threads() != 1:
+                _log.warning(
+                    "TensorFlow was in use before, with more than one thread for an operation: "
+                    "trainings may differ in their last digits from those of a fresh process, "
+                    "where a run comes before anything else of TensorFlow's"
+                )
         tf.zeros([])
 
 

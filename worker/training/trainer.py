@@ -7,13 +7,11 @@ API; it is called while the graph is traced, which happens once for each trainer
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from fluffle.schemas import Plan, Tensors, UserError
+from fluffle.schemas import Plan, Tensors, UserError, user_code
 from fluffle.schemas.tensors import Array, model_groups, spec
 from fluffle.worker.tasks.by_client import ByClient
 from fluffle.worker.tasks.losses import compile_model
@@ -249,7 +247,7 @@ class Trainer:
             return
         example = _shared(self._task, part).not_finite(indices)
         if example is not None:
-            file = Path(inspect.getfile(type(self._task))).name
+            file = user_code.file_of(type(self._task)).name
             raise UserError(
                 f"{file}: {part}(): the inputs of example {example} hold NaN or infinity, and so "
                 "does the loss: fill in what is missing, or leave the example out"

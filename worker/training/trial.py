@@ -5,16 +5,14 @@ What cannot be trained, or would be passed over in silence, is refused here in o
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import numpy as np
 
-from fluffle.schemas import Experiment, Plan, UserError
+from fluffle.schemas import Experiment, Plan, UserError, user_code
 from fluffle.schemas.experiment import WeightsTable
 from fluffle.schemas.messages import MOST_METRICS
 from fluffle.worker.tasks import custom
@@ -262,7 +260,7 @@ def _check_labels(task: Task, part: str, examples: Examples, model: keras.Model)
     wrong = np.argwhere(~((y >= 0) & (y < classes)))
     if len(wrong):
         example = int(wrong[0][0])
-        file = Path(inspect.getfile(type(task))).name
+        file = user_code.file_of(type(task)).name
         raise UserError(
             f"{file}: {part}(): example {example} has the label {y[tuple(wrong[0])]}, and the "
             f"model has {classes} outputs, so labels are 0 to {classes - 1}: number the classes "

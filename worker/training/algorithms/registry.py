@@ -65,7 +65,11 @@ def _custom(name: str, parameters: dict[str, Any]) -> Algorithm:
 
     Raises: UserError.
     """
-    if user_code.is_custom(name):
+    found: Any = user_code.given(name, "algorithm")
+    where = f"{name.rpartition(':')[2]} in this process"
+    if found is not None:
+        pass
+    elif user_code.is_custom(name):
         path, class_name = custom.place_named_by_plan(name, "algorithm")
         found, where = user_code.load_class(path, class_name), f"{class_name} in {path}"
     else:
