@@ -70,6 +70,10 @@ class AggregationTable(Table):
         """How many updates the strategy needs to make a version."""
         return 1
 
+    def needs(self, quorum: int) -> str:
+        """What it needs so many for, to be read after "needs so many updates"."""
+        return "to make a version"
+
     @property
     def staleness_limit(self) -> int | None:
         """Updates staler than this are rejected; None if none is too stale."""

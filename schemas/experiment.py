@@ -513,6 +513,12 @@ class Experiment(Table):
         if self.aggregation.min_updates > self.quorum:
             raise ValueError("aggregation.min_updates is larger than the quorum")
         strategy = self.aggregation.strategy
+        least = self.aggregation.least_updates(self.quorum)
+        if info.context != STORED and least > self.quorum:
+            raise ValueError(
+                f"{strategy} needs {least} updates {self.aggregation.needs(self.quorum)}, and the "
+                f"quorum is {self.quorum}: set aggregation.quorum to {least} or more"
+            )
         if self.aggregation.one_by_one and self.quorum != 1:
             raise ValueError(
                 f"{strategy} makes a version of every update: remove aggregation.quorum, or make "

@@ -25,8 +25,9 @@ from pydantic import Field
 from fluffle.aggregator.strategies.base import State, model_of
 from fluffle.aggregator.strategies.fold import Sum, blocks
 from fluffle.aggregator.strategies.operations import is_non_trainable, server_step, with_model
-from fluffle.aggregator.strategies.optimizers import OptimizerParameters, ServerOptimizer
+from fluffle.aggregator.strategies.optimizers import ServerOptimizer
 from fluffle.aggregator.strategies.per_update import in_turn, keep_update, rows_of
+from fluffle.aggregator.strategies.robust import RobustParameters
 from fluffle.aggregator.strategies.staleness import Staleness, constant
 from fluffle.schemas import ClientUpdate, Experiment, Tensors
 
@@ -57,7 +58,8 @@ class Krum:
         """x <- ServerOpt(x, mean of the chosen)"""
         numbers = in_turn(state)
         scores = self.scores(squared_distances(state, numbers))
-        m = self.selected or len(numbers) - self.byzantine
+        most = len(numbers) - self.byzantine
+        m = min(self.selected or most, most)
         best = np.argsort(scores, kind="stable")[: max(1, m)]
         chosen = [numbers[i] for i in sorted(best)]
 
@@ -105,27 +107,18 @@ def squared_distances(state: State, numbers: list[int]) -> Sum:
     return distances + distances.T
 
 
-class _KrumParameters(OptimizerParameters):
-    #: How many updates of a buffer may be bad (f). Default: at most, (K - 3) / 2.
+class _KrumParameters(RobustParameters):
+    #: How many updates of a buffer may be bad (f); 0 for none. Default: at most, (K - 3) / 2.
     byzantine_updates: int | None = Field(None, ge=0)
 
     def bad(self, quorum: int) -> int:
         """f"""
         f = self.byzantine_updates
-        return max(0, (quorum - 3) // 2) if f is None else f
+        return max(1, (quorum - 3) // 2) if f is None else f
 
     def least_updates(self, quorum: int) -> int:
         """2 f + 3"""
         return 2 * self.bad(quorum) + 3
-
-    def check(self, experiment: Experiment) -> None:
-        """Raises: ValueError where the quorum is smaller than 2 f + 3."""
-        f, least = self.bad(experiment.quorum), self.least_updates(experiment.quorum)
-        if least > experiment.quorum:
-            raise ValueError(
-                f"{self.strategy} with aggregation.byzantine_updates = {f} needs a quorum of at "
-                f"least {least} (2 f + 3)"
-            )
 
 
 class KrumParameters(_KrumParameters):
@@ -144,7 +137,7 @@ class MultiKrumParameters(_KrumParameters):
 
     #: Names the strategy.
     strategy: Literal["multi-krum"] = "multi-krum"
-    #: How many updates are averaged (m). Default: the buffer's less f.
+    #: How many updates are averaged (m), never more than the buffer's less f. Default: so many.
     krum_selected: int | None = Field(None, ge=1)
 
     def make(self, experiment: Experiment) -> Krum:

@@ -6,7 +6,8 @@ Definitions 1 and 2, for the n updates of the buffer::
     trmean = in each coordinate, the mean without the b n smallest and the b n largest Delta_i
     x <- ServerOpt(x, med or trmean)
 
-b n is rounded down. They hold against a share of bad updates below 1/2 and up to b. Examples count
+b n is rounded down. They hold against a share of bad updates below 1/2 and up to b: f of them take
+2 f + 1 updates, and so many that b n is f; with fewer no version is made. Examples count
 for nothing: a bad client may claim any number. Values that are no parameters (batch-norm
 statistics) get the same median or trimmed mean, and those that are integers or truth values the
 lower one of the middle, as it came. s(tau) scales the deltas of stale updates.
@@ -14,6 +15,7 @@ lower one of the middle, as it came. s(tau) scales the deltas of stale updates.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -23,8 +25,9 @@ from pydantic import Field
 from fluffle.aggregator.strategies.base import State
 from fluffle.aggregator.strategies.fold import Sum
 from fluffle.aggregator.strategies.operations import server_step, with_model
-from fluffle.aggregator.strategies.optimizers import OptimizerParameters, ServerOptimizer
+from fluffle.aggregator.strategies.optimizers import ServerOptimizer
 from fluffle.aggregator.strategies.per_update import in_turn, keep_update, rows_of
+from fluffle.aggregator.strategies.robust import RobustParameters
 from fluffle.aggregator.strategies.sorting import Sorter, block_length
 from fluffle.aggregator.strategies.staleness import Staleness, constant
 from fluffle.schemas import ClientUpdate, Experiment, Tensors
@@ -36,6 +39,11 @@ def middle_of(state: State, numbers: list[int], key: str) -> Array:
     rows = np.stack([state[f"buffer/{number}/{key}"] for number in numbers])
     middle: Array = np.sort(rows, axis=0)[(len(numbers) - 1) // 2]
     return np.asarray(middle)
+
+
+def cut_of(trim: float, n: int) -> int:
+    """b n, rounded down: how many of n are left out at each end."""
+    return int(trim * n + 1e-9)  # 0.29 * 100 is 28.999…
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,7 @@ class TrimmedMean:
 
     def middle(self, n: int) -> range:
         """The ranks that count, of n."""
-        cut = int(self.trim * n + 1e-9)  # 0.29 * 100 is 28.999…
+        cut = cut_of(self.trim, n)
         return range(cut, n - cut)
 
 
@@ -96,24 +104,34 @@ class Median(TrimmedMean):
         return range((n - 1) // 2, n // 2 + 1)
 
 
-class MedianParameters(OptimizerParameters):
+class MedianParameters(RobustParameters):
     """The median of the updates, coordinate by coordinate."""
 
     #: Names the strategy.
     strategy: Literal["median"] = "median"
+
+    def least_updates(self, quorum: int) -> int:
+        """2 f + 1"""
+        return 2 * self.bad(quorum) + 1
 
     def make(self, experiment: Experiment) -> Median:
         """The median with the optimizer and the staleness of these keys."""
         return Median(self.optimizer, s=self.s)
 
 
-class TrimmedMeanParameters(OptimizerParameters):
+class TrimmedMeanParameters(RobustParameters):
     """The mean of the middle, coordinate by coordinate."""
 
     #: Names the strategy.
     strategy: Literal["trimmed-mean"] = "trimmed-mean"
     #: The share of updates left out at each end, in every coordinate (b).
-    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+
+    def least_updates(self, quorum: int) -> int:
+        """The smallest n with a b n of f"""
+        f = self.bad(quorum)
+        least = max(1, math.ceil(f / self.trim - 1e-9))
+        return least + (cut_of(self.trim, least) < f)
 
     def make(self, experiment: Experiment) -> TrimmedMean:
         """The trimmed mean with the optimizer and the staleness of these keys."""

@@ -33,8 +33,7 @@ MODEL: Tensors = {
 NEEDS = {
     "ringmaster": {"delay_threshold": 6},
     "norm-bounding": {"norm_bound": 1.0},
-    "krum": {"byzantine_updates": 0},
-    "multi-krum": {"byzantine_updates": 0},
+    **{name: {"byzantine_updates": 0} for name in ("krum", "multi-krum", "trimmed-mean")},
 }
 
 

@@ -192,7 +192,7 @@ def test_a_folder_of_another_experiment_is_refused_but_it_may_stop_later(tmp_pat
 
 #: What versions wrote whose [aggregation] had every key of every strategy, used or not.
 FLAT = {
-    **{"strategy": "krum", "parameters": None, "quorum": None, "deadline_s": 10.0},
+    **{"strategy": "krum", "parameters": None, "quorum": 5, "deadline_s": 10.0},
     **{"on_deadline": "step", "min_updates": 1, "max_staleness": None, "staleness": None},
     **{"staleness_a": 0.5, "staleness_b": 4.0, "weighting": "examples", "server_optimizer": None},
     **{"server_learning_rate": None, "server_beta_1": None, "server_beta_2": None},
@@ -207,7 +207,7 @@ def test_a_run_of_a_version_that_wrote_every_strategys_keys_is_read_and_resumed(
     tmp_path: Path,
 ) -> None:
     # Given a run folder whose experiment was written down like that
-    tables = {"aggregation": {"strategy": "krum", "keep_updates": True}}
+    tables = {"aggregation": {"strategy": "krum", "quorum": 5, "keep_updates": True}}
     opened(tmp_path, Experiment.model_validate(tables)).close()
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db, db:
         (text,) = db.execute("SELECT value FROM meta WHERE key = 'experiment'").fetchone()

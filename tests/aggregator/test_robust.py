@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from fluffle.aggregator.coordinator.effects import MakeVersion
 from fluffle.aggregator.strategies.base import Strategy, model_of
 from fluffle.aggregator.strategies.krum import Krum
 from fluffle.aggregator.strategies.median import Median, TrimmedMean
 from fluffle.aggregator.strategies.norm_bounding import NormBounding
 from fluffle.aggregator.strategies.optimizers import Adaptive, Sgd, adam
+from fluffle.aggregator.strategies.registry import make_strategy
 from fluffle.aggregator.strategies.sorting import Sorter, block_length
 from fluffle.schemas import ClientUpdate, Experiment, Run, Tensors, UserError
+from tests.aggregator.test_coordinator import Driver, none, only, weights
 
 Floats = NDArray[np.float32]
 STEP = Sgd(1.0)
@@ -185,6 +190,56 @@ def test_krum_makes_no_version_of_fewer_updates_than_it_needs() -> None:
     experiment = Experiment.model_validate({"aggregation": table})
     assert experiment.min_updates == 5
     assert Experiment.model_validate({"aggregation": {"quorum": 7}}).min_updates == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "least"),
+    [
+        ({"strategy": "median", "quorum": 3}, 3),
+        ({"strategy": "median", "quorum": 7, "byzantine_updates": 2}, 5),
+        ({"strategy": "trimmed-mean", "quorum": 5}, 5),
+        ({"strategy": "trimmed-mean", "quorum": 8, "trim": 0.29}, 4),
+        ({"strategy": "trimmed-mean", "quorum": 10, "byzantine_updates": 2}, 10),
+        ({"strategy": "krum", "quorum": 5}, 5),
+        ({"strategy": "multi-krum", "quorum": 6}, 5),
+        ({"strategy": "multi-krum", "quorum": 6, "krum_selected": 6}, 5),
+    ],
+)
+def test_no_deadline_lets_the_hostile_updates_through_that_a_rule_is_to_withstand(
+    rule: dict[str, Any], least: int
+) -> None:
+    # Given a run whose first updates are hostile, as many as the rule has to withstand
+    driver = Driver(aggregation={"deadline_s": 10.0, **rule}, task={"clients": 12})
+    bad = rule.get("byzantine_updates", 1)
+    assert driver.experiment.min_updates == least
+    for sent in range(1, least):
+        driver.give(tensors=weights(-1e6 if sent <= bad else 1.0))
+        # Then a deadline with fewer than the rule needs waits on
+        assert none(MakeVersion, driver.wait(10))
+    # When there are so many, it steps
+    effects = driver.give(tensors=weights(1.0))
+    made = only(MakeVersion, driver.wait(10) if none(MakeVersion, effects) else effects)
+    # Then to what the others have learned
+    np.testing.assert_allclose(made.state["model/trainable/0"], 1.0, rtol=1e-6)
+
+
+@each_rule
+@pytest.mark.parametrize("quorum", range(1, 7))
+def test_a_quorum_that_cannot_withstand_one_hostile_update_is_refused(
+    name: str, quorum: int
+) -> None:
+    # Given each rule with its defaults, and the smallest quorum that does
+    tables = {"aggregation": {"strategy": name, "quorum": quorum}}
+    least = 3 if name == "median" else 5
+    if quorum < least:
+        with pytest.raises(ValidationError, match=rf"set aggregation\.quorum to {least} or more"):
+            Experiment.model_validate(tables)
+        return
+    # Then whoever is let in takes no part of the hostile one
+    rows = np.ones((quorum, 3), np.float32)
+    rows[0] = -1e6
+    strategy = make_strategy(Experiment.model_validate(tables))
+    np.testing.assert_allclose(aggregated(strategy, rows), 1.0, rtol=1e-6)
 
 
 @each_rule

@@ -347,7 +347,9 @@ def test_the_experiment_says_which_strategy_with_which_parameters() -> None:
     assert made(strategy="fedavgm") == FedOpt(Momentum(1.0, 0.9), "examples", constant)
     assert made(strategy="ringmaster", delay_threshold=4) == Ringmaster(Sgd(1.0), constant)
     assert made(strategy="median") == Median(Sgd(1.0), s=constant)
-    assert made(strategy="trimmed-mean", trim=0.1) == TrimmedMean(Sgd(1.0), 0.1, constant)
+    assert made(strategy="trimmed-mean", trim=0.1, quorum=10) == TrimmedMean(
+        Sgd(1.0), 0.1, constant
+    )
     assert made(strategy="krum", quorum=8) == Krum(Sgd(1.0), 2, 1, constant)
     assert made(strategy="multi-krum", quorum=8, byzantine_updates=1) == Krum(Sgd(1.0), 1, None)
     assert made(strategy="norm-bounding", norm_bound=3) == NormBounding(Sgd(1.0), 3, constant)
@@ -365,8 +367,17 @@ def test_the_experiment_says_which_strategy_with_which_parameters() -> None:
             {"strategy": "fedavg", "server_optimizer": "adam"},
             "does not go with fedavg, which takes",
         ),
-        ({"strategy": "krum", "quorum": 2}, "krum with aggregation.byzantine_updates = 0 needs"),
-        ({"strategy": "multi-krum", "quorum": 6, "byzantine_updates": 2}, "at least 7 (2 f + 3)"),
+        ({"strategy": "krum", "quorum": 2}, "krum needs 5 updates to withstand 1 bad one"),
+        ({"strategy": "multi-krum", "quorum": 4}, "set aggregation.quorum to 5 or more"),
+        ({"strategy": "trimmed-mean"}, "trimmed-mean needs 5 updates to withstand 1 bad one"),
+        ({"strategy": "trimmed-mean", "trim": 0.3}, "set aggregation.quorum to 4 or more"),
+        ({"strategy": "trimmed-mean", "trim": 0.0}, "trim"),
+        ({"strategy": "median", "quorum": 2}, "median needs 3 updates to withstand 1 bad one"),
+        ({"strategy": "median", "byzantine_updates": 2}, "median needs 5 updates"),
+        (
+            {"strategy": "multi-krum", "quorum": 6, "byzantine_updates": 2},
+            "multi-krum needs 7 updates to withstand 2 bad ones",
+        ),
         ({"strategy": "norm-bounding"}, "norm-bounding needs aggregation.norm_bound"),
     ],
 )

@@ -68,7 +68,7 @@ def test_every_strategy_has_its_own_keys_in_the_reference() -> None:
     assert own["trimmed-mean"] - own["median"] == {"trim"}
     page = reference.experiment_page()
     section = page.split('### strategy = "trimmed-mean"')[1].split("###")[0]
-    assert "| `trim`{ #aggregation.trim } | number, ≥&nbsp;0, <&nbsp;0.5 | `0.2` |" in section
+    assert "| `trim`{ #aggregation.trim } | number, >&nbsp;0, <&nbsp;0.5 | `0.2` |" in section
 
 
 def test_every_command_is_in_the_reference_with_all_that_its_help_shows() -> None:

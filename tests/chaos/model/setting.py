@@ -98,6 +98,8 @@ def draw(seed: int) -> Setting:
     else:
         quorum = random.randint(max(1, sites), in_flight)
         aggregation |= {"quorum": quorum, "min_updates": random.randint(1, quorum)}
+    if aggregation["strategy"] == "median" and aggregation["quorum"] < 3:
+        aggregation["byzantine_updates"] = 0
     if aggregation["strategy"] == "fedbuff":
         aggregation["server_optimizer"] = pick(("sgd", "sgd", "momentum", "adam"))
     if mode != "deterministic":
