@@ -21,7 +21,7 @@ SUITES ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-fast test-oldest test-brokers test-compose chaos chaos-processes lint fuzz fuzz-live format \
-  bench broker docs lock clean
+  bench broker docs wheel lock clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,11 +79,16 @@ broker: ## Provide a RabbitMQ server for the tests if there is none
 docs: $(VENV)/dev.stamp ## Build the documentation into site/ (ARGS=serve: show it while you write)
 	@$(BIN)/mkdocs $(or $(ARGS),build --strict)
 
+wheel: $(VENV)/run.stamp ## Build what sites install: a wheel, and its locked requirements beside it (dist/)
+	@rm -rf dist && mkdir dist && cp requirements/cpu.txt requirements/gpu.txt dist/
+	@$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir dist .
+	@cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
 lock: $(VENV)/dev.stamp ## Write requirements/ anew from pyproject.toml (ARGS=--upgrade: the newest)
 	@scripts/lock $(ARGS)
 
 clean: ## Remove what make has made, but not runs/
-	rm -rf $(VENV) site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 comma := ,
 # install EXTRAS FILES: this tree, editable, with what is locked, or with the newest of its extras.

@@ -65,10 +65,12 @@ def aggregator(
         stopping,
     )
     from fluffle.tracking import tracked, trackers
+    from fluffle.worker.tasks.registry import check_name
 
     experiment = load_experiment(file, settings or [], os.environ)
     make_strategy(experiment, file.parent)  # before anything starts: it may not load
     use_code(file.parent, experiment)
+    check_name(experiment.task.name)
     followed = trackers(tensorboard, mlflow, tracker or [])
     check_travels(experiment)
     check_folder(out)

@@ -13,10 +13,11 @@ from tests.compose.stack import ROOT
 pytestmark = [pytest.mark.compose, pytest.mark.usefixtures("engine")]
 
 
-def services(*files: str, folder: Path | None = None) -> dict:
+def services(*files: str, folder: Path | None = None, profile: str = "") -> dict:
     """What ``docker compose`` makes of these files, with the .env in ``folder`` or with none."""
     named = [argument for file in files for argument in ("--file", file)]
     where = ["--project-directory", str(folder)] if folder else ["--env-file", "/dev/null"]
+    where += ["--profile", profile] if profile else []
     command = ["docker", "compose", *named, *where, "config", "--format", "json"]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)["services"]
@@ -29,6 +30,23 @@ def test_all_roles_share_one_image_and_ten_workers_fit_a_laptop_of_16_gb():
     limits = {name: int(one["mem_limit"]) for name, one in ours.items()}
     assert "--slots 1 " in " ".join(ours["worker"]["command"])
     assert sum(limits.values()) + 9 * limits["worker"] < 16 * 1024**3
+
+
+def test_workers_stay_as_many_as_a_persons_settings_say(tmp_path):
+    # Given a .env, since `up` without --scale would go back to one
+    assert services("compose.yaml")["worker"]["scale"] == 1
+    (tmp_path / ".env").write_text("WORKERS=10\n")
+    assert services(str(ROOT / "compose.yaml"), folder=tmp_path)["worker"]["scale"] == 10
+
+
+def test_verbs_that_load_tensorflow_have_the_memory_for_it_and_no_secret(tmp_path):
+    (tmp_path / ".env").write_text("AGGREGATOR_PASSWORD=secret\n")
+    asked = services(str(ROOT / "compose.yaml"), folder=tmp_path, profile="tools")
+    assert "tools" not in services("compose.yaml")  # `up` starts none
+    assert int(asked["tools"]["mem_limit"]) >= 2 * 1024**3
+    assert "secret" not in json.dumps(asked["tools"])
+    targets = {volume["target"] for volume in asked["tools"]["volumes"]}
+    assert targets == {"/data", "/fluffle/runs"}
 
 
 def test_what_is_open_is_open_to_this_machine_alone():

@@ -72,11 +72,24 @@ NOT_RUN = {
         "docs/resident-sites.md",
         "fluffle worker --broker amqps://",
     ): "tests/integration/test_sites.py",
+    ("docs/resident-sites.md", "make wheel"): "tests/packaging builds the wheel",
+    ("docs/resident-sites.md", "sha256sum"): "tests/packaging installs it without an index",
     ("docs/verify.md", "fluffle verify"): "tests/integration/test_verify.py",
     ("docs/verify.md", "fluffle worker"): "tests/chaos/processes, with a broker",
 }
 #: Programs of others that examples call.
-OTHERS = {"cp", "curl", "mv", "openssl", "rabbitmqctl", "sh", "tensorboard", "export", "echo"}
+OTHERS = {
+    "cp",
+    "curl",
+    "mv",
+    "openssl",
+    "rabbitmqctl",
+    "sh",
+    "sha256sum",
+    "tensorboard",
+    "export",
+    "echo",
+}
 LOOP = {"for", "do", "done"}
 
 
@@ -170,6 +183,8 @@ def check(words: list[str]) -> None:
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.M)
     elif program == "python":
         assert (ROOT / rest[0]).is_file()
+    elif program == "pip" and "fluffle[" not in rest[1]:
+        assert "--require-hashes" in rest or "--no-index" in rest  # no name of ours on an index
     elif program == "pip":
         (extra,) = re.findall(r"fluffle\[(\w+)\]", rest[1])
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

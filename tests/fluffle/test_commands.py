@@ -91,3 +91,15 @@ def test_ctrl_c_while_modules_are_imported_leaves_no_traceback(tmp_path: Path) -
     _, error = process.communicate()
     # Then it is gone, with the code that shells use
     assert (process.returncode, error) == (130, "")
+
+
+def test_a_task_that_nobody_knows_is_refused_before_there_is_a_run_folder(tmp_path: Path) -> None:
+    # Given an experiment with a slip in it
+    file, out = tmp_path / "experiment.toml", tmp_path / "out"
+    file.write_text('[task]\nname = "mnist-mpl"\nclients = 2\n')
+    # When somebody leads it, on a broker that is not even there
+    words = ["aggregator", str(file), "--broker", "amqp://127.0.0.1:1", "--out", str(out)]
+    with pytest.raises(UserError, match="there is no task 'mnist-mpl'"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    # Then nothing was made
+    assert not out.exists()

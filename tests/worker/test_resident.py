@@ -286,6 +286,31 @@ def test_what_fails_at_a_site_is_said_there_in_full_and_sent_as_its_kind_alone(s
     assert "site_task.py, line 23" in str(federation.error)
 
 
+@pytest.mark.parametrize("stay", [False, True])
+def test_data_that_cannot_be_read_are_a_failure_that_the_aggregator_hears_of(
+    site: Path, stay: bool
+) -> None:
+    # Given a site whose data file is none any more
+    (site / "data.npz").write_bytes(b"patient 4711")
+    federation = Scripted()
+    federation.start(stay=stay)
+    # When a model comes
+    federation.publish(0)
+    failure = federation.take()
+    # Then it is said, once, and nothing of what is in it
+    assert isinstance(failure, ClientFailed)
+    assert failure.reason == "data or task cannot be read at the site, whose log says more"
+    if stay:
+        federation.publish(0)
+        assert federation.nothing()
+        federation.service.stop()
+        federation.thread.join(60)
+        assert federation.error is None
+    else:
+        federation.thread.join(60)
+        assert isinstance(federation.error, UserError)
+
+
 def test_labels_that_the_model_has_no_output_for_are_said_at_the_site_before_it_trains(
     site: Path,
 ) -> None:

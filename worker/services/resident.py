@@ -227,6 +227,7 @@ class ResidentService:
         try:
             task = self._tasks.of(model.plan)
         except UserError as error:
+            self._tell_failure(model, turn, to, "data or task cannot be read at the site")
             self._refuse(describe(error))
             return
         started = time.perf_counter()
@@ -259,14 +260,19 @@ class ResidentService:
         task: Task,
     ) -> None:
         kind = printable(type(error).__name__, 100)
-        told = UserError(f"{kind} at the site, whose log says more")
-        to.bytes_up += self._submit(failed_update(turn, self._client, model.version, told), model)
-        to.failures += 1
+        self._tell_failure(model, turn, to, f"{kind} at the site")
         known = isinstance(error, UserError)
         why = describe(error) if known else custom.explain(error, type(task))
         if not to.updates and not self._stay:
             raise UserError(f"cannot train here: {why}") from error
         _log.warning(f"version {model.version}: the training failed: {why}")
+
+    def _tell_failure(
+        self, model: GlobalModel, turn: Assignment, to: Contribution, kind: str
+    ) -> None:
+        told = UserError(f"{kind}, whose log says more")
+        to.bytes_up += self._submit(failed_update(turn, self._client, model.version, told), model)
+        to.failures += 1
 
     def _train(self, step: Train, to: Contribution) -> tuple[ClientUpdate | BaseException, str]:
         """The update and what to say of it, or the error."""

@@ -124,8 +124,18 @@ def _task_class(name: str) -> type[Task]:
         return TASKS[name]
     if (found := TASK.plugin(name)) is not None:
         return custom.checked(found, name, "the installed package")
+    raise _unknown(name)
+
+
+def check_name(name: str) -> None:
+    """Raises: UserError where this is neither a file's task nor one that is known here."""
+    if not custom.is_custom(name) and name not in (*TASKS, *TASK.installed()):
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> UserError:
     known = ", ".join(sorted([*TASKS, *TASK.installed()]))
-    raise UserError(
+    return UserError(
         f"there is no task {name!r}: use one of {known}, or a file of your "
         "own, as my_task.py:MyTask"
     )
