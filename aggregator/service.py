@@ -13,7 +13,7 @@ from fluffle.aggregator.coordinator.selection import Arrival, Selector
 from fluffle.aggregator.leader import Leader
 from fluffle.aggregator.ledger.damage import blamed
 from fluffle.aggregator.ledger.disk import cannot_write
-from fluffle.aggregator.ledger.privacy import INITIAL_CAVEAT, require_accounting
+from fluffle.aggregator.ledger.privacy import INITIAL_CAVEAT, noise_of, require_accounting
 from fluffle.aggregator.ledger.reader import standing
 from fluffle.aggregator.ledger.record import write_record
 from fluffle.aggregator.ledger.sums import Traffic
@@ -202,7 +202,7 @@ class AggregatorService:
             require_accounting()  # before anything is trained
             if self._initial is not None:
                 _log.warning(f"privacy: {INITIAL_CAVEAT}")
-        if not ledger.open_run(experiment, self._run_id, started, self._clock_name):
+        if not ledger.open_run(experiment, self._run_id, started, self._clock_name, self._code):
             self._ended = ledger.meta["status"]
             return
         stands = ledger.meta["epoch"], ledger.meta["status"]
@@ -225,7 +225,7 @@ class AggregatorService:
         checkpoint = ledger.load()
         self._port.purge_assignments()
         strategy = make_strategy(experiment, self._code)
-        strategy = protected(strategy, experiment, ledger.meta.get("noise_key"))
+        strategy = protected(strategy, experiment, *noise_of(ledger.meta))
         if Plan.of(experiment, strategy.sends, asks_of(strategy)).keeps_state:
             checkpoint.states = ledger.client_states()
         of_files = (
@@ -236,6 +236,8 @@ class AggregatorService:
         for name in of_files:
             if is_custom(name):
                 keep_code(name, self._code, self.folder)
+        if experiment.samples_secretly:
+            checkpoint.sampling_key = bytes.fromhex(ledger.meta["sampling_key"])
         if checkpoint.state is not None:
             buffered = f" and {len(checkpoint.buffered)} updates" if checkpoint.buffered else ""
             _log.info(f"resuming at version {checkpoint.version}{buffered}")

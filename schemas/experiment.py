@@ -26,6 +26,7 @@ from fluffle.schemas.algorithms import (
 from fluffle.schemas.decisions import check_decisions, check_names
 from fluffle.schemas.device_tables import HardwareTable, Trace
 from fluffle.schemas.extensions import PARTITION, UPDATE_STEP
+from fluffle.schemas.privacy import PrivacyTable, check_privacy
 from fluffle.schemas.schedules import Schedule
 from fluffle.schemas.steps import KINDS, Steps, remembers
 from fluffle.schemas.table import (
@@ -373,17 +374,6 @@ class CostTable(Table):
     currency: str = Field("USD", min_length=1, max_length=8)
 
 
-class PrivacyTable(Table):
-    """Central differential privacy for clients; see docs/privacy.md."""
-
-    #: Deltas longer than this (L2, over all trainable weights) are shortened to it (C).
-    clip_norm: Positive
-    #: The standard deviation of the noise on the sum of a buffer, in units of ``clip_norm`` (z).
-    noise_multiplier: Positive
-    #: The delta for which epsilon is reported: well below one in the number of clients.
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-
-
 class AdmissionTable(Table):
     """What no honest update exceeds: what does is rejected; see docs/security.md."""
 
@@ -460,8 +450,15 @@ class Experiment(Table):
         return min(3, self.concurrency + len(self.residents))
 
     @property
+    def samples_secretly(self) -> bool:
+        """Whether a cohort is drawn by chance that nobody can compute (Poisson sampling)."""
+        return self.privacy is not None and self.privacy.sampling is not None
+
+    @property
     def min_updates(self) -> int:
         """How many updates a deadline needs to close the buffer."""
+        if self.samples_secretly:
+            return 0  # whoever was chosen and sends nothing counts as zero
         return max(self.aggregation.min_updates, self.aggregation.least_updates(self.quorum))
 
     @property
@@ -577,6 +574,7 @@ class Experiment(Table):
                 f"privacy goes with {', '.join(able)}, whose sums no update moves by more than "
                 f"its length; not with {strategy}"
             )
+        check_privacy(self, info.context == STORED)
         if self.training.nesterov and not self.training.momentum:
             raise ValueError("training.nesterov needs training.momentum")
         return self

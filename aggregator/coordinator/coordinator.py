@@ -12,6 +12,7 @@ Phases and what moves them::
     RUNNING ──deadline otherwise──> RUNNING (extend, republish; with attempt + 1 if nothing at all
                                     has come, a resident has failed, or waiting does not help) or
                                     FINISHING (on_deadline = abort)
+    RUNNING ──a sampled cohort is settled (turns.py)──> RUNNING, version + 1
     RUNNING ──enough versions, accuracy, patience or minutes; nothing but failures──> FINISHING
     FINISHING ──FINAL_AGAIN_S──> FINISHING (publish the last version again, with attempt + 1)
     FINISHING ──final version evaluated, or FINAL_WAIT_S over──> DONE
@@ -132,7 +133,13 @@ class Coordinator:
         for version, folds in checkpoint.history:
             self._selector.observe(version, folds)
         self.turns = Turns(
-            experiment, run, checkpoint.turn, self.buffer.clients, states, self._selector
+            experiment,
+            run,
+            checkpoint.turn,
+            self.buffer.clients,
+            states,
+            self._selector,
+            checkpoint.sampling_key,
         )
         self._strategy = strategy
         self.admission = UpdateAdmission(experiment, run, strategy.sends, checkpoint)
@@ -334,6 +341,8 @@ class Coordinator:
             self._timers.restart_deadline(now)
 
     def _is_due(self) -> bool:
+        if self.experiment.samples_secretly:
+            return False  # the version waits for its whole cohort
         held = self.buffer.held
         enough = held.updates >= self.experiment.min_updates
         return enough and guarded("trigger", self._trigger, lambda: bool(self._trigger.due(held)))
@@ -377,11 +386,19 @@ class Coordinator:
                 version=self.version,
                 attempt=self._attempt,
                 final=final,
-                updates=self.updates,
+                updates=self._updates_told,
                 plan=self._plan,
                 tensors=tensors,
             )
         )
+
+    @property
+    def _updates_told(self) -> int:
+        """How many updates the versions count; their expectation where that is a secret."""
+        if not self.experiment.samples_secretly:
+            return self.updates
+        rate, clients = self.experiment.participation.sampling_rate, self.experiment.task.clients
+        return round(self.version * rate * clients)
 
     # ---- the end
 
@@ -420,6 +437,9 @@ class Coordinator:
             assignments = self.turns.issue(self.version, now)
             if assignments:
                 yield Assign(assignments, self.experiment.participation.assignment_deadline_s)
+            if self.turns.settled(self.version):
+                yield from self._step("quorum", now)
+                yield from self._issue(now)
 
     def _closed(self, update_id: str, now: float) -> Iterator[Effect]:
         if self.turns.close(update_id):

@@ -174,6 +174,8 @@ class Checkpoint:
     residents: dict[str, int] = field(default_factory=dict)
     #: The attempt to ask residents for: above those at this version that were used up for nothing.
     attempt: int = 0
+    #: The secret that cohorts are sampled by, where they are.
+    sampling_key: bytes | None = None
     #: Seconds that the run has taken before this start.
     elapsed_s: float = 0.0
     #: What each of the last versions was made of, the oldest first.

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TypeVar
 
+import numpy as np
+
 from fluffle.aggregator.coordinator.effects import Fold
+from fluffle.aggregator.mechanisms.noise import uniforms
 from fluffle.aggregator.selections.base import Counted, Moment, Selection, learns
 from fluffle.aggregator.selections.registry import make_selection
 from fluffle.schemas import Experiment, UserError
@@ -16,6 +19,15 @@ Arrival = Callable[[str, float], float]
 
 NEVER = float("inf")
 T = TypeVar("T")
+
+
+def sample_cohort(key: bytes, version: int, clients: int, rate: float) -> list[str]:
+    """Each client by itself with this probability (Poisson sampling), in client order.
+
+    A function of the key, which is a secret, and of the version: a restart draws the same.
+    """
+    drawn = uniforms(key, f"cohort:{version}", clients)
+    return [str(client) for client in np.flatnonzero(drawn < rate)]
 
 
 class Selector:

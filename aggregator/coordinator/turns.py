@@ -8,13 +8,18 @@ client, or the same one with another turn's seed, would make other bytes.
 
 Who is chosen is the selection's to say, among those who are there and not at work. Where they are
 too few the turns wait: for the next who comes (``next_call``), or is done, or the next version.
+
+With ``privacy.sampling`` a cohort is drawn by a secret instead, each client by itself; nobody is
+replaced, and the version is made once all of them have answered, failed or are overdue::
+
+    sampled(version) ──answered, failed, overdue──> one fewer open ──none open──> settled: step
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
-from fluffle.aggregator.coordinator.selection import NEVER, Selector
+from fluffle.aggregator.coordinator.selection import NEVER, Selector, sample_cohort
 from fluffle.schemas import Assignment, ClientUpdate, Experiment, Plan, Run
 from fluffle.schemas.messages import INITIALISE, assignment_id, state_name
 
@@ -30,11 +35,13 @@ class Turns:
         contributed: Sequence[str],
         states: Mapping[str, str] | None = None,
         selector: Selector | None = None,
+        sampling_key: bytes | None = None,
     ) -> None:
         """
         contributed: who is in the open buffer.
         states: where clients keep state, what each one's last folded update left it with.
         selector: by default that of the experiment, for whom everybody is always there.
+        sampling_key: the secret that cohorts are sampled by, where they are.
         """
         #: The next turn to be issued.
         self.next = self.first = max(next_turn, INITIALISE + 1)
@@ -50,6 +57,9 @@ class Turns:
         self._states = None if states is None else dict(states)
         self._selector = selector or Selector(experiment)
         self._in_buffer = set(contributed)
+        self._sampling_key = sampling_key
+        #: The version whose cohort has been sampled.
+        self._sampled = -1
         #: Whether there is a turn that nobody is there for.
         self._waits = False
 
@@ -88,6 +98,10 @@ class Turns:
         if not self._cohort_mode:
             return True
         return update.base_version == version and self._cohort.get(update.client) is False
+
+    def settled(self, version: int) -> bool:
+        """Whether a cohort that was sampled for this version has nobody at work any more."""
+        return self._sampled == version and not self.open
 
     def superseded(self, update: ClientUpdate) -> bool:
         """Whether it went on from a state that its client has gone on from since. A site's state
@@ -157,6 +171,8 @@ class Turns:
         return issued
 
     def _issue_cohort(self, version: int, now: float) -> list[Assignment]:
+        if self._sampling_key is not None:
+            return self._issue_sampled(self._sampling_key, version, now)
         wanted, issued = self._experiment.concurrency, []
         if self.next == self.first:
             for client in self._selector.choose(
@@ -175,6 +191,19 @@ class Turns:
                 break
             self._cohort.setdefault(chosen[0], False)
             issued.append(self._open(chosen[0], version, now))
+        return issued
+
+    def _issue_sampled(self, key: bytes, version: int, now: float) -> list[Assignment]:
+        """The turns of a cohort that nobody can compute, whoever is there. Nobody is replaced."""
+        if self._sampled == version:
+            return []
+        self._sampled = version
+        issued, rate = [], self._experiment.participation.sampling_rate
+        for client in sample_cohort(key, version, self._experiment.task.clients, rate):
+            if self._cohort.setdefault(client, False):
+                self.next += 1  # contributed before the restart: its turn is spent
+            else:
+                issued.append(self._open(client, version, now))
         return issued
 
     def _choose(self, version: int, now: float, taken: Container[str]) -> list[str]:

@@ -19,13 +19,21 @@ depend on anybody's data; ``caveats`` says what in a run may have made it.
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import secrets
-from collections import Counter
+from collections.abc import Mapping
 from math import sqrt
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fluffle.aggregator.ledger import sums
 from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.mechanisms.base import Sensitivity
+from fluffle.aggregator.mechanisms.noise import KEY_BYTES, NoiseSource, from_seed, from_system
+from fluffle.aggregator.mechanisms.registry import column_of
 from fluffle.schemas import Experiment, UserError
 
 #: Which runs are neighbours, wherever epsilon is shown.
@@ -64,6 +72,16 @@ def caveats(ledger: LedgerReader) -> list[str]:
     found = []
     if ledger.latest_version() >= 0 and not ledger.count("updates WHERE version = 0"):
         found.append(INITIAL_CAVEAT)
+    if experiment.samples_secretly:
+        found.append(
+            "epsilon counts on nobody knowing who was chosen: it holds against who sees models, "
+            "and not against workers and the broker, who see turns"
+        )
+    if experiment.participation.selection not in ("uniform", "min-separation"):
+        found.append(
+            f"clients are chosen by {experiment.participation.selection}: if that looks at what "
+            "came of their data, the schedule depends on it"
+        )
     if failed := sums.failures(ledger):
         found.append(
             f"{failed} trainings failed and others took their turns: a training that diverges "
@@ -76,6 +94,12 @@ def caveats(ledger: LedgerReader) -> list[str]:
             f"{late} versions were closed by the deadline and {dropouts} turns were overdue: if "
             "durations depend on data, so does the schedule"
         )
+    clipped = ("too_long", "not_finite", "too_many_examples")
+    if refused := sum(n for reason, n in sums.rejected(ledger).items() if reason in clipped):
+        found.append(
+            f"{refused} updates were rejected for what was in them: the schedule depended on data "
+            "(admission.norm_factor = 0 leaves long updates to clipping)"
+        )
     if experiment.participation.mode == "concurrent" or experiment.participation.over_selection > 1:
         found.append(
             "who is in a version follows from how fast clients are: if durations depend on data (a "
@@ -84,15 +108,50 @@ def caveats(ledger: LedgerReader) -> list[str]:
     return found
 
 
-def new_key(experiment: Experiment, clock: str) -> str:
-    """The secret that a run's noise is made from: 32 hexadecimal digits.
+def new_secrets(experiment: Experiment, clock: str, code: Path | None = None) -> dict[str, str]:
+    """What a run with ``[privacy]`` begins with, for its ledger. Raises: UserError.
 
-    Under the virtual clock a function of the seed: a simulation can be repeated, and hides nothing.
+    noise_column: how noise is correlated. noise_seed: what it is made from, where it can be made
+    again; sampling_key: what cohorts are drawn by. Under the virtual clock both are functions of
+    the seed: a simulation can be repeated, and hides nothing.
     """
-    if clock == "virtual":
-        text = f"noise:{experiment.experiment.seed}"
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
-    return secrets.token_hex(16)
+    table = experiment.privacy
+    assert table is not None
+    found = {"noise_column": json.dumps(column_of(experiment, code))}
+    wanted = {
+        "noise_seed": clock == "virtual" or table.noise == "seeded",
+        "sampling_key": experiment.samples_secretly,
+    }
+    for name in (name for name, needed in wanted.items() if needed):
+        text = f"{name}:{experiment.experiment.seed}"
+        virtual = hashlib.sha256(text.encode()).hexdigest()
+        found[name] = virtual if clock == "virtual" else secrets.token_hex(KEY_BYTES)
+    return found
+
+
+def noise_of(meta: Mapping[str, str], again: bool = False) -> tuple[NoiseSource, tuple[float, ...]]:
+    """Where a run's noise comes from, and its column.
+
+    again: it has to be the noise that the run has had. Raises: UserError.
+    """
+    if "noise_key" in meta:
+        raise UserError(
+            "this private run was begun by an earlier version of Fluffle, whose noise came from "
+            "another generator: use that version for it"
+        )
+    column = _column(meta)
+    if "noise_seed" in meta:
+        return from_seed(bytes.fromhex(meta["noise_seed"])), column
+    if again and "noise_column" in meta:
+        raise UserError(
+            "the noise of this private run came from the operating system and is kept nowhere, so "
+            "its versions cannot be recomputed: privacy.noise = 'seeded' is for runs that can"
+        )
+    return from_system(), column
+
+
+def _column(meta: Mapping[str, str]) -> tuple[float, ...]:
+    return tuple(json.loads(meta.get("noise_column", "[1.0]")))
 
 
 def epsilons(ledger: LedgerReader) -> list[tuple[int, float]]:
@@ -100,28 +159,53 @@ def epsilons(ledger: LedgerReader) -> list[tuple[int, float]]:
 
     Raises: UserError where dp-accounting is not installed.
     """
-    table = Experiment.stored(ledger.meta["experiment"]).privacy
+    experiment = Experiment.stored(ledger.meta["experiment"])
+    table = experiment.privacy
     if table is None:
         return []
     rows = ledger.query(
         "SELECT version, client, COUNT(*) FROM updates WHERE disposition = 'counted'"
         " AND version > 0 GROUP BY version, client ORDER BY version"
     )
-    squares: Counter[str] = Counter()
-    most: dict[int, int] = {}
-    largest = 0
+    if table.sampling is not None:
+        return _sampled(experiment, ledger.latest_version())
+    sensitivity = Sensitivity(_column(ledger.meta))
+    most: dict[int, float] = {}
+    largest = 0.0
     for version, client, times in rows:
-        squares[client] += times * times
-        largest = max(largest, squares[client])
+        largest = max(largest, sensitivity.add(client, version, times))
         most[version] = largest
-    known: dict[int, float] = {0: 0.0}
-    found, largest = [], 0
+    known: dict[float, float] = {0.0: 0.0}
+    found, largest = [], 0.0
     for version in range(1, ledger.latest_version() + 1):
         largest = most.get(version, largest)
         if largest not in known:
             known[largest] = epsilon(table.noise_multiplier / sqrt(largest), table.delta)
         found.append((version, known[largest]))
     return found
+
+
+def _sampled(experiment: Experiment, versions: int) -> list[tuple[int, float]]:
+    """Of Poisson sampling: every version may have had every client, with the same probability."""
+    table, accounting = experiment.privacy, require_accounting()
+    assert table is not None
+    event = accounting.PoissonSampledDpEvent(
+        experiment.participation.sampling_rate,
+        accounting.GaussianDpEvent(table.noise_multiplier),
+    )
+    accountant, log = accounting.rdp.RdpAccountant(), logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it tells of each order of Rényi's that it leaves out
+    try:
+        accountant.compose(event)
+    finally:
+        log.setLevel(level)
+    orders, of_one = np.array(accountant.orders), np.array(accountant.rdp)
+    epsilons = (
+        accounting.rdp.compute_epsilon(orders, of_one * version, table.delta)[0]
+        for version in range(1, versions + 1)
+    )
+    return [(version, float(value)) for version, value in enumerate(epsilons, 1)]
 
 
 def epsilon(noise_multiplier: float, delta: float) -> float:

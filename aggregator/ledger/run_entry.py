@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from fluffle.aggregator.ledger.arithmetic import arithmetic
 from fluffle.aggregator.ledger.database import Database, StaleLeader
 from fluffle.aggregator.ledger.leftovers import refuse_newer, refuse_without_run
-from fluffle.aggregator.ledger.privacy import new_key
+from fluffle.aggregator.ledger.privacy import new_secrets
 from fluffle.aggregator.ledger.same_run import difference_of
 from fluffle.schemas import Experiment, UserError
 
@@ -23,10 +24,16 @@ class RunEntry(Database):
     _entered: tuple[str, str] | None = None
 
     def open_run(
-        self, experiment: Experiment, run_id: str, run_started: int, clock: str = "real"
+        self,
+        experiment: Experiment,
+        run_id: str,
+        run_started: int,
+        clock: str = "real",
+        code: Path | None = None,
     ) -> bool:
         """Enter a new run, or check that the folder holds one of this experiment and clock.
 
+        code: the folder of a mechanism of one's own.
         True if there is something left to do: the run is not finished, or now stops later.
         Raises: UserError where it holds another experiment's, or files that its ledger has
         forgotten.
@@ -47,7 +54,7 @@ class RunEntry(Database):
                 self._set(run_id=run_id, run_started=run_started, epoch=0, status="running")
                 self._set(created_at=time.time())
                 if experiment.privacy is not None:
-                    self._set(noise_key=new_key(experiment, clock))
+                    self._set(**new_secrets(experiment, clock, code))
             self._entered = self.meta["epoch"], self.meta["status"]
         finished = self.meta["status"] == "finished"
         return not finished or stored != document

@@ -2,14 +2,20 @@
 Private Recurrent Language Models, arXiv 1710.06963, Algorithm 1 with flat clipping::
 
     Delta_k <- Delta_k min(1, C / |Delta_k|_2)
-    sum <- sum_k Delta_k + N(0, (z C)^2 I)
+    sum_t <- sum_k Delta_k + (noise of version t)
 
 and then any strategy that adds up what it accepts, each with a weight of one at most: no update can
 move its sum by more than C. The division by how many there are needs no noise, since that depends
 on nobody's data. ``fluffle.aggregator.ledger.privacy`` says what it comes to.
 
-The noise of a version is a function of the run's secret key and the number of the step, so that a
-version can be recomputed by who has the key, and by nobody else.
+The noise is y = S^-1 z of ``fluffle.aggregator.mechanisms``, with s the first column of S and
+z_t ~ N(0, (z C)^2 I)::
+
+    y_t = (z_t - sum_{i=1}^{b-1} s_i y_{t-i}) / s_0
+
+of which the last b - 1 are kept as ``server/noise_<i>/<tensor>``. The sum is rounded to
+2^-20 of the noise: its last bits would tell of what was added (Mironov 2012). All as a strategy is
+but for z, which comes from a source that nobody can know, or only who has the run's secret.
 """
 
 from __future__ import annotations
@@ -20,14 +26,18 @@ from typing import Literal
 
 import numpy as np
 
-from fluffle.aggregator.strategies.base import State, Strategy
+from fluffle.aggregator.mechanisms.noise import NoiseSource
+from fluffle.aggregator.strategies.base import State, Strategy, model_of
 from fluffle.aggregator.strategies.fold import Sum, blocks, squared_norm
-from fluffle.aggregator.strategies.operations import is_non_trainable
+from fluffle.aggregator.strategies.operations import is_exact, is_non_trainable
 from fluffle.schemas import ClientUpdate, Tensors, UserError
-from fluffle.schemas.tensors import FROZEN, Array
+from fluffle.schemas.tensors import FROZEN
 
 _STEPS = "server/private/steps"
+_NOISE = "server/noise"
 _SUM = "buffer/sum/"
+#: What a noisy sum is rounded to, in units of its noise.
+GRID = 2.0**-20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +49,12 @@ class Private:
     clip_norm: float
     #: z
     noise_multiplier: float
-    #: The run's secret.
-    key: int
+    #: Where z_t comes from.
+    noise: NoiseSource
+    #: The first column of S, of length 1.
+    column: tuple[float, ...] = (1.0,)
+    #: What a mean divides by, where how many took part is a secret; None: how many did.
+    expected: float | None = None
 
     @property
     def sends(self) -> Literal["delta", "weights"]:
@@ -68,17 +82,52 @@ class Private:
 
     def step(self, state: State) -> State:
         """Blur the sums, then step as the strategy."""
-        number = int(state[_STEPS])
-        rng = np.random.default_rng([self.key, number])
-        blurred = {
-            name: self._blurred(array, rng) if name.startswith(_SUM) else array
-            for name, array in state.items()
-        }
-        return {**self.inner.step(blurred), _STEPS: np.array(number + 1)}
+        number, blurred, kept = int(state[_STEPS]), self._complete(state), State()
+        for name, array in list(blurred.items()):
+            if name.startswith(_SUM):
+                tensor = name.removeprefix(_SUM)
+                noise = self._noise(state, number, tensor, array.shape)
+                blurred[name] = self._blurred(np.array(array, np.float64), noise)
+                if len(self.column) > 1:
+                    kept |= self._history(state, tensor, noise)
+        return {**self.inner.step(blurred), **kept, _STEPS: np.array(number + 1)}
 
-    def _blurred(self, array: Array, rng: np.random.Generator) -> Sum:
-        total = np.array(array, np.float64)
-        flat = total.reshape(-1)
-        for part in blocks(flat.size):
-            flat[part] += rng.normal(0.0, self.noise_multiplier * self.clip_norm, flat[part].shape)
-        return total
+    def _complete(self, state: State) -> State:
+        """The state; as if the expected number had come, where that is asked."""
+        if self.expected is None:
+            return dict(state)
+        sums = {
+            _SUM + key: np.zeros(model.shape)
+            for key, model in model_of(state).items()
+            if not is_exact(key, model)
+        }
+        count = np.array(self.expected)
+        return {**sums, **state, "buffer/updates": count, "buffer/weight": count}
+
+    def _noise(self, state: State, number: int, tensor: str, shape: tuple[int, ...]) -> Sum:
+        """y_t"""
+        found = np.empty(shape)
+        flat, std = found.reshape(-1), self.noise_multiplier * self.clip_norm
+        for i, part in enumerate(blocks(flat.size)):
+            flat[part] = std * self.noise(number, tensor, i, part.stop - part.start)
+            for lag, c in enumerate(self.column[1:], 1):
+                before = state.get(f"{_NOISE}_{lag}/{tensor}")
+                if before is not None:
+                    flat[part] -= c * np.asarray(before, np.float64).reshape(-1)[part]
+            flat[part] /= self.column[0]
+        return found
+
+    def _history(self, state: State, tensor: str, newest: Sum) -> State:
+        """The last noises, as the next step wants them: under 1 the newest."""
+        kept: State = {f"{_NOISE}_1/{tensor}": newest}
+        for lag in range(1, len(self.column) - 1):
+            before = state.get(f"{_NOISE}_{lag}/{tensor}")
+            if before is not None:
+                kept[f"{_NOISE}_{lag + 1}/{tensor}"] = before
+        return kept
+
+    def _blurred(self, total: Sum, noise: Sum) -> Sum:
+        """The sum and its noise, of which no bit is left below the grid."""
+        unit = 2.0 ** math.floor(math.log2(GRID * self.noise_multiplier * self.clip_norm))
+        total += noise
+        return np.rint(total / unit, out=total) * unit

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Literal, get_args, get_origin
 
 import fluffle.aggregator.strategies
+from fluffle.aggregator.mechanisms.noise import NoiseSource
 from fluffle.aggregator.strategies.base import Parameters, Strategy
 from fluffle.aggregator.strategies.custom import CustomParameters, custom_strategy
 from fluffle.aggregator.strategies.private import Private
@@ -42,16 +43,23 @@ def make_strategy(experiment: Experiment, code: Path | None = None) -> Strategy:
     return strategy
 
 
-def protected(strategy: Strategy, experiment: Experiment, noise_key: str | None) -> Strategy:
+def protected(
+    strategy: Strategy,
+    experiment: Experiment,
+    noise: NoiseSource,
+    column: tuple[float, ...] = (1.0,),
+) -> Strategy:
     """The strategy with the experiment's ``[privacy]``, if it has one.
 
-    noise_key: the run's secret, in hexadecimal digits.
+    noise, column: as ``fluffle.aggregator.ledger.privacy.noise_of`` has them for a run.
     """
     table = experiment.privacy
     if table is None:
         return strategy
-    assert noise_key is not None, "noise needs a secret"
-    return Private(strategy, table.clip_norm, table.noise_multiplier, int(noise_key, 16))
+    expected = None
+    if experiment.samples_secretly:
+        expected = experiment.participation.sampling_rate * experiment.task.clients
+    return Private(strategy, table.clip_norm, table.noise_multiplier, noise, column, expected)
 
 
 @cache

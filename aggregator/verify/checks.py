@@ -80,6 +80,8 @@ def versions_say_what_they_are_made_of(
         held = Held(experiment.quorum, counted, int(examples), set(map(str, range(clients))))
         if closed_by != "initial" and counted < experiment.min_updates:
             yield f"version {version} was closed by {closed_by} with only {counted} updates"
+        elif experiment.samples_secretly:
+            continue  # chance says how many there are
         elif closed_by == full and trigger is not None and not trigger.due(held):
             yield (
                 f"version {version} was closed by {closed_by} with only {counted} updates of "

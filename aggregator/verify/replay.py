@@ -18,6 +18,7 @@ from fluffle.aggregator.coordinator.admission import restored
 from fluffle.aggregator.coordinator.selection import client_order
 from fluffle.aggregator.ledger.archive import Place, read_kept
 from fluffle.aggregator.ledger.arithmetic import arithmetic
+from fluffle.aggregator.ledger.privacy import noise_of
 from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.aggregator.strategies.base import State, Strategy, model_of, update_spec
 from fluffle.aggregator.strategies.custom import CODE
@@ -79,7 +80,7 @@ def replay(ledger: LedgerReader) -> Replayed:
         done.elsewhere = " and ".join(made_on)
     try:
         strategy = make_strategy(experiment, ledger.folder / CODE)
-        strategy = protected(strategy, experiment, ledger.meta.get("noise_key"))
+        strategy = protected(strategy, experiment, *noise_of(ledger.meta, again=True))
         _replay(ledger, experiment, strategy, done)
     except Wrong as wrong:
         done.problem = str(wrong)

@@ -13,15 +13,16 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from fluffle.aggregator.coordinator.effects import Fold, MakeVersion
-from fluffle.aggregator.ledger.privacy import ADJACENCY, epsilon, epsilons
+from fluffle.aggregator.ledger.privacy import ADJACENCY, epsilon, epsilons, noise_of
 from fluffle.aggregator.ledger.summary import summarise
 from fluffle.aggregator.ledger.writer import Ledger
+from fluffle.aggregator.mechanisms.noise import from_seed
 from fluffle.aggregator.strategies.base import model_of
 from fluffle.aggregator.strategies.registry import make_strategy, protected
 from fluffle.display import print_summary
 from fluffle.schemas import ClientFailed, ClientUpdate, Experiment, Run, Tensors, UserError
 
-KEY = "ab" * 16
+KEY = b"ab" * 16
 PRIVACY = {"clip_norm": 2.0, "noise_multiplier": 0.5}
 
 
@@ -40,9 +41,9 @@ def update(delta: Tensors, examples: int = 7) -> ClientUpdate:
     )
 
 
-def stepped(given: Experiment, deltas: list[Tensors], key: str = KEY) -> list[Tensors]:
+def stepped(given: Experiment, deltas: list[Tensors], key: bytes = KEY) -> list[Tensors]:
     """The models of one version after another, a delta each."""
-    strategy = protected(make_strategy(given), given, key)
+    strategy = protected(make_strategy(given), given, from_seed(key))
     state = strategy.init({name: np.zeros_like(a) for name, a in deltas[0].items()})
     models = []
     for delta in deltas:
@@ -75,7 +76,7 @@ def test_the_noise_has_z_times_c_as_its_deviation_and_is_new_in_every_version() 
 def test_who_has_the_key_can_recompute_a_version_and_nobody_else() -> None:
     given, delta = experiment(), {"trainable/0": np.ones(10, np.float32)}
     one, same, other = (
-        stepped(given, [delta], key)[0]["trainable/0"] for key in (KEY, KEY, "cd" * 16)
+        stepped(given, [delta], key)[0]["trainable/0"] for key in (KEY, KEY, b"cd" * 16)
     )
     assert np.array_equal(one, same)
     assert not np.isclose(one, other).any()
@@ -152,19 +153,28 @@ def test_epsilon_follows_the_client_who_took_part_most(tmp_path: Path) -> None:
     ledger.close()
 
 
-def test_the_noise_of_a_real_run_is_made_from_a_secret_and_a_virtual_ones_from_the_seed(
+def test_only_where_it_is_asked_for_or_simulated_is_there_anything_to_make_the_noise_from(
     tmp_path: Path,
 ) -> None:
-    keys = []
-    for i, clock in enumerate(("real", "real", "virtual", "virtual")):
+    seeds = []
+    asked = [("real", "system"), *[("real", "seeded")] * 2, *[("virtual", "system")] * 2]
+    for i, (clock, noise) in enumerate(asked):
+        given = Experiment.model_validate({"privacy": {**PRIVACY, "noise": noise}})
         ledger = Ledger(tmp_path / str(i), durable=False)
-        ledger.open_run(experiment(), "run", 1, clock)
-        keys.append(ledger.meta["noise_key"])
-        assert ledger.open_run(experiment(), "run", 1, clock)
-        assert ledger.meta["noise_key"] == keys[-1], "a run that resumes keeps its key"
+        ledger.open_run(given, "run", 1, clock)
+        seeds.append(ledger.meta.get("noise_seed"))
+        assert ledger.open_run(given, "run", 1, clock)
+        assert ledger.meta.get("noise_seed") == seeds[-1], "a run that resumes keeps its secret"
         ledger.close()
-    assert len(set(keys)) == 3
-    assert keys[2] == keys[3]
+    # Then a run that nobody asked to be seeded keeps none, and virtual ones follow from the seed
+    assert seeds[0] is None
+    assert len({*seeds[1:]}) == 3
+    assert seeds[3] == seeds[4]
+
+
+def test_a_private_run_of_an_earlier_version_is_not_continued_with_other_noise() -> None:
+    with pytest.raises(UserError, match="begun by an earlier version"):
+        noise_of({"noise_key": "ab" * 16})
 
 
 # ---- what it stands on
@@ -177,7 +187,7 @@ def test_the_adjacency_is_zero_out_and_not_absence() -> None:
     zeroed = [ones[0]] * 5 + [{"trainable/0": np.zeros(1, np.float32)}] + [ones[0]] * 994
 
     def sums_of(deltas: list[Tensors]) -> np.ndarray[Any, Any]:
-        strategy = protected(make_strategy(given), given, KEY)
+        strategy = protected(make_strategy(given), given, from_seed(KEY))
         state, found = strategy.init({"trainable/0": np.zeros(1, np.float32)}), []
         for start in range(0, len(deltas) - 9, 10):
             before = model_of(state)["trainable/0"]

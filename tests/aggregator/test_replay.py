@@ -91,7 +91,7 @@ def test_compressed_updates_are_kept_as_they_came(tmp_path: Path) -> None:
 
 def test_central_noise_comes_out_again(tmp_path: Path) -> None:
     # Given a run whose sums are clipped and blurred, by a secret of its own
-    privacy = {"clip_norm": 1.0, "noise_multiplier": 0.5}
+    privacy = {"clip_norm": 1.0, "noise_multiplier": 0.5, "noise": "seeded"}
     federation = Federation(tmp_path, privacy=privacy, aggregation={"strategy": "fedbuff"})
     federation.answer(3)
     federation.die()
@@ -100,7 +100,7 @@ def test_central_noise_comes_out_again(tmp_path: Path) -> None:
     assert replayed(tmp_path).problem is None
     # When the secret is another
     ledger = Ledger(tmp_path)
-    ledger.query("UPDATE meta SET value = 'abc' WHERE key = 'noise_key'")
+    ledger.query(f"UPDATE meta SET value = '{'ab' * 32}' WHERE key = 'noise_seed'")
     # Then so are the weights
     assert "version 1 comes out with other weights" in (replay(ledger).problem or "")
 

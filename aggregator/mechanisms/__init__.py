@@ -1,0 +1,1 @@
+"""Mechanisms of central privacy: how the noise of versions is made, and how much it hides."""
