@@ -141,6 +141,18 @@ def _version(ledger: LedgerReader, text: str) -> int:
 
 def state_of(ledger: LedgerReader, client: str) -> Tensors:
     """What a client keeps after its last update that was counted. Raises: UserError."""
+    experiment = Experiment.stored(ledger.meta["experiment"])
+    if client in experiment.residents:
+        raise UserError(f"{client} is a site: what it keeps is in a folder there, and stays there")
+    if not (client.isdecimal() and int(client) < experiment.task.clients):
+        raise UserError(
+            f"--client {client}: the run's clients are 0 to {experiment.task.clients - 1}"
+        )
+    if not experiment.keeps_weights and experiment.training.algorithm in (None, "fedprox", "moon"):
+        raise UserError(
+            "the clients of this run keep no model of their own: that is what [weights] keep, or "
+            "training.algorithm = 'ditto', is for"
+        )
     name = ledger.client_states().get(client, "")
     states = ClientStates(ledger.folder / STATES)
     found = states.load(ledger.meta["run_id"], client, name) if name else None

@@ -65,7 +65,7 @@ ALGORITHMS: Mapping[str, type[Parameters]] = {
 #: Their clients keep something from one turn to the next.
 WITH_STATE = ("moon", "ditto")
 #: Strategies that bring their clients' algorithm with them.
-_OF_STRATEGY = ("scaffold", "fednova", "feddyn")
+OF_STRATEGY = ("scaffold", "fednova", "feddyn")
 
 
 def state_of(asks: Asks | None, algorithm: str | None, keep_state: bool | None) -> bool:
@@ -90,7 +90,7 @@ def check_algorithm(
         if parameters is not None:
             raise ValueError("[training.algorithm_parameters] say nothing without an algorithm")
         return
-    if strategy in _OF_STRATEGY and (name, strategy) != ("fedprox", "fednova"):
+    if strategy in OF_STRATEGY and (name, strategy) != ("fedprox", "fednova"):
         raise ValueError(
             f"{strategy} brings its clients' algorithm with it: remove training.algorithm"
         )
@@ -139,7 +139,7 @@ def check_fedrep(
 
 def refuse_unknown(name: str | None) -> None:
     """Raises: ValueError for an algorithm that nobody here can mean."""
-    if name in _OF_STRATEGY:
+    if name in OF_STRATEGY:
         raise ValueError(
             f"training.algorithm = {name!r} comes with its strategy: set aggregation.strategy = "
             f"{name!r} in its place"

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fluffle.aggregator.ledger import sums
+from fluffle.aggregator.ledger.personal import personal
 from fluffle.aggregator.ledger.privacy import privacy_of
 from fluffle.aggregator.ledger.reader import LedgerReader
 
@@ -47,6 +48,7 @@ def summarise(ledger: LedgerReader) -> dict[str, Any]:
             if name.startswith(CLIENT)
         }
         or None,
+        "personal": personal(ledger),
         "evaluated_version": evaluated,
         "wall_s": round(float(meta.get("elapsed_s", 0)), 3),
         "virtual_s": None,

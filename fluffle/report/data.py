@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fluffle.aggregator.ledger import sums
 from fluffle.aggregator.ledger.damage import blamed
+from fluffle.aggregator.ledger.personal import personal
 from fluffle.aggregator.ledger.privacy import epsilons, privacy_of
 from fluffle.aggregator.ledger.reader import LedgerReader
 from fluffle.export import CONFUSION
@@ -115,6 +116,8 @@ class Run:
     privacy: dict[str, Any] | None
     #: Shape (true classes, predicted classes); None where the last version's was not counted.
     confusion: Ints | None
+    #: Of clients' own models: mean, spread and the like; empty without any.
+    personal: Mapping[str, float]
     #: None where the folder has no events: only the virtual clock writes them.
     turns: Turns | None
 
@@ -160,6 +163,7 @@ def read_run(folder: Path, label: str) -> Run:
             epsilon=np.array([0.0, *(value for _, value in spent)] if spent else [], float),
             privacy=privacy_of(ledger),
             confusion=_confusion(folder / CONFUSION, ledger.latest_version()),
+            personal=personal(ledger) or {},
             turns=_turns(folder / "events.jsonl", elapsed_s),
         )
 

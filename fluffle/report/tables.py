@@ -43,6 +43,9 @@ def facts(runs: list[Run]) -> dict[str, list[str]]:
         "clients' spread": _mean(
             lambda run: _last(run.evaluations.client_std), partial(_percents, unit="points")
         ),
+        "own models, mean": _personal("accuracy_mean"),
+        "own models, worst client": _personal("accuracy_worst"),
+        "own models' spread": _personal("accuracy_std", "points"),
         "versions": _mean(lambda run: len(run.versions.made_s) - 1, _counts),
         "updates counted": _mean(lambda run: float(run.versions.updates[-1]), _counts),
         "time": _times,
@@ -252,6 +255,11 @@ def _last(values: Floats) -> float | None:
     """The last of these that was measured."""
     measured = values[np.isfinite(values)]
     return float(measured[-1]) if len(measured) else None
+
+
+def _personal(name: str, unit: str = "%") -> Callable[[Series], str]:
+    """Of clients' own models."""
+    return _mean(lambda run: run.personal.get(name), partial(_percents, unit=unit))
 
 
 # ---- forms

@@ -100,6 +100,13 @@ def test_clients_differ_in_the_summary_and_in_the_table(finished: Path) -> None:
 
 
 @pytest.mark.tensorflow
+def test_a_client_without_a_model_of_its_own_is_said(finished: Path) -> None:
+    result = run("export", finished, "--client", 1)
+    assert isinstance(result.exception, UserError)
+    assert "keep no model of their own" in str(result.exception)
+
+
+@pytest.mark.tensorflow
 def test_a_saved_model_takes_raw_inputs(finished: Path, tmp_path: Path) -> None:
     import tensorflow as tf
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner, Result
 
 pytest.importorskip("tensorflow")
 
@@ -15,15 +17,18 @@ import keras
 from keras import layers
 
 from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.ledger.summary import summarise
 from fluffle.aggregator.ledger.writer import Ledger
-from fluffle.export import read_weights, state_of
+from fluffle.commands.app import app
+from fluffle.export import state_of
 from fluffle.schemas import Experiment, Plan, Tensors, UserError
 from fluffle.schemas.tensors import FROZEN, model_groups
 from fluffle.simulation.virtual import VirtualRun
 from fluffle.worker.services.client_state import ClientStates
-from fluffle.worker.tasks.registry import TASKS
+from fluffle.worker.tasks.registry import TASKS, load_task
 from fluffle.worker.tasks.task import Examples, Task
 from fluffle.worker.training.per_plan import make_trainer
+from fluffle.worker.training.saving import keras_model
 from fluffle.worker.training.trial import check
 
 pytestmark = pytest.mark.tensorflow
@@ -163,6 +168,12 @@ def test_personal_layers_stay_with_the_client(tmp_path: Path) -> None:
     )
     ledger.close()
     assert "personal_accuracy" in told
+    # And the summary has them over all clients
+    reader = LedgerReader(tmp_path / "a")
+    personal = summarise(reader)["personal"]
+    reader.close()
+    assert 2 <= personal["clients"] <= 4
+    assert personal["accuracy_worst"] <= personal["accuracy_mean"] <= 1
 
 
 def test_what_is_frozen_is_not_trained_and_keeps_its_statistics() -> None:
@@ -208,28 +219,63 @@ def test_what_does_not_go_with_personal_weights_is_refused() -> None:
         Experiment.model_validate(document)
 
 
-def test_a_clients_own_model_can_be_exported(tmp_path: Path) -> None:
-    # Given a run with personal heads, and what its clients keep beside it
-    from fluffle.worker.training.saving import keras_model
+def export(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
 
+
+def test_a_clients_own_model_can_be_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # TensorFlow is in use in this process, and a command would set it up.
+    monkeypatch.setattr("fluffle.worker.training.runtime._configured", True)
+    # Given a run with personal heads, and what its clients keep beside it
     document = tables("blobs", {"keep": ["head/*"]})
     tensors, _ = run(document, tmp_path)
     # When the models of two clients are made of them
-    plan = Plan.of(Experiment.model_validate(document), "delta")
-    ledger = LedgerReader(tmp_path)
-    models = [
-        keras_model(plan, read_weights(ledger, "last").tensors, state_of(ledger, client))
-        for client in ("0", "1")
-    ]
+    models = []
+    for client in ("0", "1"):
+        result = export(tmp_path, "--client", client)
+        assert result.exit_code == 0, result.output
+        models.append(keras.models.load_model(result.output.strip()))
     # Then the heads are their own, and all else is the run's
-    first, second = (model.get_layer("head").get_weights()[0] for model in models)
-    assert (first != second).any()
-    for model in models:
-        kernel = model.layers[0].get_weights()[0]
-        np.testing.assert_array_equal(kernel, tensors["trainable/dense/kernel"])
-    with pytest.raises(UserError, match="nothing of client 9 is kept"):
-        state_of(ledger, "9")
+    ledger = LedgerReader(tmp_path)
+    for client, model in enumerate(models):
+        kernel, bias = model.get_layer("head").get_weights()
+        kept = state_of(ledger, str(client))
+        np.testing.assert_array_equal(kernel, kept["personal/trainable/head/kernel"])
+        np.testing.assert_array_equal(bias, kept["personal/trainable/head/bias"])
+        first = model.layers[0].get_weights()[0]
+        np.testing.assert_array_equal(first, tensors["trainable/dense/kernel"])
     ledger.close()
+    # And where there is none, a line says so
+    shutil.rmtree(tmp_path / "clients")
+    for client, why in [("9", "clients are 0 to 3"), ("1", "its state is at the worker that")]:
+        result = export(tmp_path, "--client", client)
+        assert isinstance(result.exception, UserError)
+        assert why in str(result.exception)
+
+
+@pytest.mark.parametrize("kind", ["layers", "ditto"])
+def test_a_client_measures_its_own_model_on_examples_like_its_own(kind: str) -> None:
+    # Given personal layers, or Ditto's whole personal model
+    document = tables("blobs", {"keep": ["head/*"]})
+    if kind == "ditto":
+        del document["weights"]
+        document["training"] |= {"algorithm": "ditto"}
+    document["evaluation"]["by_client"] = True
+    plan = Plan.of(Experiment.model_validate(document), "delta")
+    trainer = make_trainer(plan)
+    # When a client has trained
+    found = trainer.train(trainer.initial(), "1", 1, None, {})
+    # Then it says what Keras finds of its model, label by label, each as frequent as at the client
+    model = keras_model(plan, found.tensors, found.state)
+    right = model.predict(X, verbose=0).argmax(axis=1) == Y
+    own = Y[load_task(plan).client_indices("1")]
+    expected = np.mean([right[label == Y].mean() for label in own])
+    assert found.metrics["personal_accuracy"] == pytest.approx(expected, abs=1e-6)
+    # And it is another model than the one that is shared
+    shared = trainer.evaluate(found.tensors)[0]["loss"]
+    assert abs(found.metrics["personal_loss"] - shared) > 1e-3
 
 
 def test_an_error_about_a_weight_names_its_layer() -> None:

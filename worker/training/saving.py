@@ -13,12 +13,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fluffle.schemas import Plan, Tensors
+from fluffle.schemas import Plan, Tensors, UserError
 from fluffle.schemas.tensors import spec
 from fluffle.worker.tasks.losses import compile_model
 from fluffle.worker.tasks.registry import load_task
 from fluffle.worker.tasks.structure import mapped
 from fluffle.worker.tasks.task import Task, examples_of
+from fluffle.worker.training.algorithms.registry import algorithm_of
 from fluffle.worker.training.building import seeded
 from fluffle.worker.training.keras_optimizers import of_keras
 from fluffle.worker.training.local_state import use_statistics
@@ -35,11 +36,20 @@ def keras_model(plan: Plan, weights: Tensors, state: Tensors | None = None) -> k
     task = load_task(plan)
     with seeded(plan.seed):  # as every trainer: what is drawn and is no weight, too
         model = task.model()
+    keeps = False
     if plan.weights is not None:
-        weights = Travel(plan.weights, model).inward(weights, state)
+        travel = Travel(plan.weights, model)
+        weights, keeps = travel.inward(weights, state), travel.keeps
+    if state is not None:
+        own = algorithm_of(plan).personal_model(state)
+        if not own and not keeps:
+            raise UserError(
+                "the clients of this run keep no model of their own: that is what [weights] keep, "
+                "or training.algorithm = 'ditto', is for"
+            )
+        weights = own or weights
     variables = [*parameters_of(model), *values_of(model)]
-    own = payload(model)
-    if spec(own) != spec(weights):
+    if spec(payload(model)) != spec(weights):
         raise ValueError(f"these weights do not fit the model of {plan.task.name}")
     tables = tables_of(model)
     if tables is not None and not np.array_equal(tables, [*weights.values()][-1]):

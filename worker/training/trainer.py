@@ -139,15 +139,19 @@ class Trainer:
         trained = self._train(whole, streams, epochs)
         optimizer = self._local_optimizer.kept()
         personal: Tensors = {}
+        own: Tensors = {}
         if self._travel is not None:
             personal = self._travel.personal(trained.tensors)
-            metrics = trained.metrics | self._personal_metrics(client, trained.tensors)
-            sent = self._travel.outward(trained.tensors)
-            trained = replace(trained, tensors=sent, metrics=metrics)
+            own = trained.tensors if personal else {}
+            trained = replace(trained, tensors=self._travel.outward(trained.tensors))
         after = self._trying(lambda: self._algorithm.after(turn_of, trained.tensors))
-        seconds = time.perf_counter() - started
+        own = self._trying(lambda: self._algorithm.personal_model(after.keep)) or own
         return replace(
-            trained, extra=after.send, state=after.keep | optimizer | personal, seconds=seconds
+            trained,
+            metrics=trained.metrics | self._personal_metrics(client, own),
+            extra=after.send,
+            state=after.keep | optimizer | personal,
+            seconds=time.perf_counter() - started,
         )
 
     def _turn(
@@ -179,9 +183,10 @@ class Trainer:
         return base if self._travel is None else self._travel.inward(base, state)
 
     def _personal_metrics(self, client: str, whole: Tensors) -> dict[str, float]:
-        """How the client's own model does on test examples like its own, where that is asked."""
-        asked = self._plan.evaluation.by_client and client.isdecimal()
-        if not asked or self._travel is None or not self._travel.keeps:
+        """How the client's own model does on test examples like its own, where that is asked and
+        there is one. What a site measures stays there.
+        """
+        if not (self._plan.evaluation.by_client and client.isdecimal() and whole):
             return {}
         own = ByClient(self._task, self._test_indices, only=int(client))
         function, execution = self._evaluation

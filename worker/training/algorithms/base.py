@@ -108,6 +108,12 @@ class Algorithm:
         """
         return gradients
 
+    def personal_model(self, kept: Tensors) -> Tensors:
+        """The client's own model within what it keeps, named as the global one; none by default.
+        It is what ``evaluation.by_client`` measures of the client, and what is exported of it.
+        """
+        return {}
+
     def after(self, turn: Turn, local: Tensors) -> After:
         """What follows from ``local``, the model that came of the training."""
         return After()

@@ -46,9 +46,13 @@ class Ditto(Algorithm):
     def after(self, turn: Turn, local: Tensors) -> After:
         """Train v_k, and keep it."""
         whole = model_groups(turn.base)
-        kept = {k.removeprefix(_OWN): a for k, a in (turn.state or {}).items() if _OWN in k}
+        kept = self.personal_model(turn.state or {})
         own = turn.local_training({**whole, **kept}, self._given(turn, self._pull))
         return After(keep={_OWN + name: array for name, array in own.items()})
+
+    def personal_model(self, kept: Tensors) -> Tensors:
+        """v_k"""
+        return {k.removeprefix(_OWN): a for k, a in kept.items() if k.startswith(_OWN)}
 
     def _given(self, turn: Turn, pull: float) -> Given:
         return {"anchor": group("trainable", turn.base), "pull": [np.array(pull, np.float32)]}
