@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fluffle.schemas.extensions import MECHANISM
-from fluffle.schemas.table import Parameters, Positive, Table
+from fluffle.schemas.table import Fraction, OnlyWith, Parameters, Positive, Table
 
 if TYPE_CHECKING:
     from fluffle.schemas.experiment import Experiment
@@ -21,8 +21,20 @@ MECHANISMS = ("gaussian", "banded-mf")
 class PrivacyTable(Table):
     """Central differential privacy for clients; see docs/privacy.md."""
 
-    #: Deltas longer than this (L2, over all trainable weights) are shortened to it (C).
+    #: Deltas longer than this (L2, over all trainable weights) are shortened to it (C); with
+    #: clip_quantile it is what C begins with.
     clip_norm: Positive
+    #: update: a delta is shortened as a whole. tensor: each of its m tensors by itself, to
+    #: clip_norm / sqrt(m).
+    clip_by: Literal["update", "tensor"] = "update"
+    #: C follows this quantile of the deltas' lengths (0.5: their median; arXiv 1905.03871).
+    #: Default: C stays.
+    clip_quantile: Fraction | None = None
+    #: How fast it follows: C changes by a factor of exp(clip_rate) at most, but for noise.
+    clip_rate: Annotated[Positive, OnlyWith("clip_quantile")] = 0.2
+    #: The standard deviation of the noise on how many deltas are shorter than C. More of it asks
+    #: for less noise on the deltas. Default: a twentieth of the quorum, noise_multiplier at least.
+    clip_bit_noise: Annotated[Positive | None, OnlyWith("clip_quantile")] = None
     #: The standard deviation of the noise on the sum of a buffer, in units of ``clip_norm`` (z).
     noise_multiplier: Positive
     #: The delta for which epsilon is reported: well below one in the number of clients.
@@ -45,6 +57,15 @@ class PrivacyTable(Table):
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:
+        if self.clip_quantile is not None and self.clip_by == "tensor":
+            raise ValueError(
+                "privacy.clip_quantile is about whole deltas: not with clip_by = 'tensor'"
+            )
+        if self.clip_bit_noise is not None and self.clip_bit_noise <= self.noise_multiplier / 2:
+            raise ValueError(
+                "privacy.clip_bit_noise has to be above half of privacy.noise_multiplier: with "
+                "less the lengths alone would reveal what is allowed for all"
+            )
         if self.parameters is not None and self.mechanism in MECHANISMS:
             raise ValueError(
                 "[privacy.parameters] are for a mechanism of your own, and "

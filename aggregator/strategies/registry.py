@@ -17,6 +17,7 @@ from typing import Literal, get_args, get_origin
 import fluffle.aggregator.strategies
 from fluffle.aggregator.mechanisms.noise import NoiseSource
 from fluffle.aggregator.strategies.base import Parameters, Strategy
+from fluffle.aggregator.strategies.clipping import Adaptive
 from fluffle.aggregator.strategies.custom import CustomParameters, custom_strategy
 from fluffle.aggregator.strategies.private import Private
 from fluffle.schemas import Experiment, UserError
@@ -59,7 +60,20 @@ def protected(
     expected = None
     if experiment.samples_secretly:
         expected = experiment.participation.sampling_rate * experiment.task.clients
-    return Private(strategy, table.clip_norm, table.noise_multiplier, noise, column, expected)
+    adaptive = None
+    if table.clip_quantile is not None:
+        bit_noise = table.clip_bit_noise or max(experiment.quorum / 20, table.noise_multiplier)
+        adaptive = Adaptive(table.clip_quantile, table.clip_rate, bit_noise)
+    return Private(
+        strategy,
+        table.clip_norm,
+        table.noise_multiplier,
+        noise,
+        column,
+        by_tensor=table.clip_by == "tensor",
+        adaptive=adaptive,
+        expected=expected,
+    )
 
 
 @cache
