@@ -48,7 +48,12 @@ class Examples(Trigger):
         return held.examples >= self._examples
 
     def check(self, experiment: Experiment) -> None:
-        """Raises: ValueError for a quorum, which would say nothing."""
+        """Raises: ValueError for a quorum, which would say nothing, and where a run might stall."""
+        if not experiment.task.clients and experiment.aggregation.on_deadline == "extend":
+            raise ValueError(
+                "sites count once for a version, and may not have so many examples together: with "
+                "trigger = 'examples' and sites alone set on_deadline to 'step' or 'abort'"
+            )
         if experiment.aggregation.quorum is not None:
             raise ValueError("aggregation.quorum says nothing beside trigger = 'examples'")
 

@@ -144,6 +144,17 @@ def test_verify_finds_a_version_that_its_trigger_would_not_have_closed(tmp_path:
             "quorum says nothing",
         ),
         (
+            {
+                "task": {"clients": 0},
+                "participation": {"residents": ["a", "b"]},
+                "aggregation": {
+                    **{"trigger": "examples", "trigger_parameters": {"examples": 3}},
+                    "on_deadline": "extend",
+                },
+            },
+            "sites count once",
+        ),
+        (
             {"participation": {"mode": "cohort"}, "aggregation": {"trigger": "clients"}},
             "goes with participation.mode = 'concurrent'",
         ),

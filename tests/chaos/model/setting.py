@@ -185,7 +185,8 @@ def _trigger(seed: int, tables: dict[str, Any]) -> dict[str, Any]:
         return {}
     if separated or random.random() < 0.7:
         return {}
-    if random.random() < 0.5:
+    stalls = not tables["task"]["clients"] and aggregation["on_deadline"] == "extend"
+    if random.random() < 0.5 or stalls:
         return {"trigger": "clients"}
     del aggregation["quorum"]
     aggregation["min_updates"] = 1
