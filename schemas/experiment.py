@@ -321,6 +321,10 @@ class ParticipationTable(Table):
     #: turn. That is known under the virtual clock; else turns go to any client. false: always to
     #: any, and who is away holds its turn until it is back.
     only_available: bool = True
+    #: Stop trainings whose base has become too old to count: beyond aggregation.max_staleness (with
+    #: ringmaster R - 1, which makes it Algorithm 5), in a cohort when its version is over. The turn
+    #: goes on at once with the newest model; a cohort's is over.
+    stop_stale: bool = False
     #: An assignment that brings nothing within this time is a dropout.
     assignment_deadline_s: Positive = 600.0
     #: A client rests between its turns for a time drawn uniformly from [low, high] seconds.
@@ -466,6 +470,13 @@ class Experiment(Table):
         """Updates staler than this are rejected; None if none is too stale."""
         return self.aggregation.staleness_limit
 
+    @property
+    def stops_beyond(self) -> int | None:
+        """A base more than so many versions old is not trained any longer; None: all are."""
+        if not self.participation.stop_stale:
+            return None
+        return 0 if self.participation.mode == "cohort" else self.max_staleness
+
     @model_serializer(mode="wrap")
     def _what_counts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the keys that do not count, so that what is written can be read again."""
@@ -522,6 +533,11 @@ class Experiment(Table):
                 "it 1"
             )
         self.aggregation.check(self)
+        if self.participation.stop_stale and self.stops_beyond is None:
+            raise ValueError(
+                "participation.stop_stale needs aggregation.max_staleness: without it no update is "
+                "too old to count"
+            )
         check_decisions(self)
         training = self.training
         check_algorithm(
@@ -637,6 +653,8 @@ class Plan(Table):
     update: Steps | None = None
     #: Which weights travel.
     weights: WeightsTable | None = None
+    #: A training is stopped where its base is more than so many versions older than the newest.
+    stops_beyond: int | None = Field(None, ge=0, le=2**53)
 
     @property
     def keeps_state(self) -> bool:
@@ -674,6 +692,7 @@ class Plan(Table):
             asks=asks,
             update=experiment.update,
             weights=experiment.weights,
+            stops_beyond=experiment.stops_beyond,
         )
 
     def admits(self, client: str) -> bool:

@@ -6,6 +6,7 @@ waits for only adds up, and an event is scheduled where it needs the world, or a
     assigned ─(rest, availability)─> event: it fetches the newest model, its base
        begin ─(download)─(training)─> event: the loop waits for the real result here
      trained ─(upload)─> event: submitted to the updates queue
+    a newer version makes the base too old ─> no more of that training: the turn goes on now
     lost turns end in an event "lost", without real training: nobody would see its result
 """
 
@@ -31,7 +32,7 @@ from fluffle.schemas import (
 from fluffle.schemas.codec import encoded_size
 from fluffle.schemas.errors import contained
 from fluffle.simulation.events import EventLog, Events
-from fluffle.simulation.pool import Pool
+from fluffle.simulation.pool import Job, Pool
 from fluffle.worker.devices import DeviceOutcome
 from fluffle.worker.services.answers import (
     Account,
@@ -53,10 +54,13 @@ from fluffle.worker.services.turn import (
     Initialise,
     Pause,
     Report,
+    Stopped,
     Submit,
     Train,
     Turn,
     Wait,
+    is_newer,
+    is_too_old,
     turn_of,
 )
 from fluffle.worker.tasks.registry import load_task, trying
@@ -103,6 +107,17 @@ class InFlight:
         self.waited = True
 
 
+@dataclass(frozen=True, slots=True)
+class AtWork:
+    """A training whose result is not due yet."""
+
+    turn: InFlight
+    base: GlobalModel
+    #: When it is due, as ``Events`` numbers it.
+    event: int
+    job: Job[Any]
+
+
 class Clients:
     """All clients of a run, and whoever works for them."""
 
@@ -135,12 +150,37 @@ class Clients:
         self._tasks = PerPlan(_countable_task)
         #: When each client's device is free again: it does one thing at a time.
         self._free_at: dict[str, float] = {}
+        #: Who is at work on a training that may be stopped.
+        self._training: dict[str, AtWork] = {}
         #: The newest one; None before version 0.
         self.model: GlobalModel | None = None
 
     def free_at(self, client: str) -> float:
         """When this client's device is free, as far as it has turns."""
         return self._free_at.get(client, 0.0)
+
+    def give(self, model: GlobalModel) -> None:
+        """A newer model; trainings whose base it makes too old stop now."""
+        self.model = model
+        for client in [c for c in self._training if self.will_stop(c, model.version)]:
+            at_work = self._training.pop(client)
+            turn = at_work.turn
+            self._events.cancel(at_work.event)
+            self._pool.abandon(at_work.job)
+            turn.at = self._free_at[client] = self._events.now
+            if turn.begun is not None:
+                self._tell_lost("stopped", 0, turn.begun.download)
+                turn.begun = None
+            version, number = at_work.base.version, turn.assignment.turn
+            self._log.note("stopped", client=client, turn=number, version=version)
+            self._go_on(turn, Stopped())
+
+    def will_stop(self, client: str, version: int) -> bool:
+        """Whether this client's training stops once there is this version."""
+        at_work = self._training.get(client)
+        return at_work is not None and is_too_old(
+            at_work.base, at_work.turn.assignment.run.run_id, version
+        )
 
     def take(self, delivery: Delivery) -> None:
         """A turn begins now."""
@@ -162,7 +202,8 @@ class Clients:
             reply = None
             match step:
                 case Fetch(seen):  # models come before their turns here: there is no other
-                    reply = self.model if seen is None else None
+                    newer = self.model is not None and is_newer(self.model, seen)
+                    reply = self.model if newer else None
                 case Wait(seconds):
                     turn.wait(seconds)
                 case Begin(model, outcome):
@@ -191,10 +232,10 @@ class Clients:
                         return
                     self._answer(turn, step)
 
-    def _later(self, turn: InFlight, at: float, reply: Callable[[], Any]) -> None:
-        """The turn goes on at this time, with this reply."""
+    def _later(self, turn: InFlight, at: float, reply: Callable[[], Any]) -> int:
+        """The turn goes on at this time, with this reply; its number among the events."""
         turn.at, turn.waited = at, False
-        self._events.at(at, lambda: self._go_on(turn, reply()))
+        return self._events.at(at, lambda: self._go_on(turn, reply()))
 
     # ---- steps
 
@@ -257,6 +298,7 @@ class Clients:
         job = self._pool.submit(trained_at, work)
 
         def trained() -> ClientUpdate | BaseException:
+            self._training.pop(step.assignment.client, None)
             try:
                 update, kept = self._pool.wait(job)
                 save_state(self._states, step, kept)
@@ -264,7 +306,10 @@ class Clients:
                 return contained(error)
             return update
 
-        self._later(turn, trained_at, trained)
+        event = self._later(turn, trained_at, trained)
+        if step.model.plan.stops_beyond is not None:
+            client = step.assignment.client
+            self._training[client] = AtWork(turn, step.model, event, job)
 
     def _answer(self, turn: InFlight, step: Submit | Report) -> None:
         answer: ClientUpdate | ClientFailed

@@ -32,6 +32,7 @@ class Events:
         self._clock = clock
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
+        self._cancelled: set[int] = set()
 
     @property
     def now(self) -> float:
@@ -41,15 +42,22 @@ class Events:
     @property
     def next_at(self) -> float:
         """When the next is due; infinity if nothing is."""
+        while self._due and self._due[0][1] in self._cancelled:
+            self._cancelled.discard(heapq.heappop(self._due)[1])
         return self._due[0][0] if self._due else float("inf")
 
-    def at(self, time: float, act: Callable[[], None]) -> None:
-        """Do this at this time."""
+    def at(self, time: float, act: Callable[[], None]) -> int:
+        """Do this at this time, unless it is cancelled by the number that this returns."""
         self._number += 1
         heapq.heappush(self._due, (time, self._number, act))
+        return self._number
+
+    def cancel(self, number: int) -> None:
+        """Do not do that, which has not been done yet."""
+        self._cancelled.add(number)
 
     def advance(self) -> None:
-        """Let the clock jump to what is due next, and do it."""
+        """Let the clock jump to what is due next (``next_at``), and do it."""
         at, _, act = heapq.heappop(self._due)
         self._clock.jump(at)
         act()

@@ -25,6 +25,7 @@ class Job(Generic[T]):
         self.result: T | None = None
         self.error: BaseException | None = None
         self.done = False
+        self.abandoned = False
 
     def __lt__(self, other: Job[Any]) -> bool:
         return self.rank < other.rank
@@ -73,6 +74,18 @@ class Pool:
         result, job.result = job.result, None
         return result  # type: ignore[return-value]  # done without an error: it is there
 
+    def abandon(self, job: Job[Any]) -> None:
+        """Nobody waits for this job, or ever will."""
+        with self._changed:
+            job.abandoned = True
+            if job in self._jobs:
+                self._jobs.remove(job)
+                heapq.heapify(self._jobs)
+            elif job.done:
+                job.result = None
+                self._uncollected -= 1
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Let the jobs under way end, and forget the rest."""
         with self._changed:
@@ -94,7 +107,10 @@ class Pool:
             passed = time.perf_counter() - started
             with self._changed:
                 self.busy_s += passed
-                self._uncollected += 1
+                if job.abandoned:
+                    job.result = None
+                else:
+                    self._uncollected += 1
                 job.done = True
                 self._changed.notify_all()
 

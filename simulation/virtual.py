@@ -82,8 +82,8 @@ class VirtualRun:
         self._next_start = next_start(
             (experiment.devices or DevicesTable()).with_preset, experiment.experiment.seed
         )
-        #: Clients that are away, and until when.
-        self._away: dict[str, float] = {}
+        #: Clients that are away: until when, and when their device was going to be free.
+        self._away: dict[str, tuple[float, float]] = {}
         self._clients: Clients | None = None
         #: Real seconds of training, all slots together; known at the end.
         self.busy_s = 0.0
@@ -144,8 +144,8 @@ class VirtualRun:
                 pass
             model = self._new_model()
             if model is not None:
-                clients.model = model
                 log.note("version", version=model.version, updates=model.updates, final=model.final)
+                clients.give(model)
                 if self._cadence.due(model):
                     self._evaluate(model, pool, log)
             while (delivery := self._port.receive_assignment(0.0)) is not None:
@@ -154,13 +154,23 @@ class VirtualRun:
 
     def _arrival(self, client: str, now: float) -> float:
         """The first time from now on at which this client's device is available and free."""
-        if now < (until := self._away.get(client, 0.0)):
+        free = self._free_at(client)
+        until, was_free = self._away.get(client, (0.0, 0.0))
+        if now < until and free == was_free:
             return until
-        free = self._clients.free_at(client) if self._clients is not None else 0.0
         starts = self._next_start(client, max(now, free))
         if starts > now:
-            self._away[client] = starts
+            self._away[client] = starts, free
         return starts
+
+    def _free_at(self, client: str) -> float:
+        """When this client's device is free; at once where a version that has just been made, and
+        is not published yet, stops its training.
+        """
+        clients, coordinator = self._clients, self.service.coordinator
+        if clients is None or coordinator is None or clients.will_stop(client, coordinator.version):
+            return 0.0
+        return clients.free_at(client)
 
     def _submit(self, message: Message) -> None:
         self._port.submit(Envelope.of(message))

@@ -24,6 +24,10 @@ Turns (one per open assignment)::
                                       (in cohort mode while its version is current)
     nobody there who may be chosen ──the next comes, is done, or a version is made──> issued
 
+A published version says which bases are too old by now (``participation.stop_stale``): workers stop
+training these, and the same turn goes on with the newest model; a cohort's ends. Here that is no
+transition: the turn stays open until it is answered, overdue, or its cohort is over.
+
 INITIALISING asks a worker by a turn. Where there are residents alone it asks the evaluator, by a
 model without tensors, which is published with the next attempt when that turn is overdue.
 

@@ -7,8 +7,9 @@ Optimal Time Complexity, arXiv 2501.16168, Algorithm 4::
 delta is how many versions old the base of the update is, and R ``aggregation.delay_threshold``.
 The paper's gradient step -gamma g is here what a client's local training made of the model, Delta.
 What is ignored is rejected as ``too_stale`` before it gets here (``staleness_limit`` is R - 1), so
-that the ledger says so; the client gets its next turn at once. Values that are no parameters
-(batch-norm statistics) are those of the update.
+that the ledger says so; the client gets its next turn at once. With ``participation.stop_stale`` a
+training is stopped when a version makes its delta R, and starts anew from that one: Algorithm 5.
+Values that are no parameters (batch-norm statistics) are those of the update.
 """
 
 from __future__ import annotations

@@ -137,6 +137,7 @@ def timeline(runs: list[Run]) -> Figure:
 _OUTCOMES = {
     "arrived": ("brought an update", SERIES[0]),
     "lost": ("lost", SERIES[1]),
+    "stopped": ("stopped, too old", SERIES[2]),
     "open": ("not over at the end", MUTED),
 }
 

@@ -83,7 +83,7 @@ class Turns:
     start_s: Floats
     #: The end of the run for a turn that it cut short.
     end_s: Floats
-    #: "arrived", "lost" or "open" (at the end of the run).
+    #: "arrived", "lost", "stopped" or "open" (at the end of the run).
     outcome: NDArray[np.str_]
 
 
@@ -234,8 +234,9 @@ def _turns(path: Path, elapsed_s: float) -> Turns | None:
             try:
                 event: dict[str, Any] = json.loads(line)
                 if event["event"] == "start":
-                    started[event["turn"]] = (event["client"], event["at"])
-                elif event["event"] in ("arrived", "lost"):
+                    started.setdefault(event["turn"], (event["client"], event["at"]))
+                    ended.pop(event["turn"], None)  # it was stopped, and goes on with a newer model
+                elif event["event"] in ("arrived", "lost", "stopped"):
                     ended[event["turn"]] = (event["at"], event["event"])
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{path}, line {number}: this is no event of a run") from None

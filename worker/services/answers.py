@@ -40,10 +40,17 @@ class Account:
     received_bytes: int
 
 
-def train(step: Train, trainer: LocalTrainer, state: Tensors | None) -> Trained:
-    """The training that a step asks for. Raises: whatever the task does."""
-    client, base = step.assignment.client, step.model.tensors
-    return trainer.train(base, client, step.assignment.turn, step.epochs, state, step.model.version)
+def train(
+    step: Train,
+    trainer: LocalTrainer,
+    state: Tensors | None,
+    stop: Callable[[], bool] | None = None,
+) -> Trained:
+    """The training that a step asks for. Raises: whatever the task does; TrainingStopped."""
+    client, base, version = step.assignment.client, step.model.tensors, step.model.version
+    if step.model.plan.stops_beyond is None or stop is None:
+        return trainer.train(base, client, step.assignment.turn, step.epochs, state, version)
+    return trainer.train(base, client, step.assignment.turn, step.epochs, state, version, stop)
 
 
 def make_update(

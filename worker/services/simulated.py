@@ -20,6 +20,7 @@ from fluffle.worker.services.turn import (
     Available,
     Begin,
     Step,
+    Stopped,
     Train,
     Turn,
     Wait,
@@ -60,7 +61,9 @@ class SimulatedDevices:
             self._lost_for = version
         return self._lost[assignment.assignment_id]
 
-    def _train(self, step: Train) -> Generator[Step, Any, ClientUpdate | BaseException | None]:
+    def _train(
+        self, step: Train
+    ) -> Generator[Step, Any, ClientUpdate | BaseException | Stopped | None]:
         """``Train``'s reply, or nothing where the device loses the turn."""
         client, plan = step.assignment.client, step.model.plan
         try:
@@ -78,7 +81,7 @@ class SimulatedDevices:
         yield Wait(outcome.download_s(payload_bytes(model.tensors)))
         if outcome.lost_at == "before_training":
             return None
-        result: ClientUpdate | BaseException | None = yield Train(
+        result: ClientUpdate | BaseException | Stopped | None = yield Train(
             step.assignment,
             model,
             epochs=outcome.epochs,
@@ -86,6 +89,8 @@ class SimulatedDevices:
             as_sent=partial(as_sent, plan, client),
             needed=outcome.lost_at is None,
         )
+        if isinstance(result, Stopped):
+            return result
         if isinstance(result, BaseException):
             yield Wait(0.0)
             return result

@@ -54,15 +54,18 @@ from fluffle.worker.services.turn import (
     Pause,
     Report,
     Step,
+    Stopped,
     Submit,
     Train,
     Wait,
     drive,
     is_newer,
+    is_too_old,
     leadership,
     turn_of,
     undecorated,
 )
+from fluffle.worker.training.interrupt import TrainingStopped
 from fluffle.worker.training.per_plan import PerPlan, make_tried_trainer
 
 if TYPE_CHECKING:
@@ -73,6 +76,8 @@ _log = logging.getLogger(__name__)
 _LOOK_UP_S = 0.5
 #: How often a slot that rests looks whether anybody still wants it to, in seconds.
 _PAUSE_LOOK_UP_S = 2.0
+#: How often a training that takes a simulated device's time looks whether it is still wanted.
+_STOP_LOOK_UP_S = 0.5
 #: After failures in a row a slot rests, so that a broken worker does not eat all turns.
 _REST_S = 0.1
 _LONGEST_REST_S = 30.0
@@ -216,7 +221,7 @@ class Slot:
         self._wait(start - now)
         return start < math.inf
 
-    def _train(self, step: Train) -> ClientUpdate | BaseException:
+    def _train(self, step: Train) -> ClientUpdate | BaseException | Stopped:
         try:
             trainer = self._trainers.of(step.model.plan)
             state = load_state(self._worker.states, step)
@@ -224,15 +229,41 @@ class Slot:
                 self._say_lost(step.assignment)
             if self._came_back and any(isinstance(s, Noise) for s in step.model.plan.update or ()):
                 self._say_noise_again(step.assignment)
-            trained = train(step, trainer, state)
-            self._wait(step.takes_s(trained.examples) - trained.seconds)
+            trained = train(step, trainer, state, lambda: self._is_too_old(step.model))
+            self._live_on(step.takes_s(trained.examples) - trained.seconds, step.model)
             account = Account(self._worker.worker_id, self._slot_s(), self._worker.take_received())
             update, kept = make_update(step, trained, state, account, np.random.default_rng)
             save_state(self._worker.states, step, kept)
+        except TrainingStopped:
+            _log.info(
+                f"client {step.assignment.client}'s training of version {step.model.version} "
+                "stopped: it has become too old"
+            )
+            return Stopped()
         except BaseException as error:  # whatever a task raises costs one turn, never the worker
             return contained(error)
         self._failures = 0
         return update
+
+    def _live_on(self, seconds: float, base: GlobalModel) -> None:
+        """A training that takes longer on its client's device. Raises: TrainingStopped."""
+        while base.plan.stops_beyond is not None:
+            if self._is_too_old(base):
+                raise TrainingStopped
+            if seconds <= _STOP_LOOK_UP_S or self._worker.stop.is_set():
+                break
+            self._wait(_STOP_LOOK_UP_S)
+            seconds -= _STOP_LOOK_UP_S
+        self._wait(seconds)
+
+    def _is_too_old(self, base: GlobalModel) -> bool:
+        """Whether the newest model says that nobody wants trainings of this one any more."""
+        newest = self._port.newest_model()
+        if newest is None:
+            return False
+        run_id, version = newest.headers.get("run_id"), newest.headers.get("version")
+        known = isinstance(run_id, str) and isinstance(version, int)
+        return known and is_too_old(base, str(run_id), int(version or 0))
 
     def _say_noise_again(self, assignment: Assignment) -> None:
         _log.warning(

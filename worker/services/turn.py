@@ -8,11 +8,19 @@ the simulator schedules events, a resident client goes from version to version::
                     ├─ the turn is of the past, or the driver stops ─> (end: nothing is sent)
                     └─ the model to train ─> Train ─┬─ an update ─> Pause ─> Submit
                                                     ├─ an error ──> Pause ─> Report
+                                                    ├─ stopped ───> Fetch again, for a newer one
                                                     └─ nothing ───> Pause ─> (end)
 
     on a simulated device (``fluffle.worker.services.simulated``) the Train of above is
     Available ─> Fetch ─> Begin ─> Wait: download ─┬─> Train ─┬─> Wait: upload ─┬─> Train's reply
         └─ too late  └─ dropped                    └─ lost    └─ lost           └─ lost ─> nothing
+
+Stopped: the plan says after how many versions a base is of no use any more (``stops_beyond``), and
+each model that the coordinator publishes says so of the bases behind it. No message of its own is
+needed, and none can be lost. The turn stays the same, open and unanswered: it trains the newest
+model in its place (Ringmaster's Algorithm 5), or ends without an answer where it was for one
+version alone. A stop is advice: a training that ends before it hears of it is answered, and then
+rejected.
 
 Whatever the replies: a turn sends one answer or none, and never one for a model that it did not
 fetch; an answer is the last thing that it sends. A driver acks the assignment after the end.
@@ -47,8 +55,13 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopped:
+    """A training's base became too old before it ended: it was given up."""
+
+
+@dataclass(frozen=True, slots=True)
 class Train:
-    """Train the model. Reply: the update or the error; None where it was not ``needed``."""
+    """Train the model. Reply: the update, the error or ``Stopped``; None if not ``needed``."""
 
     assignment: Assignment
     model: GlobalModel
@@ -132,7 +145,10 @@ def turn_of(assignment: Assignment) -> Turn:
     model = yield from newest_model(assignment)
     if model is None:
         return
-    result = yield Train(assignment, model)
+    while isinstance(result := (yield Train(assignment, model)), Stopped):
+        model = yield from newest_model(assignment, seen=model)
+        if model is None:
+            return
     yield Pause(pause_s(model.plan, assignment.client, assignment.turn))
     yield from _answer(result, model.version)
 
@@ -145,9 +161,14 @@ def _answer(result: ClientUpdate | BaseException | None, base_version: int) -> T
             yield Report(result, base_version)
 
 
-def newest_model(assignment: Assignment) -> Generator[Step, Any, GlobalModel | None]:
-    """The model to train, waiting for it where it has not come yet; None to drop the turn."""
-    model: GlobalModel | None = yield Fetch()
+def newest_model(
+    assignment: Assignment, seen: GlobalModel | None = None
+) -> Generator[Step, Any, GlobalModel | None]:
+    """The model to train, waiting for it where it has not come yet; None to drop the turn.
+
+    seen: one that is not to be trained any longer.
+    """
+    model: GlobalModel | None = yield Fetch(seen)
     while model is not None:
         match verdict(assignment, model):
             case "train":
@@ -186,6 +207,12 @@ def verdict(assignment: Assignment, model: GlobalModel | None) -> Verdict:
     if assignment.exact_version and model.version != assignment.version:
         return "drop" if assignment.version < model.version else "wait"
     return "train"
+
+
+def is_too_old(base: GlobalModel, run_id: str, version: int) -> bool:
+    """Whether the training of this base stops, now that there is this version of this run."""
+    beyond = base.plan.stops_beyond
+    return beyond is not None and run_id == base.run.run_id and version - base.version > beyond
 
 
 def leadership(run: Run) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,12 @@ class ArrayTrainer:
         epochs: int | None = None,
         state: Tensors | None = None,
         version: int = 0,
+        stop: Callable[[], bool] | None = None,
     ) -> Trained:
-        """As ``Trainer.train``. Raises: UserError for what the task must not return."""
+        """As ``Trainer.train``; the task's own loop cannot be stopped.
+
+        Raises: UserError for what the task must not return.
+        """
         started = time.perf_counter()
         if epochs is not None and epochs != self._plan.training.epochs:
             raise UserError("devices.stragglers do fewer epochs, and an ArrayTask has its own loop")

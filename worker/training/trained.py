@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -40,8 +41,13 @@ class LocalTrainer(Protocol):
         epochs: int | None = None,
         state: Tensors | None = None,
         version: int = 0,
+        stop: Callable[[], bool] | None = None,
     ) -> Trained:
-        """A client's local training: a function of its arguments and the run's seed."""
+        """A client's local training: a function of its arguments and the run's seed.
+
+        stop: asked now and then, from any thread. Raises: TrainingStopped soon after it says yes,
+        where a training can be stopped at all.
+        """
         ...
 
     def evaluate(

@@ -32,6 +32,7 @@ from fluffle.worker.training.building import BUILDING, floats, seeded, test_indi
 from fluffle.worker.training.context import Context, Steered
 from fluffle.worker.training.execution import Execution
 from fluffle.worker.training.gradients import Optimizer, gradients_of, objective, scaled_for
+from fluffle.worker.training.interrupt import TrainingStopped, Watch
 from fluffle.worker.training.local_state import batch_of, forget, read_statistics
 from fluffle.worker.training.phases import Stage, stages_of
 from fluffle.worker.training.schedules import LocalOptimizer
@@ -86,6 +87,8 @@ class Trainer:
             )
         self._spec = spec(payload(self._model))
         self._algorithm = algorithms.algorithm_of(plan)
+        #: Told while a training runs that it is to end; None where the plan stops none.
+        self._stopped = None if plan.stops_beyond is None else tf.Variable(False, trainable=False)
         #: Whether the step that is being traced counts in the metrics.
         self._measured = False
         self._context = Context(
@@ -119,6 +122,7 @@ class Trainer:
         epochs: int | None = None,
         state: Tensors | None = None,
         version: int = 0,
+        stop: Callable[[], bool] | None = None,
     ) -> Trained:
         """The client's local training: a function of its arguments and the run's seed.
 
@@ -127,9 +131,34 @@ class Trainer:
             its random streams from all others, and the learning rate may depend on the latter.
         epochs: how many it does, where those are fewer than the plan's (a straggler).
         state: what the client kept from its last turn: empty at first, None where it is lost.
+        stop: asked now and then, from another thread; where the plan stops trainings.
         Raises: ValueError if ``base`` does not fit the model, the client is unknown or has no
-        examples; UserError if there is no such optimizer.
+        examples; UserError if there is no such optimizer; TrainingStopped after the batch during
+        which ``stop`` says yes.
         """
+        if stop is None or self._stopped is None:
+            return self._train_turn(base, client, turn, epochs, state, version)
+        stopped = self._stopped
+        stopped.assign(False)
+        with Watch(stop, lambda: stopped.assign(True)) as watch:
+            try:
+                trained = self._train_turn(base, client, turn, epochs, state, version)
+            except Exception:
+                if not watch.struck:
+                    raise
+        if watch.struck:
+            raise TrainingStopped
+        return trained
+
+    def _train_turn(
+        self,
+        base: Tensors,
+        client: str,
+        turn: int,
+        epochs: int | None,
+        state: Tensors | None,
+        version: int,
+    ) -> Trained:
         started = time.perf_counter()
         streams = Streams(self._plan.seed, client, turn, version)
         turn_of = self._turn(base, streams, epochs, state)
@@ -367,11 +396,12 @@ class Trainer:
         def epoch(number: Any, indices: Any, seed: Any, execution: Execution) -> Any:
             seed = tf.random.experimental.stateless_fold_in(seed, number)
             order = tf.random.experimental.stateless_shuffle(indices, seed, alg="philox")
-            return mean_over_batches(execution, order, batch_size, self._whole is not None)
+            whole = self._whole is not None
+            return mean_over_batches(execution, order, batch_size, whole, self._stopped)
 
         def repeated(until: Any, number: Any, indices: Any, seed: Any, execution: Execution) -> Any:
             number, _ = tf.while_loop(
-                lambda number, loss: number < until,
+                lambda number, loss: _unless(self._stopped, number < until),
                 lambda number, loss: (number + 1, epoch(number, indices, seed, execution)),
                 (number, tf.constant(0.0)),
                 parallel_iterations=1,
@@ -504,10 +534,14 @@ class Trainer:
 
 
 def mean_over_batches(
-    execution: Execution, indices: Any, batch_size: int, whole: bool = False
+    execution: Execution,
+    indices: Any,
+    batch_size: int,
+    whole: bool = False,
+    stopped: tf.Variable | None = None,
 ) -> Any:
     """The mean of the steps' losses over examples. The last batch has what is left, which
-    ``whole`` leaves out where it is none."""
+    ``whole`` leaves out where it is none. There are no more once ``stopped`` is true."""
     batch_size = min(batch_size, _MOST)
     total = tf.size(indices)
     if whole:
@@ -519,9 +553,17 @@ def mean_over_batches(
         return end, loss + step * tf.cast(end - start, tf.float32)
 
     _, loss = tf.while_loop(
-        lambda start, loss: start < total, body, (0, tf.constant(0.0)), parallel_iterations=1
+        lambda start, loss: _unless(stopped, start < total),
+        body,
+        (0, tf.constant(0.0)),
+        parallel_iterations=1,
     )
     return loss / tf.cast(total, tf.float32)
+
+
+def _unless(stopped: tf.Variable | None, more: Any) -> Any:
+    """Whether a loop goes on, which would do so by itself while there is ``more``."""
+    return more if stopped is None else tf.logical_and(more, tf.logical_not(stopped))
 
 
 def _shared(task: Task, part: str) -> Batches:

@@ -118,6 +118,9 @@ def draw(seed: int) -> Setting:
     }
     tables["participation"] |= _selection(seed, tables, in_flight)
     tables["aggregation"] |= _trigger(seed, tables)
+    bounded = mode != "concurrent" or aggregation["max_staleness"] is not None
+    if bounded and Random(f"stops {seed}").random() < 0.5:
+        tables["participation"]["stop_stale"] = True
     if random.random() < 0.1:
         tables["experiment"]["target_accuracy"] = 0.5
     scaffold = aggregation["strategy"] == "scaffold"

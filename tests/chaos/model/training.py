@@ -10,6 +10,7 @@ import numpy as np
 
 from fluffle.schemas import Tensors, group
 from fluffle.schemas.tensors import model_groups, named
+from fluffle.worker.training.interrupt import TrainingStopped
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,17 @@ class TinyTrainer:
         epochs: int | None = None,
         state: Tensors | None = None,
         version: int = 0,
+        stop: Callable[[], bool] | None = None,
     ) -> Trained:
         """Numbers whose sums are inexact: another order of folding gives other bytes in float32.
 
         Where the model brings a control variate, the client renews its own, as SCAFFOLD's does.
         """
         self._sleep()
+        for _ in range(2 if stop is not None else 0):
+            if stop is not None and stop():
+                raise TrainingStopped
+            self._sleep()
         drawn = zlib.crc32(f"{client}:{turn}".encode()) % 9973
         if self._failing and drawn % self._failing == 0:
             raise RuntimeError("this training fails")
