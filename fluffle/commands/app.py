@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fluffle import logs
-from fluffle.commands import broker, data
+from fluffle.commands import audit, broker, data, site
 from fluffle.commands.aggregator import aggregator
 from fluffle.commands.backup import backup
 from fluffle.commands.doctor import doctor
@@ -76,3 +76,5 @@ for command in (
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(broker.app, name="broker")
+app.add_typer(site.app, name="site")
+app.add_typer(audit.app, name="audit")

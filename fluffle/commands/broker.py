@@ -95,10 +95,7 @@ def users(
             typer.echo(f"{name}: its password is in {_file_of(passwords, name)}")
         return
     for name, their in rights.items():
-        file = f" < {shlex.quote(str(_file_of(passwords, name).absolute()))}"
-        _print("add_user", name, then=f"{file} 2> /dev/null || \\")
-        _print("change_password", name, then=file)
-        _print("set_permissions", "-p", vhost, name, their.configure, their.write, their.read)
+        _print_user(passwords, name, vhost, their)
     for name in site or ():
         _print("set_user_limits", name, json.dumps(SITE_LIMITS))
     for policy in policies_of(federation):
@@ -164,6 +161,21 @@ def definitions(
         raise UserError(f"cannot write {out}: {error.strerror}") from None
     for name in rights:
         typer.echo(f"{name}: its password is in {_file_of(passwords, name)}")
+
+
+def print_site(passwords: Path, name: str, vhost: str, rights: Rights) -> None:
+    """The rabbitmqctl lines of one site."""
+    from fluffle.broker.admin.definitions import SITE_LIMITS
+
+    _print_user(passwords, name, vhost, rights)
+    _print("set_user_limits", name, json.dumps(SITE_LIMITS))
+
+
+def _print_user(passwords: Path, name: str, vhost: str, their: Rights) -> None:
+    file = f" < {shlex.quote(str(_file_of(passwords, name).absolute()))}"
+    _print("add_user", name, then=f"{file} 2> /dev/null || \\")
+    _print("change_password", name, then=file)
+    _print("set_permissions", "-p", vhost, name, their.configure, their.write, their.read)
 
 
 def _rights(

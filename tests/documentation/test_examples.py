@@ -74,6 +74,7 @@ NOT_RUN = {
     ): "tests/integration/test_sites.py",
     ("docs/resident-sites.md", "make wheel"): "tests/packaging builds the wheel",
     ("docs/resident-sites.md", "sha256sum"): "tests/packaging installs it without an index",
+    ("docs/site-policy.md", "fluffle"): "tests/integration/test_site_join.py",
     ("docs/verify.md", "fluffle verify"): "tests/integration/test_verify.py",
     ("docs/verify.md", "fluffle worker"): "tests/chaos/processes, with a broker",
 }

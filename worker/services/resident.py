@@ -72,6 +72,7 @@ class ResidentService:
         stay: bool = False,
         journal: Journal | None = None,
         states: ClientStates | None = None,
+        objects: Callable[[GlobalModel], str] = lambda model: "",
         on_model: Callable[[GlobalModel, int], None] = lambda model, size: None,
         on_turn: Callable[[Message | None], None] = lambda answer: None,
         open_task: Callable[[Plan], Task] = open_data,
@@ -81,6 +82,7 @@ class ResidentService:
         stay: wait for the next run when one is over, or does not admit us.
         journal: is told what is sent, before and after.
         states: where it keeps what the plan wants kept; by default gone when this process is.
+        objects: what the site has against a model's plan; nothing where it has nothing.
         on_model: is told of every model that arrives, and its size in bytes.
         on_turn: is told what was sent.
         open_task: the plan's task, once the site's data have been read.
@@ -90,6 +92,7 @@ class ResidentService:
         self._stay = stay
         self._journal = journal or Journal()
         self._states = states or ClientStates()
+        self._objects = objects
         self._on_model = on_model
         self._on_turn = on_turn
         self._shutdown = Shutdown(port)
@@ -176,7 +179,8 @@ class ResidentService:
                 f"run {run} wants clients to keep state that goes with what the aggregator counted "
                 "of them, which a site is never told"
             )
-        return ""
+        objection = self._objects(model)
+        return f"run {run}: {objection}" if objection else ""
 
     def _refuse(self, why: str) -> None:
         if not self._stay:
