@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from fluffle.aggregator.ledger.writer import Ledger
 from fluffle.schemas import Experiment, Plan, Tensors, UserError
 from fluffle.simulation.virtual import VirtualRun
-from tests.worker.softmax import Point, gradient
+from tests.worker.softmax import Point, gradient, steps_of
 
 pytestmark = pytest.mark.tensorflow
 
@@ -44,9 +44,9 @@ def trained(
     return found, start, lambda point: gradient(point, task.dataset(), indices)
 
 
-def compare(found: Any, expected: Point) -> None:
+def compare(found: Any, expected: Point, atol: float = 2e-6) -> None:
     for i, values in enumerate(expected):
-        np.testing.assert_allclose(found.tensors[f"trainable/{i}"], values, atol=2e-6)
+        np.testing.assert_allclose(found.tensors[f"trainable/{i}"], values, atol=atol)
 
 
 def test_clipping_and_weight_decay_with_exceptions() -> None:
@@ -75,6 +75,44 @@ def test_ema_gives_the_average_of_the_path() -> None:
         )
     assert average is not None
     compare(found, average)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_accumulated_gradients_are_a_step_for_every_so_many_batches(optimizer: str) -> None:
+    # Given batches of 8, 8 and 4 examples, of which every two make a step, and one is left over
+    from fluffle.worker.tasks.registry import load_task
+    from fluffle.worker.training.per_plan import make_trainer
+
+    document = tables(
+        **{"optimizer": optimizer, "batch_size": 8},
+        **{"optimizer_parameters": {"gradient_accumulation_steps": 2}},
+    )
+    plan = Plan.of(Experiment.model_validate(document), "delta")
+    trainer, task = make_trainer(plan), load_task(plan)
+    base = trainer.initial()
+    # When another client has trained before, whose last batch was left over as well
+    trainer.train(base, "3", 1)
+    found = trainer.train(base, "2", 1)
+    # Then it is the loop by hand: means of two gradients at the same weights, the last one left out
+    point = [base[f"trainable/{i}"].astype(float) for i in range(2)]
+    batches = steps_of(plan, "2", 1, 3, task.client_indices("2"))
+    assert len(batches) == 9
+    first, second = ([np.zeros_like(a) for a in point] for _ in range(2))
+    for number in range(4):
+        pair = [gradient(point, task.dataset(), b) for b in batches[2 * number : 2 * number + 2]]
+        g = [(a + b) / 2 for a, b in zip(*pair, strict=True)]
+        if optimizer == "sgd":
+            point = [a - RATE * d for a, d in zip(point, g, strict=True)]
+            continue
+        t = number + 1  # the bias correction counts steps, not batches
+        first = [m + (d - m) * 0.1 for m, d in zip(first, g, strict=True)]
+        second = [v + (d**2 - v) * 0.001 for v, d in zip(second, g, strict=True)]
+        rate = RATE * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        point = [
+            a - rate * m / (np.sqrt(v) + 1e-7) for a, m, v in zip(point, first, second, strict=True)
+        ]
+    # Adam's corrections are 1 - 0.999 in float32, which has five digits of it.
+    compare(found, point, 2e-6 if optimizer == "sgd" else 2e-4)
 
 
 @pytest.mark.parametrize(

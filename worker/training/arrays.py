@@ -12,6 +12,7 @@ from fluffle.schemas import Plan, Tensors, UserError
 from fluffle.schemas.tensors import DTYPES, NAME, dtype_name, model_groups, spec
 from fluffle.worker.tasks.arrays import ArrayTask
 from fluffle.worker.tasks.registry import load_task, trying
+from fluffle.worker.training.message_size import check_fits
 from fluffle.worker.training.seeds import Streams
 from fluffle.worker.training.trained import Trained
 
@@ -38,6 +39,7 @@ class ArrayTrainer:
         if plan.weights is not None:
             raise UserError("[weights] are for Keras models: an ArrayTask sends what it returns")
         self._spec = spec(self.initial())
+        check_fits(self._spec)
 
     def initial(self) -> Tensors:
         """The weights of version 0."""

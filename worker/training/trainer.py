@@ -34,6 +34,7 @@ from fluffle.worker.training.execution import Execution
 from fluffle.worker.training.gradients import Optimizer, gradients_of, objective, scaled_for
 from fluffle.worker.training.interrupt import TrainingStopped, Watch
 from fluffle.worker.training.local_state import batch_of, forget, read_statistics
+from fluffle.worker.training.message_size import check_fits
 from fluffle.worker.training.phases import Stage, stages_of
 from fluffle.worker.training.schedules import LocalOptimizer
 from fluffle.worker.training.seeds import Purpose, Streams
@@ -86,6 +87,7 @@ class Trainer:
                 f"training.batch_size = {self._whole}, not {plan.training.batch_size}"
             )
         self._spec = spec(payload(self._model))
+        self._check_fits()
         self._algorithm = algorithms.algorithm_of(plan)
         #: Told while a training runs that it is to end; None where the plan stops none.
         self._stopped = None if plan.stops_beyond is None else tf.Variable(False, trainable=False)
@@ -97,6 +99,15 @@ class Trainer:
             predict=lambda batch: self._model(self._task.preprocess(batch.x), training=True),
             preprocess=self._task.preprocess,
         )
+
+    def _check_fits(self) -> None:
+        """Raises: UserError where a message does not hold the model."""
+        copies = 2 if self._plan.asks in ("control-variate-I", "control-variate-II") else 1
+        if self._travel is not None:
+            check_fits(spec(self._travel.initial()), copies=copies)
+        else:
+            paths = lambda: dict(zip(self._spec, self._paths, strict=False))  # noqa: E731
+            check_fits(self._spec, paths, copies)
 
     def _compile(self) -> None:
         if not self.has_own_steps:

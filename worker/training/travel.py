@@ -140,14 +140,16 @@ def paths_of(model: keras.Model) -> dict[int, str]:
             number = counts[made_up[1]] = counts.get(made_up[1], -1) + 1
             names[layer.name] = f"{made_up[1]}_{number}" if number else made_up[1]
     found: dict[int, str] = {}
+    taken: set[str] = set()
     for v in model.weights:
         parts = v.path.split("/")
         parts = parts[1:] if parts[0] == model.name and len(parts) > 1 else parts
         path = "/".join(re.sub(r"[^A-Za-z0-9_.-]", "_", names.get(p, p)) for p in parts)
-        taken, number, unique = set(found.values()), 1, path
+        number, unique = 1, path
         while unique in taken:
             unique, number = f"{path}.{number}", number + 1
         found[id(v)] = unique
+        taken.add(unique)
     return found
 
 

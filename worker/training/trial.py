@@ -5,7 +5,7 @@ What cannot be trained, or would be passed over in silence, is refused here in o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -15,6 +15,7 @@ import numpy as np
 from fluffle.schemas import Experiment, Plan, UserError, user_code
 from fluffle.schemas.experiment import WeightsTable
 from fluffle.schemas.messages import MOST_METRICS
+from fluffle.schemas.tensors import spec
 from fluffle.worker.tasks import custom
 from fluffle.worker.tasks.arrays import ArrayTask
 from fluffle.worker.tasks.by_client import ByClient
@@ -23,6 +24,7 @@ from fluffle.worker.tasks.registry import TASKS, task_of, trying
 from fluffle.worker.tasks.structure import count_of, is_structured, mapped, named_leaves
 from fluffle.worker.tasks.task import Examples, StreamedTask, Task, examples_of
 from fluffle.worker.training.arrays import numbers, travelling
+from fluffle.worker.training.message_size import check_fits
 
 if TYPE_CHECKING:
     import keras
@@ -57,7 +59,8 @@ def check(experiment: Experiment) -> None:
     if custom.is_custom(table.name):
         wants_accuracy = experiment.experiment.target_accuracy is not None
         by_client = bool(experiment.evaluation.by_client)
-        trying(task, lambda: try_out(task, wants_accuracy, by_client))
+        fits = partial(_check_fits, experiment=experiment)
+        trying(task, lambda: try_out(task, wants_accuracy, by_client, fits=fits))
         _tried.add(task)
     if table.clients:
         trying(task, lambda: task.client_indices("0"))
@@ -88,11 +91,13 @@ def try_out(
     wants_accuracy: bool = False,
     by_client: bool = False,
     parts: Sequence[str] = ("dataset", "test"),
+    fits: Callable[[keras.Model], None] = lambda model: None,
 ) -> None:
     """Raises: UserError.
 
     wants_accuracy: whether the run ends by one; by_client: whether clients are measured too.
     parts: of the examples, those that are here.
+    fits: looks at the model before anything is done with it.
     """
     import tensorflow as tf
 
@@ -101,6 +106,7 @@ def try_out(
     from fluffle.worker.training.variables import has_own, parameters_of, values_of
 
     model = _model_of(task)
+    fits(model)
     own_step, own_test = has_own(model, "train_step"), has_own(model, "test_step")
     if not own_step or not model.compiled:
         compile_model(task, model, "sgd")
@@ -137,6 +143,24 @@ def try_out(
     _check_state(model, task.preprocess(x))
 
 
+def _check_fits(model: keras.Model, experiment: Experiment) -> None:
+    """What is too large for a message is said before there is a run."""
+    from fluffle.worker.training.travel import Travel, paths_of
+    from fluffle.worker.training.variables import parameters_of, payload, values_of
+
+    copies = 2 if experiment.aggregation.strategy == "scaffold" else 1
+    if experiment.weights is not None:
+        sent = spec(Travel(experiment.weights, model).initial())
+        check_fits(sent, copies=copies)
+        return
+
+    def paths() -> dict[str, str]:
+        known, weights = paths_of(model), [*parameters_of(model), *values_of(model)]
+        return dict(zip(payload(model), (known[id(v)] for v in weights), strict=False))
+
+    check_fits(spec(payload(model)), paths, copies)
+
+
 def _try_out_groups(task: Task, table: WeightsTable) -> None:
     from fluffle.worker.training.travel import Travel
 
@@ -164,6 +188,7 @@ def _try_out_arrays(task: ArrayTask, experiment: Experiment) -> None:
         raise UserError("evaluation.by_client: an ArrayTask evaluates on all test examples")
     task.training = experiment.training
     weights = travelling(trying(task, task.weights))
+    check_fits(spec(weights))
     own = {name.partition("/")[2]: array.copy() for name, array in weights.items()}
     metrics = numbers(trying(task, lambda: task.evaluate(own)), "evaluate()")
     _check_metrics(dict(metrics), experiment.experiment.target_accuracy is not None)
