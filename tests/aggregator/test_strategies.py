@@ -389,6 +389,16 @@ def test_what_a_strategy_cannot_do_is_said_before_it_starts(
     assert said in str(caught.value)
 
 
+def test_rennala_counts_fresh_updates_alone_and_never_fewer_than_its_batch() -> None:
+    experiment = Experiment.model_validate(
+        {"aggregation": {"strategy": "rennala", "quorum": 4, "server_learning_rate": 0.5}}
+    )
+    assert experiment.max_staleness == 0
+    assert experiment.min_updates == 4
+    with pytest.raises(ValueError, match="counts no stale updates"):
+        Experiment.model_validate({"aggregation": {"strategy": "rennala", "max_staleness": 2}})
+
+
 def test_ringmaster_bounds_the_staleness_below_its_threshold() -> None:
     def bound(**aggregation: object) -> int | None:
         table = {"strategy": "ringmaster", "delay_threshold": 5, **aggregation}

@@ -169,6 +169,12 @@ def ringmaster(table, model, buffer, memory):
     return fedbuff({**table, "staleness": "constant"}, model, buffer, memory)
 
 
+def rennala(table, model, buffer, memory):
+    """x <- x + eta (1/S) sum Delta_i, all of the newest model (Tyurin & Richtarik, Method 4)"""
+    assert not any(update["staleness"] for update in buffer)
+    return fedbuff({**table, "staleness": "constant"}, model, buffer, memory)
+
+
 def kept(table, update, key):
     """What a rule that needs the single updates keeps of one: scaled deltas, in their dtype."""
     if key.startswith("non_trainable/"):
@@ -406,6 +412,7 @@ RULES = {
     "fedbuff": fedbuff,
     "fedasync": fedasync,
     "ringmaster": ringmaster,
+    "rennala": rennala,
     "ca2fl": ca2fl,
     "median": median,
     "trimmed-mean": trimmed_mean,
@@ -474,6 +481,8 @@ def story(name, table, arrivals, bad=(), mode=None):
             events.append({"update": {**update, "tensors": sent}})
             if table["strategy"] == "ringmaster" and staleness >= table["delay_threshold"]:
                 continue
+            if table["strategy"] == "rennala" and staleness > 0:
+                continue
             buffer.append({**update, "staleness": staleness, "local": local, "sent": sent})
         exact = RULES[table["strategy"]](table, versions[-1], buffer, memory)
         versions.append({key: rounded(exact[key], SHAPES[key][0]) for key in SHAPES})
@@ -496,6 +505,11 @@ SYNCHRONOUS = [[0] * n for n in (3, 3, 2, 4, 1, 3, 3, 3)]
 LARGE = [
     *([0] * 7, [1, 0, 1, 0, 0, 1, 0], [0, 2, 1, 0, 2, 0, 0, 1], [0], [0, 0], [1, 0, 3, 0, 0, 2, 1]),
     *([0] * 9, [2, 1, 0, 0, 5, 0, 0], [0, 1, 0, 3, 0, 0, 6], [1, 1, 0, 1, 0, 2, 0, 1, 0, 0]),
+]
+#: Of S = 3: whatever is older than the newest version is ignored.
+IGNORED = [
+    *([0, 0, 0], [1, 0, 0, 0], [0, 2, 0, 1, 0], [3, 0, 0, 0], [0, 0, 0], [0, 5, 0, 0]),
+    *([6, 2, 0, 0, 0], [0, 0, 1, 0]),
 ]
 #: Of R = 3: what is 3 or more versions old is ignored.
 THRESHOLD = [[0], [1], [2], [3, 0], [1], [5, 4, 2], [0], [3, 2]]
@@ -532,6 +546,7 @@ def main():
         story(f"fedbuff-{name}", table, BUFFERS)
     table = {"strategy": "ringmaster", "delay_threshold": 3, "server_learning_rate": 0.5}
     story("ringmaster", table, THRESHOLD)
+    story("rennala", {"strategy": "rennala", "server_learning_rate": 0.5}, IGNORED)
     for name, parameters in {"ca2fl": fresh, "ca2fl-stale": half}.items():
         table = {"strategy": "ca2fl", "server_learning_rate": 0.6, **parameters}
         story(name, table, BUFFERS)
