@@ -214,8 +214,8 @@ class Leader:
                 self._port.ack([_of(delivery)])
                 said = f"client {failure.client} failed: {one_line(failure.reason)}"
                 _log.warning(said, extra={"kind": "failed"})
-            case RecordEvaluation(evaluation):
-                ledger.record_evaluation(evaluation, elapsed_s)
+            case RecordEvaluation(evaluation, heard):
+                ledger.record_evaluation(evaluation, elapsed_s, heard)
                 self._port.ack([_of(delivery)])
             case RecordDropouts(assignments):
                 ledger.record_dropouts(assignments)

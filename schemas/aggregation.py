@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo
 
-from fluffle.schemas.table import Parameters, Positive, Table
+from fluffle.schemas.table import Fraction, OnlyWith, Parameters, Positive, Table
 
 if TYPE_CHECKING:
     from fluffle.schemas.experiment import Experiment
@@ -57,6 +57,11 @@ class AggregationTable(Table):
     deterministic: bool = False
     #: A partial checkpoint is taken when updates have been held for this long.
     hold_s: Positive = 60.0
+    #: Make the server's steps shorter when this many evaluations in a row are no better than the
+    #: best before them, by accuracy, or by loss where the task has no accuracy. Default: never.
+    plateau_patience: int | None = Field(None, ge=1)
+    #: What the steps' length is multiplied by then.
+    plateau_factor: Annotated[Fraction, OnlyWith("plateau_patience")] = 0.5
     #: Weight files of this many last versions stay in the run folder.
     keep_versions: int = Field(3, ge=1)
     #: Archive every update that is folded, so that ``fluffle verify --replay`` can recompute every

@@ -533,6 +533,10 @@ class Experiment(Table):
                 "it 1"
             )
         self.aggregation.check(self)
+        if self.aggregation.plateau_patience and not self.evaluation.every_updates:
+            raise ValueError(
+                "aggregation.plateau_patience counts evaluations, and evaluation.every_updates = 0"
+            )
         if self.participation.stop_stale and self.stops_beyond is None:
             raise ValueError(
                 "participation.stop_stale needs aggregation.max_staleness: without it no update is "

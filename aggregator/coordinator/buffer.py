@@ -6,9 +6,11 @@ wait. They are folded when the buffer closes, since only then is the order known
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from fluffle.aggregator.coordinator.effects import Checkpoint, Fold
 from fluffle.aggregator.coordinator.selection import client_order
-from fluffle.aggregator.strategies.base import State, Strategy, model_of, update_spec
+from fluffle.aggregator.strategies.base import State, Strategy, model_of, told, update_spec
 from fluffle.aggregator.triggers.base import Held
 from fluffle.schemas import ClientUpdate, Tensors
 from fluffle.schemas.tensors import Spec
@@ -89,12 +91,16 @@ class Buffer:
         self._recorded += fresh
         return fresh
 
-    def step(self) -> list[Fold]:
-        """Close the buffer: the next version's state, and the folds not yet recorded."""
+    def step(self, evaluations: Sequence[tuple[int, Mapping[str, float]]] = ()) -> list[Fold]:
+        """Close the buffer: the next version's state, and the folds not yet recorded.
+
+        evaluations: those that the strategy has not been told of.
+        """
         self.closed = [*self._recorded, *self._fresh]
         staleness = {fold.update_id: fold.staleness for fold in self.closed}
         for update in sorted(self._waiting.values(), key=lambda u: client_order(u.client)):
             self._state = self._strategy.accept(self.state, update, staleness[update.update_id])
+        self._state = told(self._strategy, self.state, evaluations)
         self._state = self._strategy.step(self.state)
         return self._clear()
 

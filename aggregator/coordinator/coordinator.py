@@ -80,7 +80,7 @@ from fluffle.aggregator.coordinator.stopping import Stopping
 from fluffle.aggregator.coordinator.timers import Timers
 from fluffle.aggregator.coordinator.turns import Turns
 from fluffle.aggregator.coordinator.update_admission import UpdateAdmission
-from fluffle.aggregator.strategies.base import Strategy, asks_of, broadcast_of
+from fluffle.aggregator.strategies.base import Strategy, asks_of, broadcast_of, listener_of
 from fluffle.aggregator.triggers.base import Trigger
 from fluffle.aggregator.triggers.registry import DEFAULT, make_trigger
 from fluffle.schemas import (
@@ -147,6 +147,8 @@ class Coordinator:
         )
         self._strategy = strategy
         self.admission = UpdateAdmission(experiment, run, strategy.sends, checkpoint)
+        self._listens = listener_of(strategy) is not None
+        self._heard, self._unheard = checkpoint.heard, list(checkpoint.unheard)
         self._stopping = Stopping(experiment.experiment, checkpoint.evaluations)
         self.hold_updates = hold_updates
         self._timers = Timers(experiment, checkpoint.elapsed_s)
@@ -311,7 +313,11 @@ class Coordinator:
         if reason is not None:
             yield Reject(evaluation.message_id, reason)
             return
-        yield RecordEvaluation(evaluation)
+        heard = self._listens and evaluation.version > self._heard and bool(evaluation.metrics)
+        yield RecordEvaluation(evaluation, heard)
+        if heard:
+            self._heard = evaluation.version
+            self._unheard.append((evaluation.version, evaluation.metrics))
         if self.evaluated is None or evaluation.version >= self.evaluated.version:
             self.evaluated = evaluation
         trouble = self._stopping.trouble(evaluation)
@@ -328,7 +334,8 @@ class Coordinator:
     # ---- versions
 
     def _step(self, closed_by: str, now: float) -> Iterator[Effect]:
-        folds = self.buffer.step()
+        folds = self.buffer.step(self._unheard)
+        heard, self._unheard = [version for version, _ in self._unheard], []
         self.version += 1
         self.updates += len(self.buffer.closed)
         self.admission.close_version(self.buffer.closed)
@@ -337,7 +344,8 @@ class Coordinator:
         self._resident_failed = False
         self._timers.release()
         self.turns.start_version()
-        yield MakeVersion(self.version, self.buffer.state, closed_by, folds, self.turns.resume_from)
+        state, turn = self.buffer.state, self.turns.resume_from
+        yield MakeVersion(self.version, state, closed_by, folds, turn, heard)
         if self.version >= self.experiment.experiment.versions:
             yield from self._finish("finished", f"{self.version} versions made", now)
         else:

@@ -86,6 +86,8 @@ class MakeVersion:
     folds: Sequence[Fold]
     #: The next turn to be issued.
     turn: int
+    #: Versions whose evaluations the strategy has been told of since the last one.
+    heard: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,8 @@ class RecordEvaluation:
     """An evaluation; ack it once recorded."""
 
     evaluation: Evaluation
+    #: Whether the strategy will be told of it, with the next version.
+    heard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,5 +187,9 @@ class Checkpoint:
     #: Every version with what it was made of, in order, where the selection learns from it; can be
     #: read once.
     history: Iterable[tuple[int, list[Fold]]] = ()
+    #: Evaluations that the strategy has not been told of yet, by version, and the newest version
+    #: whose evaluation is told or to be told.
+    unheard: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    heard: int = -1
     #: Versions that have been evaluated, in order, with their metrics.
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)

@@ -10,15 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from fluffle.aggregator.strategies.scores import score_of
 from fluffle.schemas import Evaluation
 from fluffle.schemas.experiment import ExperimentTable
-
-
-def score_of(metrics: Mapping[str, float]) -> float | None:
-    """What is compared, larger being better; None where there is neither accuracy nor loss."""
-    if "accuracy" in metrics:
-        return metrics["accuracy"]
-    return -metrics["loss"] if "loss" in metrics else None
 
 
 class Stopping:

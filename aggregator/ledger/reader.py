@@ -123,6 +123,15 @@ class LedgerReader:
             " GROUP BY version ORDER BY version"
         )
 
+    def heard(self, told_for: int | None) -> list[tuple[int, dict[str, float]]]:
+        """Versions and metrics that the strategy was told of when this version was to be made;
+        None: that it has not been told of yet.
+        """
+        rows = self.query(
+            "SELECT version, metrics FROM heard WHERE told_for IS ? ORDER BY version", told_for
+        )
+        return [(version, json.loads(metrics)) for version, metrics in rows]
+
     def best(self) -> tuple[int, str] | None:
         """The best evaluated version and its weights file, which is kept; None where there is none.
 
@@ -144,6 +153,8 @@ class LedgerReader:
         checkpoint = Checkpoint(
             turn=int(meta.get("turn", 0)),
             elapsed_s=float(meta.get("elapsed_s", 0)),
+            unheard=self.heard(None),
+            heard=int(self.query("SELECT COALESCE(MAX(version), -1) FROM heard")[0][0]),
             evaluations=[(v, json.loads(metrics)) for v, metrics, _, _ in self.evaluations()],
         )
         rows = self.query("SELECT version, file FROM versions ORDER BY version DESC LIMIT 1")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from fluffle.aggregator.coordinator.stopping import score_of
 from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.strategies.scores import score_of
 from fluffle.schemas import Evaluation
 
 #: While a version is evaluated newer ones are made: so many files wait for the answer, of so many

@@ -71,8 +71,14 @@ CREATE TABLE traffic (
     bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL, PRIMARY KEY (version, disposition))
 """
 
+#: Evaluations that the strategy is told of: each version's first, where it is newer than those
+#: before, and the version that was to be made when it was told; NULL: it has not been yet.
+_HEARD = """
+CREATE TABLE heard (version INTEGER PRIMARY KEY, metrics TEXT NOT NULL, told_for INTEGER)
+"""
+
 #: In order; a new one is appended, and none is ever changed.
-MIGRATIONS = (_FIRST, _TIMES_AND_NORMS, _SENDERS, _TRAFFIC)
+MIGRATIONS = (_FIRST, _TIMES_AND_NORMS, _SENDERS, _TRAFFIC, _HEARD)
 SCHEMA = len(MIGRATIONS)
 
 

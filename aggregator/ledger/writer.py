@@ -105,6 +105,10 @@ class Ledger(RunEntry):
                     *(tensors_sha256(model_of(made.state)), file, time.time(), elapsed_s),
                 ),
             )
+            self._db.executemany(
+                "UPDATE heard SET told_for = ? WHERE version = ?",
+                [(made.version, version) for version in made.heard],
+            )
             self._db.executemany("INSERT OR REPLACE INTO cache VALUES (?, ?)", entries.items())
             self._set(turn=made.turn, elapsed_s=elapsed_s, buffer_file="")
         needed = needed_files(self, keep, self._every_updates, self.keeps_updates)
@@ -205,9 +209,16 @@ class Ledger(RunEntry):
         others = "evaluations WHERE version = ? AND worker != ?"
         return self.count(others, version, worker) < MOST_EVALUATORS
 
-    def record_evaluation(self, evaluation: Evaluation, elapsed_s: float) -> None:
-        """The metrics of a version."""
+    def record_evaluation(
+        self, evaluation: Evaluation, elapsed_s: float, heard: bool = False
+    ) -> None:
+        """The metrics of a version; ``heard`` where the strategy will be told of them."""
         with self._transaction():
+            if heard:
+                self._db.execute(
+                    "INSERT INTO heard VALUES (?, ?, NULL)",
+                    (evaluation.version, json.dumps(evaluation.metrics)),
+                )
             self._db.execute(
                 "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)",
                 (

@@ -16,6 +16,7 @@ is handed and may add into its sums in place; nobody else keeps a reference to i
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import Literal, Protocol, runtime_checkable
 
 from fluffle.schemas import ClientUpdate, Experiment, Tensors
@@ -99,6 +100,38 @@ class Asking(Protocol):
     def wants(self, model: Tensors) -> Tensors:
         """Groups that an update of this model has to bring, as tensors of that dtype and shape."""
         ...
+
+
+@runtime_checkable
+class Evaluating(Protocol):
+    """What a strategy has besides, where it decides by evaluations.
+
+    They are told in order of their versions, each version once, when the next version is about to
+    be made, after its updates were folded; the ledger keeps with which version that was.
+    """
+
+    def on_evaluation(self, state: State, version: int, metrics: Mapping[str, float]) -> State:
+        """The state, now that this version has been measured. Pure, as the others."""
+        ...
+
+
+def listener_of(strategy: Strategy) -> Evaluating | None:
+    """Who of a strategy, and those that it is around, wants to hear of evaluations."""
+    if isinstance(strategy, Evaluating):
+        return strategy
+    inner: Strategy | None = getattr(strategy, "inner", None)
+    return None if inner is None else listener_of(inner)
+
+
+def told(
+    strategy: Strategy, state: State, evaluations: Iterable[tuple[int, Mapping[str, float]]]
+) -> State:
+    """The state after these evaluations, each a version and its metrics."""
+    listener = listener_of(strategy)
+    if listener is not None:
+        for version, metrics in evaluations:
+            state = listener.on_evaluation(state, version, metrics)
+    return state
 
 
 def asks_of(strategy: Strategy) -> Asks | None:

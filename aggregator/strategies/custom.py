@@ -10,12 +10,20 @@ import inspect
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 
-from fluffle.aggregator.strategies.base import Asking, Parameters, State, Strategy, model_of
+from fluffle.aggregator.strategies.base import (
+    Asking,
+    Evaluating,
+    Parameters,
+    State,
+    Strategy,
+    model_of,
+)
 from fluffle.schemas import ClientUpdate, Experiment, Tensors, UserError, user_code
 from fluffle.schemas.algorithms import Asks
 from fluffle.schemas.extensions import STRATEGY
@@ -91,6 +99,8 @@ class CustomStrategy:
     def __init__(self, strategy: Strategy, path: Path) -> None:
         self.strategy = strategy
         self._path = path
+        if isinstance(strategy, Evaluating):  # else this one listens to nothing, too
+            self.on_evaluation = partial(self._on_evaluation, strategy)
 
     @property
     def sends(self) -> Literal["delta", "weights"]:
@@ -111,6 +121,16 @@ class CustomStrategy:
     def step(self, state: State) -> State:
         """Close the buffer."""
         return self._checked("step", lambda: self.strategy.step(state), model_of(state))
+
+    def _on_evaluation(
+        self, strategy: Evaluating, state: State, version: int, metrics: Mapping[str, float]
+    ) -> State:
+        """What the user's strategy makes of an evaluation."""
+        return self._checked(
+            "on_evaluation",
+            lambda: strategy.on_evaluation(state, version, metrics),
+            model_of(state),
+        )
 
     def _checked(self, verb: str, work: Callable[[], State], model: Tensors) -> State:
         state = self._trying(work)

@@ -16,9 +16,10 @@ from typing import Literal, get_args, get_origin
 
 import fluffle.aggregator.strategies
 from fluffle.aggregator.mechanisms.noise import NoiseSource
-from fluffle.aggregator.strategies.base import Parameters, Strategy
+from fluffle.aggregator.strategies.base import Asking, Parameters, Strategy, listener_of
 from fluffle.aggregator.strategies.clipping import Adaptive
 from fluffle.aggregator.strategies.custom import CustomParameters, custom_strategy
+from fluffle.aggregator.strategies.plateau import Plateau
 from fluffle.aggregator.strategies.private import Private
 from fluffle.schemas import Experiment, UserError
 from fluffle.schemas.extensions import STRATEGY
@@ -36,6 +37,18 @@ def make_strategy(experiment: Experiment, code: Path | None = None) -> Strategy:
         strategy = custom_strategy(table.strategy, code or Path(), table.parameters or {})
     else:
         strategy = table.make(experiment)
+    if table.plateau_patience is not None:
+        if isinstance(strategy, Asking):
+            raise UserError(
+                f"aggregation.plateau_patience does not go with {table.strategy}, whose step moves "
+                "more than the model"
+            )
+        strategy = Plateau(strategy, table.plateau_patience, table.plateau_factor)
+    if table.deterministic and listener_of(strategy) is not None:
+        raise UserError(
+            "a strategy that decides by evaluations does not go with aggregation.deterministic: "
+            "when one comes is no function of the seed"
+        )
     if experiment.update and strategy.sends == "weights":
         raise UserError(
             f"[[update]] works on deltas, and {table.strategy} wants weights: "

@@ -235,8 +235,13 @@ def rejections_have_reasons(ledger: LedgerReader, experiment: Experiment) -> Ite
 
 
 def evaluations_are_of_versions(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
-    """Nobody measured a version that does not exist, or something that is no number."""
+    """Nobody measured a version that does not exist, or something that is no number; and what the
+    strategy was told of was known by then.
+    """
     latest = ledger.latest_version()
+    for version, told_for in ledger.query("SELECT version, told_for FROM heard"):
+        if told_for is not None and not version < told_for <= latest:
+            yield f"the evaluation of version {version} took effect in version {told_for}"
     for version, worker, metrics in ledger.query(
         "SELECT version, worker, metrics FROM evaluations"
     ):

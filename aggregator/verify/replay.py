@@ -20,7 +20,7 @@ from fluffle.aggregator.ledger.archive import Place, read_kept
 from fluffle.aggregator.ledger.arithmetic import arithmetic
 from fluffle.aggregator.ledger.privacy import noise_of
 from fluffle.aggregator.ledger.reader import LedgerReader
-from fluffle.aggregator.strategies.base import State, Strategy, model_of, update_spec
+from fluffle.aggregator.strategies.base import State, Strategy, model_of, told, update_spec
 from fluffle.aggregator.strategies.custom import CODE
 from fluffle.aggregator.strategies.registry import make_strategy, protected
 from fluffle.schemas import ClientUpdate, DecodeError, Experiment, Tensors, UserError, decode
@@ -100,7 +100,8 @@ def _replay(
                 given = {key: array.copy() for key, array in update.tensors.items()}
                 _compare(ledger, done, version, sha256, file, model_of(strategy.init(given)))
         else:
-            state = strategy.step(_folded(strategy, state, updates, experiment))
+            state = _folded(strategy, state, updates, experiment)
+            state = strategy.step(told(strategy, state, ledger.heard(version)))
         _compare(ledger, done, version, sha256, file, model_of(state))
         done.versions += version > 0
     buffer_file = ledger.meta.get("buffer_file")

@@ -55,7 +55,7 @@ class Federation:
                 **tables,
             }
         )
-        strategy = make_strategy(self.experiment)
+        strategy = make_strategy(self.experiment, code)
         self.sends: Literal["delta", "weights"] = strategy.sends
         # Privacy covers trainable weights alone.
         bare = self.experiment.privacy is not None

@@ -21,6 +21,7 @@ BEFORE = (
     "ALTER TABLE failures DROP COLUMN times",
     "ALTER TABLE updates DROP COLUMN norms",
     "DROP TABLE traffic",
+    "DROP TABLE heard",
     "ALTER TABLE rejections DROP COLUMN sender",
     "PRAGMA user_version = 0",
 )

@@ -118,6 +118,9 @@ def draw(seed: int) -> Setting:
     }
     tables["participation"] |= _selection(seed, tables, in_flight)
     tables["aggregation"] |= _trigger(seed, tables)
+    listens = tables["evaluation"]["every_updates"] and mode != "deterministic"
+    if listens and aggregation["strategy"] != "scaffold" and Random(f"p {seed}").random() < 0.6:
+        aggregation["plateau_patience"] = 1
     bounded = mode != "concurrent" or aggregation["max_staleness"] is not None
     if bounded and Random(f"stops {seed}").random() < 0.5:
         tables["participation"]["stop_stale"] = True

@@ -16,7 +16,7 @@ import numpy as np
 from fluffle.aggregator.coordinator.admission import restored
 from fluffle.aggregator.coordinator.selection import client_order
 from fluffle.aggregator.ledger.writer import Ledger
-from fluffle.aggregator.strategies.base import State, asks_of, model_of, update_spec
+from fluffle.aggregator.strategies.base import State, asks_of, model_of, told, update_spec
 from fluffle.aggregator.strategies.registry import make_strategy
 from fluffle.aggregator.verify import replay, verify
 from fluffle.broker import Delivery, Envelope
@@ -312,7 +312,7 @@ class Watch:
                 yield f"version {version} is made of nothing"
                 return
             if version:
-                state = strategy.step(state)
+                state = strategy.step(told(strategy, state, ledger.heard(version)))
             if tensors_sha256(model_of(state)) != sha:
                 yield f"version {version} is not what its {len(rows)} updates make"
                 return
