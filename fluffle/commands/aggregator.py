@@ -38,6 +38,12 @@ def aggregator(
     settings: Settings = None,
     federation: Federation = "fluffle",
     initial: Initial = None,
+    stay: Annotated[
+        bool,
+        typer.Option(
+            "--stay", help="Serve metrics when the run is over, until told to stop (Kubernetes)."
+        ),
+    ] = False,
     connect_timeout: Timeout = 30.0,
     metrics_port: MetricsPort = None,
     metrics_address: MetricsAddress = "127.0.0.1",
@@ -49,7 +55,7 @@ def aggregator(
     """Lead a run: consume updates, make versions."""
     from fluffle.aggregator.service import AggregatorService
     from fluffle.aggregator.strategies.registry import make_strategy
-    from fluffle.commands.service import connect, may_leave_early, metrics_at
+    from fluffle.commands.service import connect, may_leave_early, metrics_at, wait_to_be_told
     from fluffle.commands.summary import STOPPED, exit_as, print_json
     from fluffle.device_files import check_travels
     from fluffle.experiment_file import load_experiment
@@ -96,6 +102,8 @@ def aggregator(
         try:
             with stopping(service.stop), tracked(service, followed):
                 outcome = service.run()
+            if stay and outcome != "stopped":
+                wait_to_be_told(outcome)
         finally:
             port.close()
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB

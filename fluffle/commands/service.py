@@ -66,6 +66,15 @@ def may_leave_early(code: int = 0) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(code))
 
 
+def wait_to_be_told(outcome: str) -> None:
+    """A run is over, and who would be started again for ever stays until SIGTERM or Ctrl-C."""
+    told = threading.Event()
+    _log.info("the run is %s; staying until told to stop", outcome)
+    with stopping(told.set):
+        while not told.wait(1.0):
+            pass
+
+
 class Service(Protocol):
     """What works until it is told to stop."""
 

@@ -74,6 +74,8 @@ NOT_RUN = {
     ): "tests/integration/test_sites.py",
     ("docs/resident-sites.md", "make wheel"): "tests/packaging builds the wheel",
     ("docs/resident-sites.md", "sha256sum"): "tests/packaging installs it without an index",
+    ("docs/kubernetes.md", "fluffle broker definitions"): "needs a cluster",
+    ("docs/kubernetes.md", "kubectl"): "needs a cluster; tests/deploy builds the manifests",
     ("docs/site-policy.md", "fluffle"): "tests/integration/test_site_join.py",
     ("docs/verify.md", "fluffle verify"): "tests/integration/test_verify.py",
     ("docs/verify.md", "fluffle worker"): "tests/chaos/processes, with a broker",
@@ -82,6 +84,7 @@ NOT_RUN = {
 OTHERS = {
     "cp",
     "curl",
+    "kubectl",
     "mv",
     "openssl",
     "rabbitmqctl",
