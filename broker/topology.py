@@ -2,7 +2,7 @@
 
 Arguments are protocol constants: a queue that is there already with others answers 406. Nothing
 here is deprecated in RabbitMQ 4 (no transient queue that is not exclusive, no global QoS), and
-nothing needs more than 3.10: what is newer (``x-consumer-timeout``) it stores and passes over.
+nothing needs more than 3.10: what is newer (``x-consumer-…timeout``) it stores and passes over.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ UPDATES_MAX_BYTES = 4 * 1024 * MIB
 #: A turn is its worker's for as long as it trains: its deadline is the coordinator's, and a worker
 #: that dies loses its connection. From 3.12 on RabbitMQ holds to this, whatever its own timeout.
 TURN_TIMEOUT_S = 7 * 24 * 3600
+#: What a dead node's consumers hold goes to others after this (4.3; older servers do not wait).
+GIVEN_BACK_S = 5
+#: A probe for the lead is of no use later; a leader whose node died is replaced after this.
+PROBE_TTL_S, LEAD_GIVEN_BACK_S = 10, 2
 #: Of what could not be used the newest are kept.
 REJECTED_MAX_BYTES = 2 * 1024 * MIB
 #: And for a week: each copy says so itself, as arguments of a queue that is there cannot change.
@@ -39,6 +43,8 @@ UPDATES = "updates"
 EVENTS = "events"
 ASSIGNMENTS = "assignments"
 REJECTED = "rejected"
+PROBE = "probe"
+STORE = "latest-model"
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ class Topology:
             "x-queue-type": "quorum",
             "x-delivery-limit": DELIVERY_LIMIT,
             "x-consumer-timeout": TURN_TIMEOUT_S * 1000,
+            "x-consumer-disconnected-timeout": GIVEN_BACK_S * 1000,
         }
         name = f"{self.federation}.assignments"
         return Queue(name, _frozen(arguments), self.assign, ASSIGNMENTS)
@@ -133,14 +140,15 @@ class Topology:
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",
             "x-max-length-bytes": UPDATES_MAX_BYTES,
+            "x-consumer-disconnected-timeout": GIVEN_BACK_S * 1000,
         }
         return Queue(f"{self.federation}.updates", _frozen(arguments), self.submit, UPDATES)
 
     @property
     def events(self) -> Queue:
-        """Classic queue: may lose."""
+        """Quorum queue of what may be lost: a classic one would be out of reach with its node."""
         arguments = {
-            "x-queue-type": "classic",
+            "x-queue-type": "quorum",
             "x-max-length": EVENTS_MAX_LENGTH,
             "x-message-ttl": EVENTS_TTL_S * 1000,
         }
@@ -155,9 +163,17 @@ class Topology:
 
     @property
     def aggregator(self) -> Queue:
-        """Exclusive queue: whoever has it leads."""
-        arguments = {"x-queue-type": "classic"}
-        return Queue(f"{self.federation}.aggregator", _frozen(arguments), exclusive=True)
+        """Quorum queue behind an exchange of its name: whom it serves leads."""
+        name = f"{self.federation}.aggregator"
+        arguments = {
+            "x-queue-type": "quorum",
+            "x-single-active-consumer": True,
+            "x-max-length": 1,
+            "x-overflow": "drop-head",
+            "x-message-ttl": PROBE_TTL_S * 1000,
+            "x-consumer-disconnected-timeout": LEAD_GIVEN_BACK_S * 1000,
+        }
+        return Queue(name, _frozen(arguments), name, PROBE)
 
     def mailbox(self, worker_id: str) -> Queue:
         """Exclusive queue of one connection of one worker: the newest model only.
@@ -173,6 +189,15 @@ class Topology:
     def shared(self) -> tuple[Queue, ...]:
         """All queues that outlive a connection; what dead letters go to comes first."""
         return self.rejected, self.updates, self.events, self.assignments, self.latest_model
+
+    @property
+    def bindings(self) -> tuple[tuple[str, str, str], ...]:
+        """Exchange, queue and key of all that is bound for longer than a connection.
+
+        The store of models has a way of its own: see ``publish_model``.
+        """
+        usual = [(queue.exchange or "", queue.name, queue.key) for queue in self.shared]
+        return *usual, (self.assign, self.latest_model.name, STORE)
 
 
 def _frozen(arguments: dict[str, Any]) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ settings.load_profile("fluffle")
 CONTAINER = "FLUFFLE_TEST_BROKER"
 
 #: What ``--fast`` leaves out.
-SLOW = ("compose", "network", "rabbitmq", "tensorflow", "slow")
+SLOW = ("compose", "cluster", "network", "rabbitmq", "tensorflow", "slow")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from fluffle.broker.admin.management import Management
 from fluffle.broker.errors import AccessRefused, BrokerUnreachable
-from fluffle.broker.rabbitmq.address import parameters_of
+from fluffle.broker.rabbitmq.address import alternatives, parameters_of
 from fluffle.broker.topology import DELIVERY_LIMIT, Topology
 from fluffle.schemas.errors import UserError
 
@@ -52,7 +52,7 @@ def api_of(url: str) -> str:
 
     Raises: UserError.
     """
-    broker = parameters_of(url)
+    broker = parameters_of(alternatives(url)[0])
     user = getattr(broker.credentials, "username", "")
     password = getattr(broker.credentials, "password", "")
     host = f"[{broker.host}]" if ":" in broker.host else broker.host

@@ -153,10 +153,10 @@ def declared_topology(names: Topology, vhost: str) -> dict[str, Any]:
         ],
         "bindings": [
             {
-                **{"source": queue.exchange, "vhost": vhost, "destination": queue.name},
-                **{"destination_type": "queue", "routing_key": queue.key, "arguments": {}},
+                **{"source": exchange, "vhost": vhost, "destination": queue},
+                **{"destination_type": "queue", "routing_key": key, "arguments": {}},
             }
-            for queue in names.shared
+            for exchange, queue, key in names.bindings
         ],
     }
 

@@ -79,10 +79,15 @@ def _depth(session: Session, queue: str, view: FederationView) -> int | None:
 
 
 def _is_led(session: Session, queue: str, view: FederationView) -> bool | None:
-    """The leader's lock is there and locked, or not there: all else says nothing."""
-    refusal = _ask(session, lambda channel: channel.queue_declare(queue, passive=True))
-    if refusal is None or refusal.startswith("RESOURCE_LOCKED"):
-        return True
+    """Somebody subscribes to the leader's lock, or nobody, or it is not there."""
+    consumers: list[int] = []
+
+    def ask(channel: BlockingChannel) -> None:
+        consumers.append(channel.queue_declare(queue, passive=True).method.consumer_count)
+
+    refusal = _ask(session, ask)
+    if refusal is None:
+        return consumers[0] > 0
     if refusal.startswith("NOT_FOUND"):
         return False
     view.unseen.append(f"who leads ({refusal})")

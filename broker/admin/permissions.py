@@ -34,8 +34,8 @@ def of_aggregator(names: Topology) -> Rights:
     reads = [name for name in _SHARED if name != "updates.rejected"]
     return Rights(
         _any(names, *_SHARED, "submit", "aggregator"),
-        _any(names, *_SHARED),
-        _any(names, *reads, "submit"),
+        _any(names, *_SHARED, "aggregator"),
+        _any(names, *reads, "submit", "aggregator"),
     )
 
 
@@ -47,7 +47,7 @@ def of_aggregator_of_declared(names: Topology) -> Rights:
     """
     return Rights(
         _any(names, "aggregator"),
-        _any(names, "global-model", "assign", "dead-letter", "updates.rejected"),
+        _any(names, "global-model", "assign", "dead-letter", "updates.rejected", "aggregator"),
         _any(names, "latest-model", "assignments", "updates", "events", "submit", "aggregator"),
     )
 

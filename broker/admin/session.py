@@ -16,6 +16,7 @@ from pika.exceptions import (
 )
 
 from fluffle.broker.errors import BrokerUnreachable
+from fluffle.broker.rabbitmq.connection import where_of
 from fluffle.broker.rabbitmq.explain import describe, refusal_of, root_cause
 from fluffle.broker.rabbitmq.port import Settings
 from fluffle.broker.topology import Topology
@@ -90,15 +91,16 @@ def open_session(url: str, names: Topology, name: str) -> Iterator[Session]:
 
     Raises: BrokerUnreachable, AccessRefused, UserError where the URL is none.
     """
-    parameters = Settings(url, names, None, ANSWER_S, 20).parameters(name)
-    parameters.socket_timeout = parameters.blocked_connection_timeout = ANSWER_S
-    parameters.stack_timeout = 2 * ANSWER_S
-    where = f"{parameters.host}:{parameters.port}, virtual host {parameters.virtual_host}"
-    user = getattr(parameters.credentials, "username", "")
+    hosts = Settings(url, names, None, ANSWER_S, 20).all_parameters(name)
+    for host in hosts:
+        host.socket_timeout = host.blocked_connection_timeout = ANSWER_S
+        host.stack_timeout = 2 * ANSWER_S
+    where = where_of(hosts)
+    user = getattr(hosts[0].credentials, "username", "")
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it would say, we say
     session = None
     try:
-        session = Session(pika.BlockingConnection(parameters), where, user)
+        session = Session(pika.BlockingConnection(hosts), where, user)
         yield session
         session.close()
     except NoAnswer as error:

@@ -4,8 +4,10 @@
     amqps://user:password@host/vhost?cacertfile=ca.pem
     amqps://user:password@host/vhost?cacertfile=ca.pem&certfile=me.pem&keyfile=me.key
     amqps://user@host/vhost?cacertfile=ca.pem&certfile=me.pem&keyfile=me.key
+    amqp://user:password@one:5672,two:5672,three:5672/vhost
 
-With the last one, without a password, the certificate says who we are (RabbitMQ's mechanism
+The last one is a cluster: its hosts are tried in turn, and so are several URLs with commas between
+them. With the one before, without a password, the certificate says who we are (RabbitMQ's mechanism
 EXTERNAL). ``cacertfile``: whom we believe, instead of the system's authorities; ``certfile`` and
 ``keyfile``: our own certificate (PEM) and ``password`` its key's, where that is encrypted;
 ``server_name_indication``: the name in the server's certificate where it is not the host's. The
@@ -20,6 +22,7 @@ rotates a secret restarts nobody.
 from __future__ import annotations
 
 import difflib
+import re
 import ssl
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -41,6 +44,21 @@ _KNOWN = (*_TLS, *_OF_PIKA, "connection_timeout", "auth_mechanism", "password_fi
 #: Parameters that name files.
 _FILES = ("cacertfile", "certfile", "keyfile", "password_file")
 _MECHANISMS = ("plain", "external")
+
+
+def alternatives(url: str) -> list[str]:
+    """One URL for each host: of several URLs with commas between them, or of a list of hosts.
+
+    ``amqp://user:password@one:5672,two:5672/vhost`` is two. None of them is checked.
+    """
+    found = []
+    for one in re.split(r",(?=amqps?://)", url):
+        scheme, mark, rest = one.partition("://")
+        authority = re.split("[/?#]", rest.rpartition("@")[2], maxsplit=1)[0]
+        before = rest[: rest.rfind("@") + 1]
+        after = rest[len(before) + len(authority) :]
+        found += [f"{scheme}{mark}{before}{host}{after}" for host in authority.split(",")]
+    return found
 
 
 def parameters_of(url: str) -> pika.URLParameters:
@@ -159,6 +177,9 @@ def completed(
 
     Raises: UserError, where the password is not there, too.
     """
+    several = alternatives(url)
+    if len(several) > 1:
+        return ",".join(completed(one, ca, cert, key, password) for one in several)
     files = {"cacertfile": ca, "certfile": cert, "keyfile": key}
     parts = _parts(url)
     if password is not None and parts.password is None:

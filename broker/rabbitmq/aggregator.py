@@ -15,7 +15,7 @@ from fluffle.broker.rabbitmq.consumer import Consumer
 from fluffle.broker.rabbitmq.leadership import LeaderLock
 from fluffle.broker.rabbitmq.port import Port, Settings
 from fluffle.broker.rabbitmq.publisher import Publisher
-from fluffle.broker.topology import ASSIGNMENTS, REJECTED, REJECTED_TTL_S
+from fluffle.broker.topology import ASSIGNMENTS, REJECTED, REJECTED_TTL_S, STORE
 from fluffle.broker.transport import Delivery, Envelope
 from fluffle.schemas.codec import MAX_MESSAGE_BYTES
 
@@ -115,8 +115,15 @@ class RabbitMQAggregatorPort(Port):
         return newest.envelope
 
     def publish_model(self, envelope: Envelope) -> None:
-        """To every mailbox and to the late joiners' store; returns once confirmed."""
-        self._publisher.publish(self._topology.global_model, "", [envelope], self._check_lead)
+        """To every mailbox and to the late joiners' store; returns once the store has confirmed it.
+
+        A mailbox may be left over from a node that is gone, and what was sent to it is never
+        confirmed: whose it was has another by now, and has read the store.
+        """
+        self._publisher.publish(
+            *(self._topology.global_model, "", [envelope], self._check_lead),
+            instead=(self._topology.assign, STORE),
+        )
 
     def assign(self, envelopes: Sequence[Envelope], expires_s: float) -> None:
         """Put turns into the work queue, each gone after ``expires_s``.

@@ -80,8 +80,8 @@ class Declarations:
 
     def _bind(self, channel: Channel) -> None:
         """All shared queues to their exchanges; a binding that is there stays."""
-        for queue in self.topology.shared:
-            channel.queue_bind(queue.name, queue.exchange, queue.key)
+        for exchange, queue, key in self.topology.bindings:
+            channel.queue_bind(queue, exchange, key)
 
 
 class Caretaker(RobustChannel):

@@ -12,7 +12,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -28,6 +28,8 @@ from fluffle.schemas.errors import UserError
 _log = logging.getLogger(__name__)
 #: A broker may be away for days: a few of many attempts to reach it are logged in so many seconds.
 _AWAY_EVERY_S = 600.0
+#: From one host of several to the next, in seconds.
+_NEXT_HOST_S = 0.1
 #: Whoever was refused looks so often whether a file with its secrets has changed, in seconds.
 _LOOK_S = 2.0
 
@@ -50,6 +52,12 @@ class Backoff:
         self._failures = 0
 
 
+def where_of(hosts: Sequence[pika.URLParameters]) -> str:
+    """For a person: hosts, ports and the virtual host, which is everywhere the same."""
+    places = ", ".join(f"{one.host}:{one.port}" for one in hosts)
+    return f"{places}, virtual host {hosts[0].virtual_host}"
+
+
 def refused_backoff() -> Backoff:
     """Whom the broker refuses tries again after some seconds, and every ten minutes in the end."""
     return Backoff(first=4.0, most=1200.0)
@@ -68,13 +76,14 @@ class Link:
 
     def __init__(
         self,
-        credentials: Credentials,
+        hosts: Sequence[Credentials],
         title: str,
         fail: Callable[[Exception], None],
         changed: threading.Condition,
         refusals: Refusals,
     ) -> None:
         """
+        hosts: how to reach each host of the broker; they are tried in turn.
         title: the connection's name in RabbitMQ's UI and in the log.
         fail: is told what trying again cannot mend; that the I/O thread has died is a bug.
         changed: guards what its channels share with other threads, and announces it.
@@ -85,9 +94,11 @@ class Link:
         self.changed = changed
         self._told = ""
         self._refusals = refusals
-        self._credentials = credentials
-        self._parameters = parameters = credentials.current()
-        self.where = f"{parameters.host}:{parameters.port}, virtual host {parameters.virtual_host}"
+        self._hosts = hosts
+        #: Which of them is tried next, or is connected to.
+        self._turn = 0
+        self._parameters = self._credentials.current()
+        self._everywhere = where_of([host.current() for host in hosts])
         self.connection: pika.SelectConnection | None = None
         #: The server's version as it calls itself, once there was a connection.
         self.server_version = ""
@@ -102,6 +113,15 @@ class Link:
         self._closing = False
         self._lock = threading.Lock()  # guards the loop's life against call()
         self._loop_lives = True
+
+    @property
+    def where(self) -> str:
+        """The host that is connected to, or was tried last."""
+        return where_of([self._parameters])
+
+    @property
+    def _credentials(self) -> Credentials:
+        return self._hosts[self._turn % len(self._hosts)]
 
     @property
     def is_up(self) -> bool:
@@ -128,7 +148,8 @@ class Link:
         if self._refusal is not None or not settled:
             self.close()
             raise self._refusal or BrokerUnreachable(
-                f"no RabbitMQ at {self.where}, tried for {timeout_s:.0f} s: {self._last_error}"
+                f"no RabbitMQ at {self._everywhere}, tried for {timeout_s:.0f} s: "
+                f"{self._last_error}"
             )
 
     def warn(self, text: str) -> None:
@@ -264,7 +285,9 @@ class Link:
 
     def _again(self, what: str) -> None:
         if not self._closing:
-            pause = self._backoff.next()
+            self._turn += 1
+            # Another host may be well: a pause comes after all of them.
+            pause = _NEXT_HOST_S if self._turn % len(self._hosts) else self._backoff.next()
             self._log(logging.WARNING, f"{what}, trying again in {pause:.1f} s", kind=what)
             self.later(pause, self._connect)
 

@@ -43,6 +43,7 @@ class Consumer(RobustChannel):
         arguments: Mapping[str, Any] | None = None,
         on_message: Callable[[Envelope], object] | None = None,
         on_ready: Callable[[], None] = lambda: None,
+        on_cancelled: Callable[[], None] = lambda: None,
         declares: Declares | None = None,
     ) -> None:
         """
@@ -51,6 +52,7 @@ class Consumer(RobustChannel):
         largest: longer bodies, in bytes, are not kept: their hash is in ``too_large``.
         on_message: instead of the inbox; what it has seen is acked. Called with ``changed`` held.
         on_ready: called in the I/O thread when the subscription stands.
+        on_cancelled: called in the I/O thread when the broker has ended it.
         declares: as ``RobustChannel``.
         """
         super().__init__(link, declares)
@@ -61,6 +63,7 @@ class Consumer(RobustChannel):
         self._arguments = dict(arguments or {})
         self._on_message = on_message
         self._on_ready = on_ready
+        self.cancelled = on_cancelled  # type: ignore[method-assign]
         self._name = ""
         self._tag: str | None = None
         self._inbox: deque[Delivery] = deque()

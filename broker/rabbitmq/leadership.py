@@ -1,19 +1,49 @@
-"""The leader's lock: an exclusive queue belongs to the connection that declared it."""
+"""The leader's lock: whom the broker hands the probes of one queue leads.
+
+The queue has a single active consumer: of all who subscribe the broker serves one, and the next
+when that one is gone, its node included. An exclusive queue cannot do that: where the broker's
+metadata outlive a node (Khepri, RabbitMQ 4.2 and later) it stays locked for a connection that is
+dead. An exclusive consumer cannot either: quorum queues grant it to everybody (3.10 to 4.3). But a
+consumer is not told whether it is served, so everybody who wants the lead or has it sends probes
+through the queue, and whoever receives one, whosever it is, is the one that is served::
+
+    resting    -- seek ----------------------------> seeking: subscribe, send a probe now and again
+    seeking    -- a probe arrives -----------------> leading: the followers open
+    seeking    -- a probe is confirmed, and has not
+                  arrived a while later -----------> refused: somebody else leads; goes on seeking
+    seeking    -- rest ----------------------------> resting: unsubscribe, or nobody could lead
+    leading    -- a probe of its own is confirmed,
+                  and has not arrived in time -----> seeking, subscribed anew: the broker serves
+                                                     another, or nobody
+    leading    -- the channel or connection ends --> seeking, on the next one
+    seeking after having led, refused for longer
+    than a dead connection of ours could be served -> usurped: it must stop
+
+Nothing here makes a second leader harmless: on either side of a partition the broker may serve one
+for a while. What counts is the ledger's epoch, under which every commit is checked.
+"""
 
 from __future__ import annotations
 
+import secrets
 import time
+from typing import Any
 
 from pika.channel import Channel
-from pika.exceptions import ChannelClosedByBroker
+from pika.spec import Basic, BasicProperties
 
 from fluffle.broker.rabbitmq.connection import Backoff, Link
-from fluffle.broker.rabbitmq.robust_channel import RESOURCE_LOCKED, RobustChannel
+from fluffle.broker.rabbitmq.robust_channel import RobustChannel
 from fluffle.broker.topology import Queue
+
+#: From one probe to the next, of who seeks the lead and of who has it, in seconds.
+_SEEKS_S, _LEADS_S = 0.3, 2.0
+#: A probe that was confirmed comes within this, or to somebody else: of one who seeks, of a leader.
+_ARRIVES_S, _SURELY_ARRIVES_S = 0.7, 5.0
 
 
 class LeaderLock(RobustChannel):
-    """Takes the lock, takes it again after a reconnect, and only then lets its followers open.
+    """Takes the lead, takes it again after a reconnect, and only then lets its followers open.
 
     The link's ``changed`` guards ``held``, ``refused``, ``usurped`` and what is sought.
     """
@@ -21,28 +51,35 @@ class LeaderLock(RobustChannel):
     def __init__(self, link: Link, queue: Queue) -> None:
         super().__init__(link)
         self.backoff = Backoff(first=0.1, most=1.0)
-        #: This connection has the lock.
+        #: The broker serves us.
         self.held = False
-        #: The broker has answered, since this lock is sought, that somebody has it.
+        #: Since this lock is sought, a probe went to somebody else.
         self.refused = False
-        #: Somebody else has had it for longer than a dead connection of ours could.
+        #: Somebody else has led for longer than a dead connection of ours could.
         self.usurped = False
         self._queue = queue
         self._seeking = False
         self._has_led = False
         self._regain_until: float | None = None
         self._followers: list[RobustChannel] = []
+        self._tag: str | None = None
+        self._me = secrets.token_hex(8)
+        self._sent = 0
+        #: Probes on their way: number on the channel -> what is in it; and those not seen yet.
+        self._unconfirmed: dict[int, bytes] = {}
+        self._unseen: set[bytes] = set()
 
     def seek(self) -> None:
         """Try to take the lock until ``rest``. The caller holds ``changed``."""
         if not self._seeking:
             self._seeking = True
             self.refused = False
-            self.link.call(self._declare)
+            self.link.call(self._subscribe)
 
     def rest(self) -> None:
         """Try no more. The caller holds ``changed``."""
         self._seeking = False
+        self.link.call(self._unsubscribe)
 
     def follow(self, channel: RobustChannel) -> None:
         """This channel is open while the lock is held."""
@@ -65,26 +102,91 @@ class LeaderLock(RobustChannel):
 
     def opened(self, channel: Channel) -> None:
         """As ``RobustChannel``."""
-        self._declare()
+        channel.confirm_delivery(self._answered)
+        self._subscribe()
 
     def lost(self, error: BaseException) -> None:
         """As ``RobustChannel``."""
+        self._tag = None
+        self._sent = 0
+        self._unconfirmed.clear()
+        self._unseen.clear()
         with self.link.changed:
             self.held = False
 
-    def broken(self, error: BaseException) -> bool:
-        """As ``RobustChannel``: somebody has the lock, perhaps an old connection of ours.
+    def _subscribe(self) -> None:
+        channel, queue = self.channel, self._queue
+        if not self._seeking or self._tag is not None or channel is None or not channel.is_open:
+            return
+        assert queue.exchange is not None
+        channel.exchange_declare(queue.exchange, "direct", durable=True)
+        channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+        channel.queue_bind(queue.name, queue.exchange, queue.key)
+        self._tag = channel.basic_consume(
+            queue.name,
+            self._arrived,
+            auto_ack=True,
+            callback=lambda _frame: self._probe(channel),
+        )
+
+    def _unsubscribe(self) -> None:
+        if self._stands():
+            assert self.channel is not None
+            self.channel.basic_cancel(self._tag)
+            self._tag = None
+
+    def _stands(self) -> bool:
+        return self._tag is not None and self.channel is not None and bool(self.channel.is_open)
+
+    def _probe(self, channel: Channel) -> None:
+        """Send one, and others later, while this subscription stands."""
+        if channel is not self.channel or not self._stands():
+            return
+        assert channel is not None
+        self.backoff.reset()
+        self._sent += 1
+        probe = f"{self._me}:{self._sent}".encode()
+        self._unconfirmed[self._sent] = probe
+        self._unseen.add(probe)
+        channel.basic_publish(self._queue.exchange, self._queue.key, probe, BasicProperties())
+        tag, pause = self._tag, _LEADS_S if self.held else _SEEKS_S
+        self.link.later(pause, lambda: self._probe(channel) if self._tag == tag else None)
+
+    def _answered(self, frame: Any) -> None:
+        """The broker has put probes into the queue, or would not."""
+        method, channel = frame.method, self.channel
+        last = method.delivery_tag
+        numbers = [n for n in self._unconfirmed if (n <= last if method.multiple else n == last)]
+        for number in numbers:
+            probe = self._unconfirmed.pop(number)
+            if not isinstance(method, Basic.Ack):
+                self._unseen.discard(probe)
+            elif probe in self._unseen:
+                patience = _SURELY_ARRIVES_S if self.held else _ARRIVES_S
+                self.link.later(patience, lambda probe=probe: self._missed_one(channel, probe))  # type: ignore[misc]
+
+    def _missed_one(self, channel: Channel | None, probe: bytes) -> None:
+        """Of a probe that had its time: where it has not come, another is served."""
+        if channel is not self.channel or self._tag is None or probe not in self._unseen:
+            return
+        self._unseen.discard(probe)
+        if self.held:
+            self.link.warn("the broker has let go of this leader, which takes the lead again")
+            self.restart()
+        else:
+            self._other_leads()
+
+    def _other_leads(self) -> None:
+        """Somebody is served, perhaps an old connection of ours.
 
         The broker ends such a connection when two heartbeats are missing.
         """
-        if not isinstance(error, ChannelClosedByBroker) or error.reply_code != RESOURCE_LOCKED:
-            return False
         with self.link.changed:
             self.refused = True
             self.link.changed.notify_all()
         if not self._has_led:
             self.link.inform("another aggregator leads, waiting for it to end")
-            return True
+            return
         now = time.monotonic()
         if self._regain_until is None:
             self._regain_until = now + 2.5 * self.link.heartbeat_s + 1.0
@@ -92,26 +194,22 @@ class LeaderLock(RobustChannel):
         if now > self._regain_until:
             with self.link.changed:
                 self.usurped = True
-                self._wanted = False
                 self.link.changed.notify_all()
-        return True
+            self.close()
 
-    def _declare(self) -> None:
-        if self._seeking and self.channel is not None and self.channel.is_open:
-            queue = self._queue
-            self.channel.queue_declare(
-                queue.name, exclusive=True, arguments=dict(queue.arguments), callback=self._locked
-            )
-
-    def _locked(self, _frame: object) -> None:
+    def _arrived(
+        self, channel: Channel, method: Basic.Deliver, _properties: BasicProperties, body: bytes
+    ) -> None:
+        """The broker serves us: whosever probe it is."""
+        self._unseen.discard(body)
+        if channel is not self.channel or method.consumer_tag != self._tag:
+            return
         with self.link.changed:
-            if not self._seeking:  # it came too late for whoever asked
-                assert self.channel is not None
-                self.channel.queue_delete(self._queue.name)
-                return
+            if not self._seeking or self.held:
+                return  # it came too late for whoever asked, or is one of many
             self.held = self._has_led = True
             self._regain_until = None
             self.link.changed.notify_all()
-        self.backoff.reset()
-        for channel in self._followers:
-            channel.open()
+        self._unseen.clear()  # those from before went to who led then
+        for follower in self._followers:
+            follower.open()

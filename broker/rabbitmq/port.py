@@ -9,11 +9,12 @@ from __future__ import annotations
 import socket
 import threading
 from dataclasses import dataclass
+from functools import partial
 
 import pika
 
 from fluffle.broker.errors import Closed
-from fluffle.broker.rabbitmq.address import parameters_of, secrets_of
+from fluffle.broker.rabbitmq.address import alternatives, parameters_of, secrets_of
 from fluffle.broker.rabbitmq.connection import Link
 from fluffle.broker.rabbitmq.credentials import Credentials, Refusals
 from fluffle.broker.topology import Topology
@@ -30,8 +31,15 @@ class Settings:
     heartbeat_s: int
 
     def parameters(self, connection_name: str) -> pika.URLParameters:
-        """For one connection. Raises: UserError where the URL is none, or a certificate."""
-        parameters = parameters_of(self.url)
+        """To the first host. Raises: UserError where the URL is none, or a certificate."""
+        return self._to(alternatives(self.url)[0], connection_name)
+
+    def all_parameters(self, connection_name: str) -> list[pika.URLParameters]:
+        """To each host, in the order in which they are tried. Raises: as ``parameters``."""
+        return [self._to(url, connection_name) for url in alternatives(self.url)]
+
+    def _to(self, url: str, connection_name: str) -> pika.URLParameters:
+        parameters = parameters_of(url)
         if parameters.heartbeat is None:
             parameters.heartbeat = self.heartbeat_s
         if parameters.blocked_connection_timeout is None:
@@ -40,10 +48,12 @@ class Settings:
         parameters.client_properties = {"connection_name": connection_name}
         return parameters
 
-    def credentials(self, connection_name: str) -> Credentials:
+    def credentials(self, connection_name: str) -> list[Credentials]:
         """The same, read again whenever its files have changed. Raises: as ``parameters``."""
-        files = secrets_of(self.url)
-        return Credentials(lambda: self.parameters(connection_name), files)
+        return [
+            Credentials(partial(self._to, url, connection_name), secrets_of(url))
+            for url in alternatives(self.url)
+        ]
 
 
 class Port:

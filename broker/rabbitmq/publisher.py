@@ -36,6 +36,8 @@ class _Outgoing:
     #: Confirmed, refused for good, or given up by its caller.
     settled: bool = False
     error: Exception | None = None
+    #: Exchange and key for it where the broker could not put it into all queues.
+    instead: tuple[str, str] | None = None
 
 
 class Publisher(RobustChannel):
@@ -74,14 +76,18 @@ class Publisher(RobustChannel):
         envelopes: Sequence[Envelope],
         check: Callable[[], None],
         expires_s: float | None = None,
+        instead: tuple[str, str] | None = None,
     ) -> None:
         """Returns once all are confirmed. Called by any thread but the I/O thread.
 
         expires_s: gone from a queue after this long.
+        instead: exchange and key of the queue that has to have it, where others may miss it.
         check: raises what the caller shall not wait beyond.
         Raises: MessageTooLarge, and what ``check`` raises.
         """
         batch = self._batch(exchange, key, envelopes, expires_s)
+        for outgoing in batch.values():
+            outgoing.instead = instead
         pending = list(reversed(batch.values()))
 
         def settled() -> bool:
@@ -232,7 +238,17 @@ class Publisher(RobustChannel):
         self.restart()
 
     def _refused(self, again: dict[str, _Outgoing]) -> None:
-        """The queue is full: whoever sends waits. Said once, and once more when it is over."""
+        """A queue is full, or is on a node that is gone.
+
+        Whoever sends waits, which is said once, and once more when it is over; what only one queue
+        must have goes there alone.
+        """
+        rerouted = {number: out for number, out in again.items() if out.instead is not None}
+        if rerouted:
+            self._reroute(rerouted)
+            again = {number: out for number, out in again.items() if number not in rerouted}
+            if not again:
+                return
         if not self._refused_ones:
             self.link.warn("the queue is full, waiting until it takes messages again")
         self._refused_ones |= set(again.values())
@@ -243,6 +259,14 @@ class Publisher(RobustChannel):
             self._pump()
 
         self.link.later(self._refusals.next(), retry)
+
+    def _reroute(self, outgoing: dict[str, _Outgoing]) -> None:
+        for out in outgoing.values():
+            assert out.instead is not None
+            (out.exchange, out.key), out.instead = out.instead, None
+        with self.link.changed:
+            self._waiting = {**outgoing, **self._waiting}
+        self._pump()
 
     def _took(self) -> None:
         if self._refused_ones:

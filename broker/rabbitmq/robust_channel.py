@@ -19,7 +19,6 @@ from fluffle.broker.rabbitmq.explain import describe
 #: Reply codes that close a channel.
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
-RESOURCE_LOCKED = 405
 PRECONDITION_FAILED = 406
 
 
@@ -105,7 +104,11 @@ class RobustChannel:
         channel.add_on_cancel_callback(self._cancelled)
         self.opened(channel)
 
+    def cancelled(self) -> None:
+        """The broker has ended a subscription; the channel opens anew."""
+
     def _cancelled(self, _frame: Any) -> None:
+        self.cancelled()
         self.link.warn(
             "the broker ended a subscription, starting it again (its queue was deleted, or a "
             "message was held for longer than consumer_timeout in its rabbitmq.conf)"

@@ -49,6 +49,7 @@ class RabbitMQWorkerPort(Port):
             1,
             on_message=self._got_mail,
             on_ready=self._late.open,
+            on_cancelled=self._lose_mailbox,
         )
         self._assignments = Consumer(
             self._consuming,
@@ -116,6 +117,10 @@ class RabbitMQWorkerPort(Port):
         channel.queue_declare(queue.name, exclusive=True, arguments=dict(queue.arguments))
         channel.queue_bind(queue.name, queue.exchange)
         return queue.name
+
+    def _lose_mailbox(self) -> None:
+        """It was deleted, or is on a node that is gone, where its name may stay taken."""
+        self._mailbox = None
 
     def _bind_again(self) -> None:
         channel = self._mail.channel

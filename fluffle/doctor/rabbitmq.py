@@ -82,10 +82,10 @@ def find_settings(url: str, federation: str, api: str) -> Finding:
         return Finding("settings", "note", "of no broker", facts={"seen": False, "dangers": []})
     from fluffle.broker.admin.dangers import api_of, dangers
     from fluffle.broker.admin.management import Management
-    from fluffle.broker.rabbitmq.address import parameters_of
+    from fluffle.broker.rabbitmq.address import alternatives, parameters_of
 
     try:
-        vhost = parameters_of(url).virtual_host
+        vhost = parameters_of(alternatives(url)[0]).virtual_host
         found = dangers(Management(api or api_of(url)), federation, vhost)
     except UserError as error:
         facts = {"seen": False, "error": str(error), "dangers": []}

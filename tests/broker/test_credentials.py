@@ -51,7 +51,7 @@ def test_a_password_file_that_goes_is_said_and_looked_for(tmp_path: Path) -> Non
     file = tmp_path / "password"
     file.write_text("word\n")
     url = completed("amqp://site@host/%2F", None, None, None, file)
-    credentials = Settings(url, Topology(), None, 1.0, 20).credentials("test")
+    (credentials,) = Settings(url, Topology(), None, 1.0, 20).credentials("test")
     # When the file is away for a moment
     file.unlink()
     with pytest.raises(UserError, match="cannot read the password from"):

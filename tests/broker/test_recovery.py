@@ -7,7 +7,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import pika
 import pytest
 
 from fluffle.broker import Envelope, LeadershipLost, MessageTooLarge
@@ -105,30 +104,43 @@ def test_a_leader_that_was_replaced_hears_of_it(rabbit, proxy, ports):
     broker = RabbitMQBroker(proxy.url, rabbit.topology.federation, heartbeat_s=1)
     leader = ports.leader(broker)
     leader.consume(10)
-    with ThreadPoolExecutor() as pool, contextlib.closing(rabbit.connect()) as connection:
-        stop = threading.Event()
+    with contextlib.closing(rabbit.connect()) as connection:
+        connection.channel().basic_consume(
+            rabbit.topology.aggregator.name, lambda *_: None, auto_ack=True
+        )
+        # When the leader's network breaks, and the other is quicker
+        proxy.reset()
+        # Then the leader does not lead any more
+        with pytest.raises(LeadershipLost):
+            leader.receive(PATIENCE_S)
+        with pytest.raises(LeadershipLost):
+            leader.publish_model(Envelope(b"?"))
 
-        def usurp():
-            lock = rabbit.topology.aggregator
-            while not stop.is_set():
-                with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):
-                    connection.channel().queue_declare(
-                        lock.name, exclusive=True, arguments=dict(lock.arguments)
-                    )
-                    return
 
-        usurping = pool.submit(usurp)
-        try:
-            # When the leader's network breaks, and the other is quicker
-            proxy.reset()
-            usurping.result(PATIENCE_S)
-            # Then the leader does not lead any more
-            with pytest.raises(LeadershipLost):
-                leader.receive(PATIENCE_S)
-            with pytest.raises(LeadershipLost):
-                leader.publish_model(Envelope(b"?"))
-        finally:
-            stop.set()
+def test_a_leader_that_the_broker_lets_go_of_takes_the_lead_again(rabbit, ports, update, until):
+    # Given a leader that the broker serves no more, silently: its queue was made anew
+    leader, worker = ports.leader(rabbit.broker), ports.worker(rabbit.broker)
+    leader.consume(10)
+    with contextlib.closing(rabbit.connect()) as connection:
+        connection.channel().queue_delete(rabbit.topology.aggregator.name)
+    # Then it is served again, and leads on; and nobody else does
+    until(lambda: not ports.aggregator(rabbit.broker).lead(0))
+    worker.submit(update("u"))
+    assert receive(leader, 1)[0].envelope.body == b"u"
+
+
+def test_of_many_who_want_the_lead_one_has_it_and_then_the_next(rabbit, ports):
+    # Given five that want the lead at once
+    five = [ports.aggregator(rabbit.broker) for _ in range(5)]
+    with ThreadPoolExecutor(5) as pool:
+        led = list(pool.map(lambda port: port.lead(1), five))
+    assert sum(led) == 1
+    # When the one that has it goes, and one of those that wait tries again
+    five[led.index(True)].close()
+    rest = [port for port, leads in zip(five, led, strict=True) if not leads]
+    # Then it leads, and the others rest and do not
+    assert rest[0].lead(PATIENCE_S)
+    assert not rest[1].lead(0)
 
 
 def test_eight_seconds_of_training_under_a_heartbeat_of_two_cost_nothing(rabbit, ports, update):

@@ -71,7 +71,7 @@ FORBIDDEN_TO_WORKERS: dict[str, Action] = {
     "delete assignments": lambda c: c.queue_delete("fluffle.assignments"),
     "delete the store of models": lambda c: c.queue_delete("fluffle.latest-model"),
     "delete the fanout exchange": lambda c: c.exchange_delete("fluffle.global-model"),
-    "take the lead": lambda c: c.queue_declare("fluffle.aggregator", exclusive=True),
+    "take the lead": lambda c: c.basic_consume("fluffle.aggregator", print),
     "declare a queue of another name": lambda c: c.queue_declare("mine"),
     "declare an exchange of another name": lambda c: c.exchange_declare("mine"),
     "declare the evaluator's mailbox": lambda c: c.queue_declare("fluffle.worker.evaluator-x.1"),

@@ -35,6 +35,7 @@ from fluffle.schemas.tensors import model_groups
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.turn import verdict
 from tests.chaos.model.training import initial_weights
+from tests.chaos.sceptic import doubts
 
 if TYPE_CHECKING:
     from tests.chaos.model.world import World
@@ -169,7 +170,8 @@ class Watch:
                 sha
                 for (sha,) in ledger.query("SELECT weights_sha256 FROM versions ORDER BY version")
             ]
-            for text in verify(ledger):
+            cohort = self._world.setting.experiment.participation.mode == "cohort"
+            for text in [*verify(ledger), *doubts(self._world.folder, cohort=cohort)]:
                 self.violated(text)
             self._sent = self._all_sent()
             checks = (self._ending, self._accounting, self._sites, self._chains, self._replay)

@@ -19,6 +19,7 @@ import pytest
 
 from fluffle.aggregator.prefetch import SUSPICIOUS
 from fluffle.broker.admin.node import Node
+from tests.chaos import sceptic
 from tests.chaos.processes.balance import Balance, balance_of
 from tests.chaos.processes.conductor import Conductor
 from tests.chaos.processes.faults import AGGREGATOR, WORKERS, draw
@@ -146,6 +147,9 @@ def check(start: Start, chaos: Conductor, last: int, *, cohort: bool) -> Balance
     """
     where = ("--replay", "--broker", chaos.node.url)
     chaos.note(verified(start, chaos.out, *where).strip())
+    journals = [chaos.folder / f"{name}.jsonl" for name in WORKERS]
+    queued = sceptic.in_queues(chaos.node.url, "fluffle")
+    assert sceptic.doubts(chaos.out, journals, queued, cohort) == []
     balance = balance_of(chaos.out, [chaos.folder / f"{w}.jsonl" for w in WORKERS], chaos.node)
     chaos.note(str(balance))
     assert balance.problems(one_base=cohort) == []
