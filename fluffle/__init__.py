@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fluffle.aggregator.triggers.base import Held, Trigger
     from fluffle.api.runs import Run, Verified
     from fluffle.api.start import Stopped, load, run
+    from fluffle.api.sweeps import Sweep, SweepStopped, sweep
     from fluffle.schemas import ClientUpdate, Experiment, Tensors, UserError
     from fluffle.worker.files.arrays import read_npz
     from fluffle.worker.files.images import read_images
@@ -47,6 +48,8 @@ __all__ = [
     "Stopped",
     "Strategy",
     "StreamedTask",
+    "Sweep",
+    "SweepStopped",
     "Task",
     "Tensors",
     "Trigger",
@@ -63,6 +66,7 @@ __all__ = [
     "read_npz",
     "read_parquet",
     "run",
+    "sweep",
     "with_model",
 ]
 
@@ -72,6 +76,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _HOMES = {
     **dict.fromkeys(("Run", "Verified"), "fluffle.api.runs"),
     **dict.fromkeys(("Stopped", "load", "run"), "fluffle.api.start"),
+    **dict.fromkeys(("Sweep", "SweepStopped", "sweep"), "fluffle.api.sweeps"),
     "ArrayTask": "fluffle.worker.tasks.arrays",
     **dict.fromkeys(("Held", "Trigger"), "fluffle.aggregator.triggers.base"),
     "Selection": "fluffle.aggregator.selections.base",

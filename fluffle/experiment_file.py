@@ -35,6 +35,14 @@ def load_experiment(
     path: Path | None, settings: Iterable[str] = (), environment: Mapping[str, str] | None = None
 ) -> Experiment:
     """The validated experiment; without a file the defaults. Raises: UserError, naming the key."""
+    document = document_of(path, settings, environment)
+    return experiment_of(document, path.parent if path else Path(), str(path or "settings"))
+
+
+def document_of(
+    path: Path | None, settings: Iterable[str] = (), environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The tables of a file with what overrides them, not validated. Raises: UserError."""
     document = read_document(path) if path else {}
     for name, value in (environment or {}).items():
         if name.startswith(_PREFIX) and "__" in name:
@@ -48,7 +56,7 @@ def load_experiment(
                 f"--set {setting}: write TABLE.KEY=VALUE, as in {_example(where.strip())}=5"
             )
         _put(document, table, key, value.strip())
-    return experiment_of(document, path.parent if path else Path(), str(path or "settings"))
+    return document
 
 
 def experiment_of(document: dict[str, Any], folder: Path, where: str) -> Experiment:

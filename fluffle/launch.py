@@ -18,6 +18,7 @@ from fluffle.schemas.extensions import FOLDER
 if TYPE_CHECKING:
     from fluffle.display import Display
     from fluffle.tracking import Tracker
+    from fluffle.worker.training.sharing import Trainers
 
 CLOCKS = ("real", "virtual")
 
@@ -38,12 +39,14 @@ def launch(
     data: Path | None = None,
     trackers: Sequence[Tracker] = (),
     save: bool = True,
+    shared: Trainers | None = None,
 ) -> dict[str, Any]:
     """Run or resume an experiment in ``folder``; its summary. Raises: UserError.
 
     code: the folder of files that the experiment names. slots: 0 for what the cores allow.
     initial: a file, or the tensors themselves. data: of a task from a file.
-    save: whether the end leaves ``model.keras`` and ``best.keras``.
+    save: whether the end leaves ``model.keras`` and ``best.keras``. shared: trainers for runs under
+    the virtual clock, one after the other.
     """
     from fluffle.aggregator.strategies.registry import make_strategy
     from fluffle.initial import fitted, initial_weights
@@ -77,6 +80,7 @@ def launch(
             initial=weights,
             trackers=trackers,
             save=save,
+            shared=shared,
         )
     return run_experiment(
         experiment,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -37,6 +37,9 @@ from fluffle.schemas.experiment import DevicesTable
 from fluffle.tracking import Tracker, tracked
 from fluffle.worker.services.client_state import MEMORY_BYTES, ClientStates
 from fluffle.worker_group import Processes, Threads, WorkerGroup
+
+if TYPE_CHECKING:
+    from fluffle.worker.training.sharing import Trainers
 
 _log = logging.getLogger(__name__)
 
@@ -126,15 +129,21 @@ def run_virtual(
     initial: Tensors | None = None,
     trackers: Sequence[Tracker] = (),
     save: bool = True,
+    shared: Trainers | None = None,
 ) -> dict[str, Any]:
     """Run the experiment under the virtual clock; the summary object, with ``virtual_s``.
+
+    shared: trainers that runs before it have left in this process, to be left to the next.
 
     A run that was stopped starts over, which gives the same bytes. Raises: UserError.
     """
     from fluffle.simulation.virtual import VirtualRun
+    from fluffle.worker.training.per_plan import make_trainer
     from fluffle.worker.training.runtime import configure
 
     with ExitStack() as stack:
+        if shared is not None:
+            stack.callback(shared.end)
         memory = MemoryWatch()
         stack.callback(memory.close)
         stack.enter_context(_lock(folder))
@@ -154,6 +163,7 @@ def run_virtual(
             states=ClientStates(folder / STATES) if experiment.keeps_weights else None,
             code=code,
             initial=initial,
+            trainers=shared.of if shared else make_trainer,
         )
         started = time.perf_counter()
         try:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fluffle.aggregator.service import AggregatorService
 from fluffle.broker import Envelope
 from fluffle.broker.embedded import EmbeddedBroker
-from fluffle.schemas import Experiment, GlobalModel, Message, Tensors, UserError
+from fluffle.schemas import Experiment, GlobalModel, Message, Plan, Tensors, UserError
 from fluffle.schemas.experiment import DevicesTable
 from fluffle.schemas.messages import order
 from fluffle.simulation.clients import WORKER, Clients
@@ -53,7 +54,9 @@ class VirtualRun:
         states: ClientStates | None = None,
         code: Path | None = None,
         initial: Tensors | None = None,
+        trainers: Callable[[Plan], LocalTrainer] = make_trainer,
     ) -> None:
+        """trainers: makes one for each thread that trains; by default they are built anew."""
         self.clock = Clock()
         broker = EmbeddedBroker(self.clock)
         self._aggregator = broker.aggregator()
@@ -71,6 +74,7 @@ class VirtualRun:
         self._experiment = experiment
         self._port = broker.worker(WORKER, _NO_LIMIT)
         self._slots = slots
+        self._trainers = trainers
         self._events = Events(self.clock)
         #: Whether the last event gave the services anything to do.
         self._stirred = True
@@ -97,7 +101,7 @@ class VirtualRun:
         self._aggregator.lead(0.0)
         self.service.begin()
         log = EventLog(self._folder / "events.jsonl", self.clock)
-        pool = Pool(lambda: PerPlan(make_trainer), self._slots)
+        pool = Pool(lambda: PerPlan(self._trainers), self._slots)
         clients = self._clients = Clients(
             *(self._port, self._events, pool, log, self._states),
             patience_s=self._experiment.participation.assignment_deadline_s,

@@ -64,7 +64,9 @@ def resolve(
     # A strategy says which keys there are, so it comes first.
     for key in sorted(given, key=lambda key: key not in ("strategy", "aggregation.strategy")):
         _lay(document, key, given[key])
-    return Resolved(experiment_of(document, folder, where), code or folder)
+    code = code or folder
+    files = code if isinstance(source, Mapping) else folder
+    return Resolved(experiment_of(document, files, where), code)
 
 
 def _lay(document: dict[str, Any], key: str, value: Any) -> None:

@@ -17,9 +17,11 @@ from fluffle.commands.evaluator import evaluator
 from fluffle.commands.export import export
 from fluffle.commands.init import init
 from fluffle.commands.report import report
+from fluffle.commands.results import results
 from fluffle.commands.run import run
 from fluffle.commands.show import show
 from fluffle.commands.status import status
+from fluffle.commands.sweep import sweep
 from fluffle.commands.verify import verify
 from fluffle.commands.worker import worker
 from fluffle.schemas.errors import UserError
@@ -70,8 +72,8 @@ def fluffle(
 
 
 for command in (
-    *(run, init, aggregator, worker, evaluator),
-    *(verify, show, status, report, export, backup, doctor),
+    *(run, sweep, init, aggregator, worker, evaluator),
+    *(verify, show, status, report, results, export, backup, doctor),
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")

@@ -65,6 +65,7 @@ NOT_RUN = {
     ("docs/index.md", "fluffle init my-project"): INIT,
     ("docs/monitoring.md", "docker compose"): COMPOSE,
     ("docs/monitoring.md", "fluffle aggregator"): "tests/integration/test_metrics.py",
+    ("docs/sweeps.md", ""): "tests/fluffle/test_sweep.py, on a task that takes no time",
     ("docs/outputs.md", "fluffle show"): "tests/fluffle/test_record.py",
     ("docs/outputs.md", "pip install"): "tests/fluffle/test_tracking.py, with both servers",
     ("docs/report.md", "fluffle report"): "names a run of another day; " + PAGES,

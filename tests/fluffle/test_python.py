@@ -22,7 +22,19 @@ from tests.fluffle.toy import TABLES, TASK, write_toy
 PUBLIC = {
     *("After", "Algorithm", "ArrayTask", "ClientData", "ClientUpdate", "Examples", "Experiment"),
     *("Held", "Phase", "Selection", "Trigger"),
-    *("Run", "State", "Stopped", "Strategy", "StreamedTask", "Task", "Tensors", "Turn"),
+    *(
+        "Run",
+        "State",
+        "Stopped",
+        "Strategy",
+        "StreamedTask",
+        "Sweep",
+        "SweepStopped",
+        "sweep",
+        "Task",
+        "Tensors",
+        "Turn",
+    ),
     *("UserError", "Verified", "add_to_buffer", "buffered", "load", "mean_of", "next_version"),
     *("read_csv", "read_images", "read_npz", "read_parquet", "run", "with_model"),
 }

@@ -118,6 +118,22 @@ class Trainer:
         """Whether the model trains or tests by a step of its own, which this trainer does not."""
         return has_own(self._model, "train_step") or has_own(self._model, "test_step")
 
+    @property
+    def plan(self) -> Plan:
+        """The plan that it trains."""
+        return self._plan
+
+    @property
+    def task(self) -> Task:
+        """The plan's task."""
+        return self._task
+
+    def adopt(self, plan: Plan) -> None:
+        """Go on with another plan, of the same shape and with the same examples (``sharing``)."""
+        self._plan, self._task = plan, load_task(plan)
+        for made in ("_test_indices", "_by_client"):
+            self.__dict__.pop(made, None)
+
     def initial(self) -> Tensors:
         """The weights of version 0: a function of the plan's seed alone."""
         if self._travel is not None:
