@@ -27,6 +27,8 @@ from fluffle.schemas.errors import UserError, contained, describe
 #: How the name of a class begins that this process has been given itself.
 HERE = "python"
 _here: dict[str, type] = {}
+#: When each file that was loaded had been changed last.
+_stamps: dict[Path, int] = {}
 _NAME = re.compile(r"[^:]+:[A-Za-z_]\w*")
 #: The files that this process or its parents have loaded.
 _FILES = "FLUFFLE_OWN_FILES"
@@ -100,11 +102,24 @@ def explain(error: BaseException, path: Path) -> str:
     return f"{where}{describe(error, 500)}"
 
 
+def forget_changed() -> None:
+    """Have files that were changed since they were loaded be loaded anew, when next they are named.
+
+    Between two runs of a process, never within one: all of a run has the same code.
+    """
+    for path, stamp in _stamps.items():
+        if not path.is_file() or path.stat().st_mtime_ns != stamp:
+            load_module.cache_clear()
+            _stamps.clear()
+            return
+
+
 @cache
 def load_module(path: Path) -> ModuleType:
     """The module that the file at ``path`` is, executed once. Raises: UserError."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    _stamps[path] = path.stat().st_mtime_ns
     known = os.environ.get(_FILES, "").split(os.pathsep)
     if str(path) not in known:
         os.environ[_FILES] = os.pathsep.join([*filter(None, known), str(path)])

@@ -13,6 +13,7 @@ from fluffle.api.runs import Run, code_in
 from fluffle.api.sources import Resolved, Source, resolve
 from fluffle.launch import new_folder
 from fluffle.schemas import Tensors, UserError
+from fluffle.schemas.user_code import forget_changed
 
 if TYPE_CHECKING:
     from fluffle.tracking import Tracker
@@ -98,6 +99,7 @@ def run_resolved(
     if not _ONE.acquire(blocking=False):
         raise UserError("a run goes on in this process already: wait for it, or start a process")
     try:
+        forget_changed()
         with ExitStack() as stack:
             stack.enter_context(code_in(resolved.code))
             if progress:

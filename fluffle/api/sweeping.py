@@ -37,13 +37,16 @@ _LEAVE_S = 30.0
 
 
 def status_of(folder: Path) -> str:
-    """How a run of a sweep stands: waiting, running, finished, aborted or failed."""
+    """How a run of a sweep stands: waiting, running, finished, aborted or failed.
+
+    One that failed before this sweep began, and shall be tried again, waits.
+    """
     from fluffle.aggregator.ledger.reader import standing
 
     if (folder / _FAILED).exists():
         return "failed"
     found = standing(folder)
-    return "waiting" if found is None else found[1]
+    return "waiting" if found is None or found[1] == "failed" else found[1]
 
 
 def reason_of(folder: Path) -> str:

@@ -15,6 +15,7 @@ from fluffle.api.sweeping import reason_of, status_of, try_again, work, work_in_
 from fluffle.api.tables import frame
 from fluffle.launch import CLOCKS, new_folder
 from fluffle.schemas import UserError
+from fluffle.schemas.user_code import forget_changed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,6 +161,7 @@ def sweep(
         raise UserError(f"clock={clock!r}: it is {' or '.join(CLOCKS)}")
     if jobs < 1:
         raise UserError(f"jobs={jobs}: one at least")
+    forget_changed()
     plan = make_plan(source, grid, seeds, overrides, clock, None if code is None else Path(code))
     if jobs > 1 and plan.is_here:
         raise UserError(

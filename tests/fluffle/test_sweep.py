@@ -132,7 +132,9 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(toy: Path) -> None:
     assert "too fast" in why
     # And once it is mended, the same call does what is missing
     task.write_text(good)
-    assert done.runs[0].id in [run.id for run in sweep(toy, grid, seeds=1)]
+    again = sweep(toy, grid, seeds=1)
+    assert (len(again.runs), again.failed) == (2, {})
+    assert done.runs[0].id == again.runs[0].id
 
 
 def test_what_cannot_be_is_refused_before_anything_runs(toy: Path) -> None:
