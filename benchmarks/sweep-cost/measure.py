@@ -1,6 +1,6 @@
 """What a run of a sweep costs above the training of its updates, with and without sharing.
 
-``python benchmarks/sweep-cost/measure.py [TASK]``: one process, one thread of training, runs of four
+``python benchmarks/sweep-cost/measure.py TASK``: one process, one thread of training, runs of four
 versions of three updates under the virtual clock; the same settings take turns with and without
 what runs leave for each other. The first run of each kind, which imports TensorFlow or compiles, is
 shown apart.
