@@ -345,12 +345,13 @@ def table(seeds: int, processes: int, out: Path) -> None:
 def print_table(found: Mapping[Job, Found]) -> None:
     """Means and standard deviations over seeds, in percent."""
     heads = [f"{split}, {what}" for split in SPLITS for what in ("global", "own")]
-    print("| method | " + " | ".join(heads) + " |")
-    print("| --- |" + " --- |" * len(heads))
+    print("| method | seeds | " + " | ".join(heads) + " |")
+    print("| --- | --- |" + " --- |" * len(heads))
     for method in METHODS:
-        print(f"| {method} | {_cells(method, False, found)} |")
+        seeds = len({job.seed for job in found if job.method == method})
+        print(f"| {method} | {seeds} | {_cells(method, False, found)} |")
         if method == TUNED:
-            print(f"| {method}, trained once more | {_cells(method, True, found)} |")
+            print(f"| {method}, trained once more | {seeds} | {_cells(method, True, found)} |")
 
 
 def _cells(method: str, tuned: bool, found: Mapping[Job, Found]) -> str:
