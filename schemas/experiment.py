@@ -295,6 +295,10 @@ class DevicesTable(Table):
         return DevicesTable.model_validate({**preset, **self.model_dump(exclude_none=True)})
 
 
+#: Where an experiment says nothing, no turn may take longer.
+LONGEST_TURN_S = 600.0
+
+
 class ParticipationTable(Table):
     """Who trains when."""
 
@@ -325,8 +329,9 @@ class ParticipationTable(Table):
     #: ringmaster R - 1, which makes it Algorithm 5), in a cohort when its version is over. The turn
     #: goes on at once with the newest model; a cohort's is over.
     stop_stale: bool = False
-    #: An assignment that brings nothing within this time is a dropout.
-    assignment_deadline_s: Positive = 600.0
+    #: An assignment that brings nothing within this time is a dropout. Default: three times the
+    #: longest of the last 100 turns that were answered, between 10 s and 600 s; 600 s until 5 were.
+    assignment_deadline_s: Positive | None = None
     #: A client rests between its turns for a time drawn uniformly from [low, high] seconds.
     pause_s: Range = (0.0, 0.0)
     #: The allow-list of resident clients: sites that train on their own data, without turns.
@@ -464,6 +469,11 @@ class Experiment(Table):
         if self.samples_secretly:
             return 0  # whoever was chosen and sends nothing counts as zero
         return max(self.aggregation.min_updates, self.aggregation.least_updates(self.quorum))
+
+    @property
+    def longest_turn_s(self) -> float:
+        """Seconds after which a turn is a dropout in any case."""
+        return self.participation.assignment_deadline_s or LONGEST_TURN_S
 
     @property
     def max_staleness(self) -> int | None:

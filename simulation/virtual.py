@@ -104,7 +104,7 @@ class VirtualRun:
         pool = Pool(lambda: PerPlan(self._trainers), self._slots)
         clients = self._clients = Clients(
             *(self._port, self._events, pool, log, self._states),
-            patience_s=self._experiment.participation.assignment_deadline_s,
+            patience_s=self._experiment.longest_turn_s,
             submit=self._submit,
             lost=self.service.record_lost,
         )

@@ -20,7 +20,7 @@ Phases and what moves them::
 Turns (one per open assignment)::
 
     issued ──update folded, rejected, or training failed──> closed, another is issued
-    issued ──assignment_deadline_s──> dropout, another is issued; its late update is still welcome
+    issued ──patience is over──> dropout, another is issued; its late update is still welcome
                                       (in cohort mode while its version is current)
     nobody there who may be chosen ──the next comes, is done, or a version is made──> issued
 
@@ -178,6 +178,8 @@ class Coordinator:
         self, update: FromWorker, seen_in: Literal["ledger", "buffer"] | None, now: float
     ) -> list[Effect]:
         """A message from the updates queue; ``seen_in`` says where its id is known already."""
+        if isinstance(update, ClientUpdate):
+            self.turns.patience.answered(update.update_id, now)
         if isinstance(update, Evaluation):
             effects = self._on_evaluation(update, now)
         elif isinstance(update, ClientFailed):
@@ -224,7 +226,7 @@ class Coordinator:
     def _ask_for_weights(self, now: float) -> Iterator[Effect]:
         turn = self.turns.initialise(self._plan, now)
         if self.experiment.task.clients:
-            yield Assign([turn], self.experiment.participation.assignment_deadline_s)
+            yield Assign([turn], self.turns.patience.seconds)
         else:
             yield self._model({})
             self._attempt += 1  # version 0 itself has to be newer
@@ -448,7 +450,7 @@ class Coordinator:
         if self.phase == "running":
             assignments = self.turns.issue(self.version, now)
             if assignments:
-                yield Assign(assignments, self.experiment.participation.assignment_deadline_s)
+                yield Assign(assignments, self.turns.patience.seconds)
             if self.turns.settled(self.version):
                 yield from self._step("quorum", now)
                 yield from self._issue(now)

@@ -1,5 +1,7 @@
 """Turns: who is in flight, what is overdue, and who is next.
 
+A turn is overdue when it has been open for ``patience`` seconds; that may change while it is open.
+
 concurrent: M turns are open at any time; a client has at most one. cohort: the clients of one
 version are chosen together; only they count for it, and one that drops out or fails is replaced.
 A cohort is a function of the seed and of the turn its version started with, so a restart issues
@@ -19,13 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
+from fluffle.aggregator.coordinator.patience import Patience
 from fluffle.aggregator.coordinator.selection import NEVER, Selector, sample_cohort
 from fluffle.schemas import Assignment, ClientUpdate, Experiment, Plan, Run
 from fluffle.schemas.messages import INITIALISE, assignment_id, state_name
 
 
 class Turns:
-    """The open assignments of a run, in the order of their deadlines."""
+    """The open assignments of a run, in the order in which they were issued."""
 
     def __init__(
         self,
@@ -45,7 +48,11 @@ class Turns:
         """
         #: The next turn to be issued.
         self.next = self.first = max(next_turn, INITIALISE + 1)
-        #: assignment id -> (assignment, when it is overdue); the oldest first.
+        #: How long a turn may take.
+        self.patience = Patience(
+            experiment.participation.assignment_deadline_s, experiment.concurrency
+        )
+        #: assignment id -> (assignment, when it was issued); the oldest first.
         self.open: dict[str, tuple[Assignment, float]] = {}
         self._experiment = experiment
         self._run = run
@@ -137,8 +144,8 @@ class Turns:
     def overdue(self, now: float) -> list[Assignment]:
         """Close the turns whose deadline has passed: dropouts."""
         dropped = []
-        for assignment, deadline in self.open.values():
-            if deadline > now:
+        for assignment, issued in self.open.values():
+            if issued + self.patience.seconds > now:
                 break
             dropped.append(assignment)
         for assignment in dropped:
@@ -149,7 +156,8 @@ class Turns:
 
     def next_call(self) -> float:
         """When the oldest open turn is overdue, or somebody comes for whom a turn waits."""
-        overdue = next((deadline for _, deadline in self.open.values()), NEVER)
+        first = next((issued for _, issued in self.open.values()), NEVER)
+        overdue = first + self.patience.seconds
         return min(overdue, self._selector.next_arrival) if self._waits else overdue
 
     def somebody_comes(self, now: float) -> bool:
@@ -232,7 +240,8 @@ class Turns:
         return self._add(assignment, now)
 
     def _add(self, assignment: Assignment, now: float) -> Assignment:
-        deadline = now + self._experiment.participation.assignment_deadline_s
-        self.open[assignment.assignment_id] = (assignment, deadline)
+        self.open[assignment.assignment_id] = (assignment, now)
+        if assignment.kind == "train":
+            self.patience.issued(assignment.assignment_id, now)
         self._busy.add(assignment.client)
         return assignment

@@ -10,6 +10,7 @@ from fluffle.schemas.aggregation import keys_of
 #: what is taken for an attack. A strategy may have others (``may_change``).
 MAY_CHANGE = (
     "participation.residents",
+    "participation.assignment_deadline_s",
     "experiment.versions",
     "experiment.target_accuracy",
     "experiment.patience",

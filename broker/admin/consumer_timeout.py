@@ -52,7 +52,7 @@ def too_short(experiment: Experiment, version: str) -> str | None:
 
 def _turn_s(experiment: Experiment) -> float:
     """Sites take no turns."""
-    return experiment.participation.assignment_deadline_s if experiment.task.clients else 0.0
+    return experiment.longest_turn_s if experiment.task.clients else 0.0
 
 
 def _version(text: str) -> tuple[int, ...]:

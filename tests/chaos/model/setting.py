@@ -59,7 +59,7 @@ def draw(seed: int) -> Setting:
     clients = 0 if kind == "sites" else random.randint(1, 6)
     modes = ("concurrent", "cohort", "deterministic")
     mode = "concurrent" if sites else random.choices(modes, (3, 2, 1))[0]
-    participation: dict[str, Any] = {"assignment_deadline_s": pick((3.0, 10.0, 100.0))}
+    participation: dict[str, Any] = {"assignment_deadline_s": pick((3.0, 10.0, 100.0, None))}
     strategies = ("fedbuff", "fedbuff", "fedavg", "fedasync", "fedadam", "median")
     if kind == "stateful":
         strategies = ("fedbuff", "fedavg", "fedadam", "median", "scaffold", "scaffold")
