@@ -89,6 +89,7 @@ class Leader:
         self._progress = Progress(clock)
         self._on_timing = on_timing
         self._unacked = Unacked()
+        self._said_what_decides = False
         self._prefetch = Prefetch(port)
         #: Bytes of models of which the message in our hands tells.
         self._fetched_bytes = 0
@@ -121,6 +122,14 @@ class Leader:
     def pause(self) -> None:
         """Make the open buffer durable, so that nothing is trained twice after a restart."""
         self._execute(self.coordinator.pause(), None)
+
+    def _say_what_decides(self, evaluation: Evaluation) -> None:
+        if not self._said_what_decides and self.coordinator.stopping.decides_on_test(evaluation):
+            _log.warning(
+                "target_accuracy and patience decide on the test examples here: task.validation "
+                "takes a part of the training examples for that, a task's validation() brings one"
+            )
+        self._said_what_decides = True
 
     def _check_room(self) -> None:
         """Say what kept updates will take before anything is trained. Raises: UserError."""
@@ -216,6 +225,7 @@ class Leader:
                 _log.warning(said, extra={"kind": "failed"})
             case RecordEvaluation(evaluation, heard):
                 ledger.record_evaluation(evaluation, elapsed_s, heard)
+                self._say_what_decides(evaluation)
                 self._port.ack([_of(delivery)])
             case RecordDropouts(assignments):
                 ledger.record_dropouts(assignments)

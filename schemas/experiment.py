@@ -57,7 +57,7 @@ class ExperimentTable(Table):
     seed: int = Field(42, ge=0, lt=2**32)
     #: Stop after this many versions.
     versions: int = Field(100, ge=1, le=2**53)
-    #: Stop when an evaluation reaches this accuracy.
+    #: Stop when an evaluation reaches this accuracy, on validation examples (task.validation).
     target_accuracy: Fraction | None = None
     #: Stop when this many evaluations in a row are no better than the best before them, by
     #: accuracy, or by loss where the task has no accuracy.
@@ -68,11 +68,13 @@ class ExperimentTable(Table):
     max_minutes: Positive | None = None
 
 
-def _without_parameters(document: dict[str, Any]) -> dict[str, Any]:
-    if document.get("parameters") is None:
-        document.pop("parameters", None)
-    return document
+def _without(document: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """What was written before there were these keys, where they are not given."""
+    return {k: v for k, v in document.items() if k not in keys or v is not None}
 
+
+#: The share of the training examples that decisions are made on, where there are any to be made.
+VALIDATION = 0.1
 
 #: Marks a setting of synthetic-lr.
 _SYNTHETIC = OnlyWith("name", ("synthetic-lr",))
@@ -92,13 +94,17 @@ class TaskTable(Table):
     synthetic_beta: Annotated[NonNegative | None, _SYNTHETIC] = None
     #: synthetic-lr: all devices have the same model and inputs instead (the paper's IID data).
     synthetic_iid: Annotated[bool | None, _SYNTHETIC] = None
+    #: The share of the training examples that no client trains on, for decisions: target_accuracy,
+    #: patience and best.keras go by them, and test examples are reported. 0: decisions are made on
+    #: the test examples. Default: 0.1 with target_accuracy or patience, else 0.
+    validation: Annotated[float, Field(ge=0, le=0.5)] | None = None
     #: What a task of your own is made with: its keyword arguments.
     parameters: Parameters | None = None
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A plan of a task without parameters has the bytes that it had before there were any."""
-        return _without_parameters(dump(self))
+        """A plan without the newer keys has the bytes that it had before there were any."""
+        return _without(dump(self), "parameters", "validation")
 
 
 #: Partitions that come with Fluffle.
@@ -142,10 +148,7 @@ class PartitionTable(Table):
     @model_serializer(mode="wrap")
     def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A plan without the newer keys has the bytes that it had before there were any."""
-        document = _without_parameters(dump(self))
-        if document.get("min_examples") is None:
-            document.pop("min_examples", None)
-        return document
+        return _without(dump(self), "parameters", "min_examples")
 
     @model_validator(mode="after")
     def _parameters_are_for_others(self) -> Self:
@@ -509,6 +512,22 @@ class Experiment(Table):
         """
         return cls.model_validate_json(text, context=STORED)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _decides_on_validation(cls, document: Any, info: ValidationInfo) -> Any:
+        """The validation part that decisions ask for is written down with the experiment, so that
+        a run which goes on keeps its clients' data, whatever stops it then.
+        """
+        if info.context == STORED or not isinstance(document, Mapping):
+            return document
+        stop, task = document.get("experiment", {}), document.get("task", {})
+        if not isinstance(stop, Mapping) or not isinstance(task, Mapping):
+            return document
+        decides = stop.get("target_accuracy") is not None or stop.get("patience") is not None
+        if not decides or task.get("validation") is not None or task.get("clients") == 0:
+            return document
+        return {**document, "task": {**task, "validation": VALIDATION}}
+
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Self:
         if info.context != STORED:
@@ -618,6 +637,11 @@ class Experiment(Table):
             )
 
     def _check_residents(self, cohort: bool) -> None:
+        if self.task.validation and not self.task.clients:
+            raise ValueError(
+                "task.validation is a share of the pooled clients' examples, and task.clients = 0: "
+                "give the task a validation(), which the evaluator decides on"
+            )
         for name in self.residents:
             if name.isdecimal():
                 raise ValueError(

@@ -149,7 +149,7 @@ class Coordinator:
         self.admission = UpdateAdmission(experiment, run, strategy.sends, checkpoint)
         self._listens = listener_of(strategy) is not None
         self._heard, self._unheard = checkpoint.heard, list(checkpoint.unheard)
-        self._stopping = Stopping(experiment.experiment, checkpoint.evaluations)
+        self.stopping = Stopping(experiment.experiment, checkpoint.evaluations)
         self.hold_updates = hold_updates
         self._timers = Timers(experiment, checkpoint.elapsed_s)
         self._failures = FailuresInARow(experiment.concurrency)
@@ -322,10 +322,10 @@ class Coordinator:
             self._unheard.append((evaluation.version, evaluation.metrics))
         if self.evaluated is None or evaluation.version >= self.evaluated.version:
             self.evaluated = evaluation
-        trouble = self._stopping.trouble(evaluation)
+        trouble = self.stopping.trouble(evaluation)
         if trouble is not None and self._ending[0] != "failed":  # the first is where it began
             self._ending = ("failed", trouble)
-        ending = self._stopping.reason(evaluation.version, evaluation.metrics)
+        ending = self.stopping.reason(evaluation.version, evaluation.metrics)
         if self.phase == "running" and trouble is not None:
             yield from self._finish(*self._ending, now)
         elif self.phase == "running" and ending is not None:

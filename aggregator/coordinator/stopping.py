@@ -1,5 +1,8 @@
 """Early stopping: which evaluation ends the run. A pure decision; the coordinator asks.
 
+Decisions are made on validation examples: where an evaluation has metrics of those, as
+``validation_accuracy``, they count, and what was measured on test examples is only reported.
+
 An evaluation is better than another by its accuracy, or by its loss where the task has no
 accuracy. ``patience`` counts as Keras's ``EarlyStopping`` does: evaluations since the best one that
 was ahead of the one before it by more than ``min_delta``. Only an evaluation of a newer version
@@ -10,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from fluffle.aggregator.strategies.scores import score_of
+from fluffle.aggregator.strategies.scores import decisive, score_of
 from fluffle.schemas import Evaluation
 from fluffle.schemas.experiment import ExperimentTable
 
@@ -31,15 +34,21 @@ class Stopping:
 
     def reason(self, version: int, metrics: Mapping[str, float]) -> str | None:
         """Why the run ends with this evaluation; None if it goes on."""
-        target, accuracy = self._table.target_accuracy, metrics.get("accuracy", 0.0)
+        target, accuracy = self._table.target_accuracy, decisive(metrics).get("accuracy", 0.0)
+        on = "validation " * (decisive(metrics) is not metrics)
         self._wait(version, metrics)
         if target is not None and accuracy >= target:
-            return f"accuracy {accuracy:.4f} reached"
+            return f"{on}accuracy {accuracy:.4f} reached"
         patience = self._table.patience
         if patience is not None and self._waited >= patience and self._best is not None:
-            what = "accuracy" if "accuracy" in metrics else "loss"
-            return f"no better {what} than {abs(self._best):.4g} in {self._waited} evaluations"
+            what = "accuracy" if "accuracy" in decisive(metrics) else "loss"
+            return f"no better {on}{what} than {abs(self._best):.4g} in {self._waited} evaluations"
         return None
+
+    def decides_on_test(self, evaluation: Evaluation) -> bool:
+        """Whether this evaluation may end the run, and knows of no validation examples."""
+        decides = self._table.target_accuracy is not None or self._table.patience is not None
+        return decides and decisive(evaluation.metrics) is evaluation.metrics
 
     def trouble(self, evaluation: Evaluation) -> str | None:
         """Why the run has failed with this evaluation; None if it has not."""

@@ -34,7 +34,7 @@ MIXINGS = (0.1, 0.2, 0.4, 0.8)
 
 COMMON: Tables = {
     "experiment": {"versions": 20_000, "target_accuracy": TARGET, "max_minutes": 100.0},
-    "task": {"name": "mnist-lr", "clients": 200},
+    "task": {"name": "mnist-lr", "clients": 200, "validation": 0.0},
     # Concentration 0.5 for each of ten balanced classes.
     "partition": {"kind": "dirichlet", "alpha": 5.0, "examples_per_client": 25},
     "training": {"epochs": 1, "batch_size": 5, "optimizer": "sgd"},

@@ -69,7 +69,7 @@ def document(cell: Cell, learning_rate: float, seed: int) -> dict[str, Any]:
     scaffold = cell.method == "SCAFFOLD"
     return {
         "experiment": {"versions": MOST_ROUNDS, "seed": seed, "target_accuracy": TARGET},
-        "task": {"name": "mnist-lr", "clients": CLIENTS},
+        "task": {"name": "mnist-lr", "clients": CLIENTS, "validation": 0.0},
         "partition": {
             **{"kind": "similarity", "similarity": float(cell.similarity)},
             "examples_per_client": EXAMPLES,

@@ -56,7 +56,7 @@ def spent(run: Run, version: int) -> Spent:
 
 def reached(run: Run, target: float) -> int | None:
     """The first measured version with at least this accuracy; None if there is none."""
-    there = run.evaluations.version[run.evaluations.accuracy >= target]
+    there = run.evaluations.version[run.evaluations.decisive >= target]
     return int(there[0]) if len(there) else None
 
 

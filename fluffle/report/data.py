@@ -59,6 +59,11 @@ class Evaluations:
             return self.accuracy if name == "accuracy" else self.loss
         return self.others.get(name, np.full(len(self.version), np.nan))
 
+    @property
+    def decisive(self) -> Floats:
+        """The accuracy that decides: on validation examples, where there are any."""
+        return self.others.get("validation_accuracy", self.accuracy)
+
 
 @dataclass(frozen=True, eq=False)
 class Updates:

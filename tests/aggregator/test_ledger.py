@@ -373,3 +373,15 @@ def test_an_aggregator_that_stood_still_before_it_led_does_not_take_up_what_ende
     assert (slow.meta["status"], slow.meta["epoch"]) == ("finished", "1")
     slow.close()
     quick.close()
+
+
+def test_a_run_keeps_its_clients_data_whatever_is_to_end_it(tmp_path: Path) -> None:
+    # Given a run without a validation part, as all were before there were any
+    opened(tmp_path, Experiment.model_validate({})).close()
+    # When it goes on with a target, which would take one from its clients
+    stop = {"experiment": {"target_accuracy": 0.9}}
+    with pytest.raises(UserError, match=r"task\.validation differs"):
+        Ledger(tmp_path).open_run(Experiment.model_validate(stop), "x", 1)
+    # Then it has to be said that the test examples decide
+    said = Experiment.model_validate({**stop, "task": {"validation": 0.0}})
+    Ledger(tmp_path).open_run(said, "x", 1)

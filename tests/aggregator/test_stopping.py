@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fluffle.aggregator.coordinator.stopping import Stopping
+from fluffle.aggregator.strategies.scores import score_of
 from fluffle.schemas.experiment import ExperimentTable
 
 
@@ -40,3 +41,21 @@ def test_what_was_evaluated_before_counts_and_what_comes_twice_does_not() -> Non
     assert stopping.reason(4, {"accuracy": 0.5}) is None
     assert stopping.reason(3, {"accuracy": 0.5}) is None
     assert stopping.reason(5, {"accuracy": 0.5}) == "no better accuracy than 0.6 in 2 evaluations"
+
+
+def test_validation_decides_and_test_is_reported() -> None:
+    # Given evaluations that know both
+    def both(test: float, validation: float) -> dict[str, float]:
+        return {"accuracy": test, "validation_accuracy": validation, "loss": 0.1}
+
+    stopping = Stopping(ExperimentTable(target_accuracy=0.9))
+    assert stopping.reason(1, both(0.99, 0.89)) is None
+    assert stopping.reason(2, both(0.5, 0.91)) == "validation accuracy 0.9100 reached"
+    patient = Stopping(ExperimentTable(patience=1))
+    assert patient.reason(1, both(0.1, 0.8)) is None
+    assert patient.reason(2, both(0.9, 0.8)) == (
+        "no better validation accuracy than 0.8 in 1 evaluations"
+    )
+    # Then the best version is the best by validation
+    assert score_of(both(0.9, 0.2)) == 0.2
+    assert score_of({"loss": 1.0, "validation_loss": 3.0}) == -3

@@ -194,3 +194,29 @@ def test_the_longest_allow_list_fits_into_a_message() -> None:
     # Then it arrives whole
     assert arrived == model
     assert model.plan.admits(names[-1])
+
+
+def test_what_decides_is_a_part_of_the_training_examples() -> None:
+    # Given an experiment that an evaluation may end
+    for stop in ({"target_accuracy": 0.9}, {"patience": 3}):
+        made = Experiment.model_validate({"experiment": stop})
+        # Then its clients train on nine tenths, and that is written down with it
+        assert made.task.validation == 0.1
+        assert Experiment.stored(made.model_dump_json()) == made
+        assert Plan.of(made, "delta").task.validation == 0.1
+        # And whoever wants the test examples to decide says so
+        table = {"experiment": stop, "task": {"validation": 0.0}}
+        assert Experiment.model_validate(table).task.validation == 0
+        # A run of sites has no pooled examples to take it from
+        sites = {"task": {"clients": 0}, "participation": {"residents": ["a"]}}
+        assert Experiment.model_validate({"experiment": stop, **sites}).task.validation is None
+    # Others are as they were, and so are those that were written down before
+    plain = Experiment.model_validate({})
+    assert plain.task.validation is None
+    assert "validation" not in plain.model_dump_json()
+    old = '{"experiment": {"target_accuracy": 0.9}}'
+    assert Experiment.stored(old).task.validation is None
+    with pytest.raises(ValidationError, match=r"give the task a validation\(\)"):
+        Experiment.model_validate(
+            {"task": {"clients": 0, "validation": 0.2}, "participation": {"residents": ["a"]}}
+        )

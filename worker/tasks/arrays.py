@@ -44,6 +44,7 @@ class ArrayTask(Task):
     are, from ``dataset()`` or a ``client_indices`` of its own.
     """
 
+    holds_out = False  # evaluate() measures what it wants
     #: The experiment's ``[training]``: epochs, batch_size, learning_rate, to be read by ``train``.
     training: TrainingTable
 

@@ -23,6 +23,7 @@ Parts = list[NDArray[Any]]
 
 #: Keeps these draws apart from everything else that is drawn from the experiment's seed.
 _STREAM = 0x7061
+_HELD_OUT = 0x7661
 
 _BY_LABEL = ("shards", "dirichlet", "dirichlet-by-class", "similarity")
 #: dirichlet-by-class: so many draws may leave a client with too few examples.
@@ -71,6 +72,22 @@ def partition(
     else:
         parts = custom_partition(table, targets, clients, rng, owners)
     return [part[: table.examples_per_client].astype(np.int32) for part in parts]
+
+
+def held_out(
+    examples: int, share: float, seed: int, owners: NDArray[Any] | None = None
+) -> NDArray[np.int32]:
+    """The validation part: this share of each owner's examples, or of all, in the data's order.
+
+    It is rounded down, so that nobody loses an only example.
+    """
+    whose = np.zeros(examples, np.int8) if owners is None else np.asarray(owners)
+    order = np.random.default_rng([seed, _HELD_OUT]).permutation(examples)
+    order = order[np.argsort(whose[order], kind="stable")]
+    _, starts, counts = np.unique(whose[order], return_index=True, return_counts=True)
+    place = np.arange(examples) - np.repeat(starts, counts)
+    chosen = order[place < np.repeat(np.floor(counts * share + 1e-9), counts)]
+    return np.sort(chosen).astype(np.int32)
 
 
 def _check(

@@ -104,6 +104,7 @@ def _load(kind: type[Task], table: TaskTable, partition: PartitionTable, seed: i
     if table.parameters and kind in TASKS.values():
         raise UserError(f"[task.parameters] are for a task of your own, and {table.name} is none")
     task = _trying(kind, lambda: kind.of(table, partition, seed))
+    task.validation_share = table.validation or 0.0
     task.data_dir = _told[1] or _folder_of(kind)
     return task
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from fluffle.schemas import UserError
 from fluffle.schemas.experiment import PartitionTable, TaskTable
 from fluffle.worker.datasets import Progress
-from fluffle.worker.tasks.partitions import partition
-from fluffle.worker.tasks.structure import count_of
+from fluffle.worker.tasks.partitions import held_out, partition
+from fluffle.worker.tasks.structure import count_of, mapped
 
 if TYPE_CHECKING:
     import keras
@@ -67,6 +67,11 @@ class Task(ABC):
     #: Where the data are: what ``--data`` says, a folder or a file; else the folder of the task's
     #: file. Set once a task from a file is made.
     data_dir: Path
+    #: Which share of ``dataset()`` no client trains on. Set once a task of an experiment is made.
+    validation_share: float = 0.0
+    #: Whether that share is taken from ``dataset()``: not where examples are measured or dealt out
+    #: in another way.
+    holds_out: ClassVar[bool] = True
 
     def __init__(self, clients: int, partition: PartitionTable, seed: int) -> None:
         self.clients = clients
@@ -151,6 +156,13 @@ class Task(ABC):
     def test(self) -> Examples:
         """The examples that an evaluation uses; no client has them."""
 
+    def validation(self) -> Examples | None:
+        """The examples that decisions are made on (target_accuracy, patience, best.keras).
+
+        None: a share of ``dataset()`` that no client trains on, as ``task.validation`` says.
+        """
+        return None
+
     def owners(self) -> NDArray[Any] | None:
         """Whose each example of ``dataset()`` is, 0 to N - 1; None where it is nobody's.
 
@@ -185,13 +197,39 @@ class Task(ABC):
         return x
 
     @cached_property
+    def decided_on(self) -> tuple[Literal["validation", "dataset"], NDArray[np.int32]] | None:
+        """Which of what ``examples_of`` gives are for decisions; None where these are made on the
+        test examples.
+        """
+        found = self.validation()
+        if found is not None:
+            count = count_of(examples_of(self, "validation").y)
+            return "validation", np.arange(count, dtype=np.int32)
+        return ("dataset", self._held_out) if len(self._held_out) else None
+
+    @cached_property
+    def _held_out(self) -> NDArray[np.int32]:
+        deals = type(self).client_indices is Task.client_indices and type(self).holds_out
+        if not (self.validation_share and deals) or self.validation() is not None:
+            return np.zeros(0, np.int32)
+        owners = self.owners() if self.partition.kind == "natural" else None
+        count = count_of(examples_of(self, "dataset").y)
+        return held_out(count, self.validation_share, self.seed, owners)
+
+    @cached_property
     def _all(self) -> NDArray[np.int32]:
         return np.arange(count_of(examples_of(self, "dataset").y), dtype=np.int32)
 
     @cached_property
     def _partition(self) -> list[NDArray[np.int32]]:
         y, owners = examples_of(self, "dataset").y, self.owners()
-        return partition(self.partition, y, self.clients, self.seed, owners)
+        if not len(self._held_out):
+            return partition(self.partition, y, self.clients, self.seed, owners)
+        rest = np.delete(self._all, self._held_out)
+        y = mapped(lambda array: np.asarray(array)[rest], y)
+        owners = None if owners is None else np.asarray(owners)[rest]
+        dealt = partition(self.partition, y, self.clients, self.seed, owners)
+        return [rest[part] for part in dealt]
 
 
 class StreamedTask(Task):
@@ -216,6 +254,8 @@ class StreamedTask(Task):
         The virtual clock takes a training's time from it; nothing else asks.
         """
         return None
+
+    holds_out = False
 
     def dataset(self) -> Examples:
         """The first examples of a stream: what examples look like."""
@@ -247,11 +287,12 @@ def batched(stream: tf.data.Dataset, size: int, whole: bool = False) -> tf.data.
 
 
 def examples_of(task: Task, part: str) -> Examples:
-    """What ``dataset()`` or ``test()`` gives; an (x, y) pair will do.
+    """What ``dataset()``, ``test()`` or ``validation()`` gives; an (x, y) pair will do.
 
-    part: "dataset" or "test". Raises: UserError where it is neither.
+    part: which of them. Raises: UserError where it is neither.
     """
-    found: Any = task.dataset() if part == "dataset" else task.test()
+    parts = {"dataset": task.dataset, "test": task.test, "validation": task.validation}
+    found: Any = parts[part]()
     if hasattr(found, "x") and hasattr(found, "y"):
         return found if isinstance(found, Examples) else Examples(found.x, found.y)
     if isinstance(found, tuple) and len(found) == 2:

@@ -42,6 +42,11 @@ def test_indices(plan: Plan, task: Task) -> NDArray[np.int32]:
     return np.sort(chosen).astype(np.int32)
 
 
+def of_validation(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics of the validation part, as an evaluation names them."""
+    return {f"validation_{name}": value for name, value in metrics.items()}
+
+
 def floats(metrics: dict[str, Any]) -> dict[str, float]:
     """The results as numbers; a result of several values as NAME_0, NAME_1, …"""
     found: dict[str, float] = {}

@@ -19,7 +19,8 @@ import tensorflow as tf
 from fluffle.schemas import Plan, Tensors, UserError
 from fluffle.worker.tasks.losses import compile_model
 from fluffle.worker.tasks.task import StreamedTask
-from fluffle.worker.training.building import BUILDING, floats
+from fluffle.worker.training.batches import Batches
+from fluffle.worker.training.building import BUILDING, floats, of_validation
 from fluffle.worker.training.keras_optimizers import of_keras
 from fluffle.worker.training.local_state import forget
 from fluffle.worker.training.seeds import Purpose, Streams
@@ -64,7 +65,7 @@ class OwnStepTrainer(Trainer):
         )
         size = self._whole or _EVALUATION_BATCH
 
-        def measure(indices: Any) -> dict[str, float]:
+        def measure(indices: Any, examples: Batches = examples) -> dict[str, float]:
             self._assign(values)
             forget(self._model)
             self._model.reset_metrics()
@@ -76,6 +77,9 @@ class OwnStepTrainer(Trainer):
         metrics = measure(self._test_indices)
         if by_client and self._by_client is not None:
             metrics |= self._by_client.measure(measure)
+        part = self._task.decided_on if by_client else None
+        if part is not None:
+            metrics |= of_validation(measure(part[1], self._shared_examples(part[0])))
         return metrics, len(self._test_indices)
 
     def _train(

@@ -28,7 +28,7 @@ from fluffle.worker.tasks.task import Task
 from fluffle.worker.training.algorithms import registry as algorithms
 from fluffle.worker.training.algorithms.base import Batch, Given, Turn
 from fluffle.worker.training.batches import Batches
-from fluffle.worker.training.building import BUILDING, floats, seeded, test_indices
+from fluffle.worker.training.building import BUILDING, floats, of_validation, seeded, test_indices
 from fluffle.worker.training.context import Context, Steered
 from fluffle.worker.training.execution import Execution
 from fluffle.worker.training.gradients import Optimizer, gradients_of, objective, scaled_for
@@ -284,7 +284,8 @@ class Trainer:
     def evaluate(
         self, weights: Tensors, by_client: bool = True, state: Tensors | None = None
     ) -> tuple[dict[str, float], int]:
-        """The loss and the task's metrics on test examples, and how many those are.
+        """The loss and the task's metrics on test examples, and how many those are; and, as
+        ``validation_…``, on those that decisions are made on, where there are any.
 
         With ``evaluation.by_client`` also how clients differ; a site has nothing to say of that.
         state: what a client keeps, whose model it then is; None for weights as they were at first.
@@ -300,6 +301,10 @@ class Trainer:
                 metrics |= differences.measure(
                     lambda indices: floats(function(values, tf.constant(indices)))
                 )
+        if by_client and self._validation is not None:
+            (function, execution), indices = self._validation
+            with execution.loop():
+                metrics |= of_validation(floats(function(values, tf.constant(indices))))
         return metrics, len(self._test_indices)
 
     def _check_inputs(self, part: str, indices: NDArray[np.int32], loss: float) -> None:
@@ -460,8 +465,16 @@ class Trainer:
 
     @cached_property
     def _evaluation(self) -> tuple[Any, Execution]:
+        return self._measuring("test")
+
+    @cached_property
+    def _validation(self) -> tuple[tuple[Any, Execution], NDArray[np.int32]] | None:
+        part = self._task.decided_on
+        return None if part is None else (self._measuring(part[0]), part[1])
+
+    def _measuring(self, part: str) -> tuple[Any, Execution]:
         with BUILDING:
-            examples = self._shared("test")
+            examples = self._shared(part)
 
             def step(batch: Any) -> Any:
                 return self._loss(Batch(*examples.take(batch)), training=False)
