@@ -111,6 +111,10 @@ ERRORS = tuple(keras.metrics.MeanAbsoluteError(name=f"error_{k}") for k in range
         ),
         ({"dataset": lambda self: Examples(X, LABELS)}, "example 5 has the label 2"),
         ({"test": lambda self: Examples(X, LABELS)}, "labels are 0 to 1"),
+        (
+            {"dataset": lambda self: Examples(X, np.array(["cat", "dog"])[Y])},
+            "dataset(): y is text ('",
+        ),
         ({"dataset": lambda self: Examples(X[:, :3], Y)}, "the model does not take float32[3]"),
         ({"dataset": lambda self: Examples([X, X[:5]], Y)}, "32 examples in x and 5 in x[1]"),
         ({"dataset": lambda self: Examples([[1.0], [1.0, 2.0]], [0, 1])}, "pad_sequences"),

@@ -13,6 +13,7 @@ from weakref import WeakSet
 import numpy as np
 
 from fluffle.schemas import Experiment, Plan, UserError, user_code
+from fluffle.schemas.errors import printable
 from fluffle.schemas.experiment import WeightsTable
 from fluffle.schemas.messages import MOST_METRICS
 from fluffle.schemas.tensors import spec
@@ -116,6 +117,7 @@ def try_out(
     for part in parts:
         examples = examples_of(task, part)
         _check_lengths(part, examples)
+        _check_text(part, examples)
         first = slice(batch_of(model) or _BATCH)
         x, y = (mapped(partial(_tensor, part=part, first=first), one) for one in examples)
         _check_outputs(part, model, examples)
@@ -256,6 +258,19 @@ def _check_lengths(part: str, examples: Examples) -> None:
             raise UserError(f"{part}(): {first} examples in x and {count} in {name}")
     if not first:
         raise UserError(f"{part}() gave no examples")
+
+
+def _check_text(part: str, examples: Examples) -> None:
+    """Labels that no loss takes, for which Keras blames a conversion."""
+    for name, array in named_leaves(examples.y, "y"):
+        first = np.asarray(array[:1]).reshape(-1)
+        if len(first) and isinstance(first[0], str | bytes):
+            said = printable(str(first[0]), 40)
+            raise UserError(
+                f"{part}(): {name} is text ('{said}'), and a loss takes numbers: number the "
+                "classes from 0, the same at every client, as in "
+                "np.searchsorted(['cat', 'cow', 'dog'], labels)"
+            )
 
 
 def _check_outputs(part: str, model: keras.Model, examples: Examples) -> None:
