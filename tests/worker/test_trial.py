@@ -18,6 +18,7 @@ from fluffle import Examples, StreamedTask, Task
 from fluffle.schemas import Experiment, Plan, UserError
 from fluffle.schemas.experiment import PartitionTable, TaskTable
 from fluffle.schemas.user_code import load_module
+from fluffle.worker.tasks.losses import compile_model
 from fluffle.worker.tasks.partitions import partition
 from fluffle.worker.tasks.registry import TASKS, load_task
 from fluffle.worker.training.streamed import StreamingTrainer
@@ -218,6 +219,17 @@ def test_metrics_of_ones_own_keep_their_arguments_and_counts_apart() -> None:
         measured, _ = one.evaluate(one.initial())
         assert (measured["never"], measured["always"]) == (0.0, 1.0)
         assert 0 < measured["accuracy"] <= 1
+
+
+def test_a_metric_has_one_name_in_every_trainer() -> None:
+    # Given names that Keras makes up, and counts by process
+    kind = changed(metrics=(keras.metrics.TruePositives, keras.metrics.TruePositives(0.7)))
+    kind.loss, kind.model = "binary_crossentropy", of(layers.Dense(1, activation="sigmoid"))
+    for _ in range(2):
+        model = made(kind).model()
+        compile_model(made(kind), model)
+        model.compute_metrics(None, Y[:4, None], model(X[:4]))
+        assert list(model.get_metrics_result()) == ["loss", "true_positives", "true_positives_1"]
 
 
 def test_a_metric_of_several_values_has_a_name_for_each() -> None:

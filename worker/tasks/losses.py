@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,7 @@ def compile_model(task: Task, model: keras.Model, optimizer: Any = None) -> None
         optimizer=optimizer,
         loss=_each(lambda loss: _known(loss, "loss", keras.losses.get, keras.losses), task.loss),
         loss_weights=task.loss_weights,
-        metrics=_each(_metric, metrics),
+        metrics=_each(_Metrics().made, metrics),
     )
 
 
@@ -54,17 +56,35 @@ def _each(function: Callable[[Any], Any], named: Any) -> Any:
     return function(named)
 
 
-def _metric(metric: Any) -> Any:
-    """A metric of our own: each object keeps its counts in variables, and each trainer has one."""
-    import keras
+class _Metrics:
+    """Metrics of our own: each object keeps its counts in variables, and each trainer has one.
 
-    if isinstance(metric, type) and issubclass(metric, keras.metrics.Metric):
-        return metric()
-    if isinstance(metric, keras.metrics.Metric):
-        return _copy_of(metric)
-    if metric is None or metric in _SHORT:
+    Names that Keras has made up are numbered within the task: it counts them by process, and the
+    same metric would be ``auc`` in one trainer and ``auc_1`` in the next.
+    """
+
+    def __init__(self) -> None:
+        self._made_up: Counter[str] = Counter()
+
+    def made(self, metric: Any) -> Any:
+        """The metric that Keras's ``compile`` takes for this one."""
+        import keras
+
+        if isinstance(metric, type) and issubclass(metric, keras.metrics.Metric):
+            return self._named(metric())
+        if isinstance(metric, keras.metrics.Metric):
+            return self._named(_copy_of(metric))
+        if metric is None or metric in _SHORT:
+            return metric
+        return _known(metric, "metric", keras.metrics.get, keras.metrics)
+
+    def _named(self, metric: Any) -> Any:
+        name = re.sub(r"_\d+$", "", metric.name)
+        if name.replace("_", "") == type(metric).__name__.lower():
+            number = self._made_up[name]
+            self._made_up[name] += 1
+            metric.name = f"{name}_{number}" if number else name
         return metric
-    return _known(metric, "metric", keras.metrics.get, keras.metrics)
 
 
 def _copy_of(metric: Any) -> Any:
