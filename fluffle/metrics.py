@@ -139,8 +139,9 @@ def _of_coordinator(service: AggregatorService | None) -> Iterator[Metric]:
     if coordinator is None:
         return
     experiment = coordinator.experiment
-    yield _gauge("in_flight_clients", "Clients that have a turn.", len(coordinator.turns.open))
-    yield _gauge("concurrency_clients", "How many may have one.", experiment.concurrency)
+    if experiment.task.clients:  # sites have no turns, and "0 of 0" would say that nobody trains
+        yield _gauge("in_flight_clients", "Clients that have a turn.", len(coordinator.turns.open))
+        yield _gauge("concurrency_clients", "How many may have one.", experiment.concurrency)
     yield _gauge("buffer_updates", "Updates in the open buffer.", coordinator.buffer.size)
     yield _gauge("quorum_updates", "How many close it.", experiment.quorum)
 

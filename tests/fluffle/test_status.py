@@ -100,6 +100,10 @@ def test_a_run_of_sites_alone_shows_no_turns_in_flight(tmp_path: Path) -> None:
     now = snapshot(federation.service)
     assert now is not None
     assert now.in_flight is None
+    registry = new_registry()
+    AggregatorMetrics(registry, federation.folder).service = federation.service
+    assert registry.get_sample_value("fluffle_quorum_updates") == 2
+    assert registry.get_sample_value("fluffle_in_flight_clients") is None
     assert Federation(tmp_path / "pool").service.coordinator is not None
 
 
