@@ -35,7 +35,7 @@ EXPERIMENT = Experiment.model_validate(
 )
 REJECT = (
     "INSERT INTO rejections (message_sha256, message_id, reason, times, at) "
-    "SELECT 'x', update_id, 'late', 1, 0"
+    "SELECT 'x', update_id, 'not_finite', 1, 0"
 )
 COUNTED = "disposition = 'counted' AND turn > 0"
 
