@@ -179,7 +179,7 @@ def test_a_run_in_a_thread_of_its_own_works(toy: Path) -> None:
     ("settings", "said"),
     [
         ({"quorom": 3}, "no table of an experiment has a key quorom; did you mean aggregation.quo"),
-        ({"parameters": {}}, "parameters is a key of task and of partition: say which, task.param"),
+        ({"parameters": {}}, "parameters is a key of task and of partition"),
         ({"training": 3}, "training is a table: give a dict"),
         ({"quorum": "three"}, "aggregation.quorum = 'three'"),
         ({"task": object()}, "is no value of an experiment"),
