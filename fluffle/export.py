@@ -184,7 +184,7 @@ def _model(weights: Weights, kind: str, state: Tensors | None) -> Callable[[Path
             raise UserError(f"--out {path}: Keras wants a name that ends in .keras")
         from fluffle.worker.training.runtime import configure
 
-        configure(1)
+        configure(1, weights.experiment.training.engine)
         from fluffle.worker.tasks.arrays import ArrayTask
         from fluffle.worker.tasks.registry import load_task, trying
 

@@ -120,7 +120,7 @@ def _answer(path: Path, experiment: Experiment) -> tuple[dict[str, Any], Tensors
     from fluffle.worker.training.runtime import configure
 
     try:
-        configure(1)
+        configure(1, experiment.training.engine)
         if data := os.environ.get(custom.DATA):
             use(None, Path(data))
         from fluffle.worker.training.transfer import transfer

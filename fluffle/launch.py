@@ -60,7 +60,7 @@ def launch(
     make_strategy(experiment, code)  # before anything starts: it may not load
     check_folder(folder)
     slots = slots or max(1, (os.cpu_count() or 1) // max(1, workers))
-    configure(slots)  # before anybody's code, which may touch TensorFlow
+    configure(slots, experiment.training.engine)  # before code that may touch it
     use_code(code, experiment)
     use_data(data)
     prepare(experiment.task.name, display.fetching)

@@ -105,7 +105,10 @@ def run_experiment(
         # An update that a real broker has must not outlive its client's state.
         states = ClientStates(folder / STATES, memory_bytes=0 if amqp else MEMORY_BYTES)
         group: WorkerGroup = (
-            Processes(amqp, federation, workers, slots, evaluates, folder / "logs", folder / STATES)
+            Processes(
+                *(amqp, federation, workers, slots, evaluates, folder / "logs", folder / STATES),
+                engine=experiment.training.engine or "tensorflow",
+            )
             if workers
             else Threads(broker, slots, evaluates, states)
         )
@@ -153,7 +156,7 @@ def run_virtual(
                 "nothing takes time in this experiment, so all its virtual times will be 0: say "
                 "what devices are like, as with --set devices.preset=phones, or take --clock real"
             )
-        configure(slots)
+        configure(slots, experiment.training.engine)
         virtual = VirtualRun(
             experiment,
             folder,

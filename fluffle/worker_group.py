@@ -15,6 +15,7 @@ from fluffle.schemas import UserError
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.evaluator import EvaluatorService
 from fluffle.worker.services.worker import WorkerService
+from fluffle.worker.training.runtime import ENGINE
 
 #: Safe path: a ``worker.py`` where somebody starts a run is not ours.
 _MODULE = ("-P", "-m", "fluffle")
@@ -111,8 +112,10 @@ class Processes:
         evaluates: bool,
         logs: Path,
         states: Path,
+        engine: str,
     ) -> None:
         self._url = url
+        self._engine = engine
         kept = ["--slots", str(slots), "--state", str(states.resolve()), "--simulate-devices"]
         names = [f"worker-{i}" for i in range(workers)]
         self._commands = {name: ["worker", "--name", name, *kept] for name in names}
@@ -127,7 +130,7 @@ class Processes:
         """Begin to work."""
         self._logs.mkdir(parents=True, exist_ok=True)
         # The URL may hold a password: an environment is less public than a command line.
-        environment = {**os.environ, "FLUFFLE_BROKER": self._url}
+        environment = {**os.environ, "FLUFFLE_BROKER": self._url, ENGINE: self._engine}
         for name, command in self._commands.items():
             with (self._logs / f"{name}.log").open("ab") as log:
                 self._processes[name] = subprocess.Popen(

@@ -162,6 +162,14 @@ class PartitionTable(Table):
 class TrainingTable(Table):
     """Local training of one client."""
 
+    #: What trains: tensorflow, one client after the other in each thread; jax, several in one step
+    #: (``lanes``). Default: tensorflow.
+    engine: Literal["tensorflow", "jax"] | None = None
+    #: jax: how many clients of the same model are trained together at most, under the virtual
+    #: clock. Default: 1.
+    lanes: Annotated[Annotated[int, Field(ge=1, le=4096)] | None, OnlyWith("engine", ("jax",))] = (
+        None
+    )
     #: How often a client goes over its examples in one turn.
     epochs: int = Field(1, ge=1, le=2**31 - 1)
     #: Examples in a step of the optimizer; the last batch of an epoch may be shorter.

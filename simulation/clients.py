@@ -12,7 +12,6 @@ waits for only adds up, and an event is scheduled where it needs the world, or a
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,23 +25,19 @@ from fluffle.schemas import (
     GlobalModel,
     Message,
     Plan,
-    Tensors,
     UserError,
 )
 from fluffle.schemas.codec import encoded_size
 from fluffle.schemas.errors import contained
 from fluffle.simulation.events import EventLog, Events
-from fluffle.simulation.pool import Job, Pool
+from fluffle.simulation.pool import Pool
+from fluffle.simulation.trainings import WORKER, Begun, Trainings, Waited
 from fluffle.worker.devices import DeviceOutcome
 from fluffle.worker.services.answers import (
-    Account,
     failed_update,
     initial_update,
-    load_state,
-    make_update,
     payload_bytes,
     save_state,
-    train,
 )
 from fluffle.worker.services.client_state import ClientStates
 from fluffle.worker.services.outgoing import upload_bytes
@@ -66,24 +61,10 @@ from fluffle.worker.services.turn import (
 from fluffle.worker.tasks.registry import load_task, trying
 from fluffle.worker.tasks.task import StreamedTask
 from fluffle.worker.training.per_plan import PerPlan
-from fluffle.worker.training.seeds import Streams
 
 if TYPE_CHECKING:
     from fluffle.worker.tasks.task import Task
     from fluffle.worker.training.trained import LocalTrainer
-
-WORKER = "virtual"
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """The start of a device."""
-
-    at: float
-    outcome: DeviceOutcome
-    #: Bytes of tensors of its model, and of the update that it would send.
-    download: int
-    upload: int
 
 
 @dataclass(slots=True)
@@ -115,7 +96,7 @@ class AtWork:
     base: GlobalModel
     #: When it is due, as ``Events`` numbers it.
     event: int
-    job: Job[Any]
+    training: Waited
 
 
 class Clients:
@@ -147,6 +128,7 @@ class Clients:
         self._submit = submit
         self._tell_lost = lost
         self._on_device = SimulatedDevices()
+        self._trainings = Trainings(pool, states)
         self._tasks = PerPlan(_countable_task)
         #: When each client's device is free again: it does one thing at a time.
         self._free_at: dict[str, float] = {}
@@ -166,7 +148,7 @@ class Clients:
             at_work = self._training.pop(client)
             turn = at_work.turn
             self._events.cancel(at_work.event)
-            self._pool.abandon(at_work.job)
+            at_work.training.abandon()
             turn.at = self._free_at[client] = self._events.now
             if turn.begun is not None:
                 self._tell_lost("stopped", 0, turn.begun.download)
@@ -279,28 +261,12 @@ class Clients:
             step.takes_s(self._examples(step.model.plan, step.assignment.client)),
         )
 
-        def work(trainers: PerPlan[LocalTrainer]) -> tuple[ClientUpdate, Tensors]:
-            plan = step.model.plan
-            state = load_state(self._states, step)
-            trained = train(step, trainers.of(plan), state)
-            trained = dataclasses.replace(trained, seconds=seconds)
-            account = Account(WORKER, 0.0, payload_bytes(step.model.tensors))
-            turn = step.assignment
-            # Who knows the seed can take it off again: for simulations.
-            streams = Streams(plan.seed, turn.client, turn.turn, step.model.version)
-            noise = partial(streams.generator, "noise")
-            update, kept = make_update(step, trained, state, account, noise)
-            if begun is None:
-                return update, kept
-            sent_at = trained_at + begun.outcome.upload_s(payload_bytes(update.tensors))
-            return update.model_copy(update={"slot_s": sent_at - begun.at}), kept
-
-        job = self._pool.submit(trained_at, work)
+        training = self._trainings.submit(step, trained_at, seconds, begun)
 
         def trained() -> ClientUpdate | BaseException:
             self._training.pop(step.assignment.client, None)
             try:
-                update, kept = self._pool.wait(job)
+                update, kept = training.wait()
                 save_state(self._states, step, kept)
             except BaseException as error:  # whatever a task raises costs one turn, not the run
                 return contained(error)
@@ -309,7 +275,7 @@ class Clients:
         event = self._later(turn, trained_at, trained)
         if step.model.plan.stops_beyond is not None:
             client = step.assignment.client
-            self._training[client] = AtWork(turn, step.model, event, job)
+            self._training[client] = AtWork(turn, step.model, event, training)
 
     def _answer(self, turn: InFlight, step: Submit | Report) -> None:
         answer: ClientUpdate | ClientFailed

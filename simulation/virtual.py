@@ -22,9 +22,10 @@ from fluffle.broker.embedded import EmbeddedBroker
 from fluffle.schemas import Experiment, GlobalModel, Message, Plan, Tensors, UserError
 from fluffle.schemas.experiment import DevicesTable
 from fluffle.schemas.messages import order
-from fluffle.simulation.clients import WORKER, Clients
+from fluffle.simulation.clients import Clients
 from fluffle.simulation.events import Clock, EventLog, Events
 from fluffle.simulation.pool import Job, Pool
+from fluffle.simulation.trainings import WORKER
 from fluffle.worker.devices.availability import next_start
 from fluffle.worker.services.answers import evaluation_of
 from fluffle.worker.services.client_state import ClientStates

@@ -29,8 +29,8 @@ ASYNC = (
 )
 
 
-def bare(threads: int, updates: int) -> float:
-    command = [sys.executable, BARE, SMALL, str(threads), str(updates)]
+def bare(threads: int, updates: int, *lanes: str) -> float:
+    command = [sys.executable, BARE, SMALL, str(threads), str(updates), *lanes]
     return float(_output(command).splitlines()[-1])
 
 

@@ -22,8 +22,13 @@ _SHORT = ("accuracy", "acc", "crossentropy", "ce")
 _ACCURACIES = ("acc", "sparse_categorical_accuracy", "categorical_accuracy", "binary_accuracy")
 
 
-def compile_model(task: Task, model: keras.Model, optimizer: Any = None) -> None:
-    """Give the model the task's loss and metrics. Raises: UserError where Keras has no such."""
+def compile_model(
+    task: Task, model: keras.Model, optimizer: Any = None, weighted: bool = False
+) -> None:
+    """Give the model the task's loss and metrics. Raises: UserError where Keras has no such.
+
+    weighted: metrics count examples by their weights, as the loss does.
+    """
     import keras
 
     metrics = task.metrics
@@ -35,7 +40,7 @@ def compile_model(task: Task, model: keras.Model, optimizer: Any = None) -> None
         optimizer=optimizer,
         loss=_each(lambda loss: _known(loss, "loss", keras.losses.get, keras.losses), task.loss),
         loss_weights=task.loss_weights,
-        metrics=_each(_Metrics().made, metrics),
+        **{"weighted_metrics" if weighted else "metrics": _each(_Metrics().made, metrics)},
     )
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fluffle.schemas import Plan, UserError
 from fluffle.worker.tasks.arrays import ArrayTask
 from fluffle.worker.tasks.registry import load_task
 from fluffle.worker.tasks.task import StreamedTask
 from fluffle.worker.training.arrays import ArrayTrainer
+from fluffle.worker.training.runtime import check_engine
 from fluffle.worker.training.trained import LocalTrainer
 from fluffle.worker.training.trial import try_once, untried
+
+if TYPE_CHECKING:
+    from fluffle.worker.training.lanes.trainer import JaxTrainer
 
 T = TypeVar("T")
 
@@ -38,8 +42,22 @@ class PerPlan(Generic[T]):
         return thing
 
 
+def _jax_trainer(plan: Plan) -> JaxTrainer:
+    from fluffle.worker.training.lanes.trainer import JaxTrainer
+
+    return JaxTrainer(plan)
+
+
+#: One for all threads of the process, which share what it has compiled.
+_on_jax = PerPlan(_jax_trainer)
+
+
 def make_trainer(plan: Plan) -> LocalTrainer:
-    """A trainer; TensorFlow is imported only once there is something to train with it."""
+    """A trainer; its engine is imported only once there is something to train with it."""
+    check_engine(plan.training.engine)
+    if plan.training.engine == "jax":
+        with _IMPORTING:
+            return _on_jax.of(plan)
     task = load_task(plan)
     if isinstance(task, ArrayTask):
         return ArrayTrainer(plan)
@@ -59,7 +77,7 @@ def make_trainer(plan: Plan) -> LocalTrainer:
 def make_tried_trainer(plan: Plan) -> LocalTrainer:
     """As ``make_trainer``, for whoever trains: a task from a file is tried first, once."""
     trainer, task = make_trainer(plan), load_task(plan)
-    if untried(task):
+    if plan.training.engine != "jax" and untried(task):
         from fluffle.worker.training.building import seeded
 
         with seeded(plan.seed):  # a model is built, which no other thread may do meanwhile

@@ -1,4 +1,4 @@
-"""TensorFlow's process-wide settings: quiet, and one core for each training."""
+"""An engine's process-wide settings: quiet, and one core for each training."""
 
 from __future__ import annotations
 
@@ -25,19 +25,25 @@ from fluffle.schemas.sizes import MIB
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 64 * MIB
 
+#: What a process trains with, where it learns of no experiment before it starts.
+ENGINE = "FLUFFLE_ENGINE"
+
 _log = logging.getLogger(__name__)
+
 _LOCK = threading.Lock()
 _configured = False
 
 
-def configure(slots: int) -> None:
-    """Have TensorFlow set up for ``slots`` trainer threads, before anything else touches it.
+def configure(slots: int, engine: str | None = None) -> None:
+    """Have the engine set up for ``slots`` trainer threads, before anything else touches it.
+
+    engine: tensorflow or jax; by default what ``FLUFFLE_ENGINE`` says, else tensorflow.
 
     It is imported by whoever needs it first, and set up within that import: a process that trains
     with something else does without. Intra-op threads stay 1: every training has one core, and a
     model's bytes do not depend on the machine's number of them (with 2 a CNN's change). The first
     call counts, later ones do nothing.
-    Keras likewise is as it comes, with TensorFlow below it, whatever ``KERAS_BACKEND`` and
+    Keras likewise is as it comes, with the engine below it, whatever ``KERAS_BACKEND`` and
     ``~/.keras/keras.json`` of a machine say: one plan gives one model everywhere. A task that wants
     another dtype says so itself.
     Where TensorFlow was in use before with other settings, as in a notebook, it stays as it is, and
@@ -48,10 +54,17 @@ def configure(slots: int) -> None:
     with _LOCK:
         if _configured:
             return
+        engine = engine or os.environ.get(ENGINE) or "tensorflow"
+        if engine not in ("tensorflow", "jax"):
+            raise UserError(f"{ENGINE}={engine}: it is tensorflow or jax")
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        os.environ["KERAS_BACKEND"] = "tensorflow"
+        os.environ["KERAS_BACKEND"] = engine
+        if engine == "jax":  # a training has one core there, too
+            flags = "--xla_cpu_multi_thread_eigen=false"
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
         _keep_freed_memory()
-        for name, set_up in (("tensorflow", partial(_set_up, slots)), ("keras", _pin_keras)):
+        pin = partial(_pin_keras, engine)
+        for name, set_up in (("tensorflow", partial(_set_up, slots)), ("keras", pin)):
             if name in sys.modules:
                 set_up()
             else:
@@ -90,13 +103,13 @@ def _set_up(slots: int) -> None:
         tf.zeros([])
 
 
-def _pin_keras() -> None:
+def _pin_keras(engine: str) -> None:
     import keras
 
-    if keras.config.backend() != "tensorflow":
+    if keras.config.backend() != engine:
         raise UserError(
             f"Keras is in use with the backend {keras.config.backend()}, and trainings run on "
-            "tensorflow: set KERAS_BACKEND=tensorflow before keras is imported"
+            f"{engine}: set KERAS_BACKEND={engine} before keras is imported"
         )
     keras.config.set_floatx("float32")
     keras.config.set_epsilon(1e-7)
@@ -162,3 +175,19 @@ def _quiet_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def check_engine(engine: str | None) -> None:
+    """Raises: UserError where this process was set up for another engine than a plan asks for."""
+    wanted, here = engine or "tensorflow", os.environ.get("KERAS_BACKEND", "tensorflow")
+    if wanted == here:
+        return
+    if importlib.util.find_spec(wanted) is None:
+        raise UserError(
+            f"this run trains with training.engine = {wanted!r}, and it is not installed here: "
+            "pip install 'fluffle[jax]'"
+        )
+    raise UserError(
+        f"this run trains with training.engine = {wanted!r}, and this process with {here!r}: start "
+        f"it with {ENGINE}={wanted}"
+    )

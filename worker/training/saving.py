@@ -11,7 +11,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from fluffle.schemas import Plan, Tensors, UserError
 from fluffle.schemas.tensors import spec
@@ -87,6 +86,8 @@ def _serving(model: keras.Model, task: Task):  # type: ignore[no-untyped-def]
 
 
 def _input_of(task: Task) -> Any:
+    import tensorflow as tf
+
     def spec_of(array: Any) -> tf.TensorSpec:
         x = tf.convert_to_tensor(array[:1])
         return tf.TensorSpec([None, *x.shape[1:]], x.dtype)

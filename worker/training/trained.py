@@ -57,3 +57,13 @@ class LocalTrainer(Protocol):
         model that a client has with what it keeps.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of several that an engine does together; as ``LocalTrainer.train`` has it."""
+
+    client: str
+    turn: int
+    epochs: int | None = None
+    version: int = 0

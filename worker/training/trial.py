@@ -44,6 +44,9 @@ def check(experiment: Experiment) -> None:
     """Raises: UserError if the experiment's task cannot be trained, or split, as it says."""
     table = experiment.task
     task = task_of(table, experiment.partition, experiment.experiment.seed)
+    on_jax = experiment.training.engine == "jax"
+    if on_jax:
+        trying(task, lambda: _trace(Plan.of(experiment, "delta")))
     if isinstance(task, ArrayTask):
         _try_out_arrays(task, experiment)
         return
@@ -55,9 +58,9 @@ def check(experiment: Experiment) -> None:
     if experiment.weights is not None:
         groups = experiment.weights
         trying(task, lambda: _try_out_groups(task, groups))
-    if training.algorithm is not None:
+    if training.algorithm is not None and not on_jax:
         trying(task, lambda: _try_out_phases(task, experiment))
-    if custom.is_custom(table.name):
+    if custom.is_custom(table.name) and not on_jax:
         wants_accuracy = experiment.experiment.target_accuracy is not None
         by_client = bool(experiment.evaluation.by_client)
         fits = partial(_check_fits, experiment=experiment)
@@ -68,6 +71,15 @@ def check(experiment: Experiment) -> None:
     if experiment.evaluation.by_client:
         total = count_of(examples_of(task, "test").y)
         trying(task, lambda: ByClient(task, np.arange(total, dtype=np.int32)))
+
+
+def _trace(plan: Plan) -> None:
+    """Raises: UserError for what the JAX engine does not do; and what the task raises."""
+    from fluffle.worker.training.per_plan import make_trainer
+
+    trainer = make_trainer(plan)
+    if plan.task.clients:
+        trainer.trace()  # type: ignore[attr-defined]  # the JAX engine's
 
 
 def untried(task: Task) -> bool:
