@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fluffle.worker.site.audit import AuditLog
 from typer.testing import CliRunner
 
 from fluffle.commands.app import app
 from fluffle.schemas import UserError
 from fluffle.site_folder import Invitation, SiteFolder
+from fluffle.worker.site.audit import AuditLog
 from fluffle.worker.tasks import registry as tasks
 
 TASK = """

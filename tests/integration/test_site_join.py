@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from fluffle.worker.site import audit
 
 from fluffle.broker.admin.node import Node
+from fluffle.worker.site import audit
 from tests.fluffle.test_site import TASK, says
 from tests.integration.processes import Start, verified
 

@@ -9,10 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fluffle.worker.site import audit
-from fluffle.worker.site.audit import AuditLog
-from fluffle.worker.site.gate import DAY_S, HOUR_S, Gate
-from fluffle.worker.site.policy import SitePolicy
 
 from fluffle.broker import Envelope
 from fluffle.broker.embedded import EmbeddedBroker
@@ -28,6 +24,10 @@ from fluffle.schemas import (
     Tensors,
     UserError,
 )
+from fluffle.worker.site import audit
+from fluffle.worker.site.audit import AuditLog
+from fluffle.worker.site.gate import DAY_S, HOUR_S, Gate
+from fluffle.worker.site.policy import SitePolicy
 
 RUN = Run(run_id="run", run_started=1, epoch=1)
 STEPS = [{"kind": "clip", "norm": 1.0}, {"kind": "noise", "std": 2.0}]
