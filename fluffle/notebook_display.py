@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
 from typing import Any
@@ -31,22 +32,22 @@ class NotebookBlock:
 
     def start(self) -> None:
         """Show it, empty."""
-        from IPython.display import HTML, display
-
-        self._handle = display(HTML(""), display_id=True)  # type: ignore[no-untyped-call]
+        shown = _ipython()
+        self._handle = shown.display(shown.HTML(""), display_id=True)
 
     def update(self, what: RenderableType) -> None:
         """Show this in its place."""
-        from IPython.display import HTML
-
-        self._handle.update(HTML(_html(what)))  # type: ignore[no-untyped-call]
+        self._handle.update(_ipython().HTML(_html(what)))
 
     def stop(self) -> None:
         """Leave an empty place."""
-        from IPython.display import HTML
-
-        self._handle.update(HTML(""))  # type: ignore[no-untyped-call]
+        self._handle.update(_ipython().HTML(""))
         self._handle = None
+
+
+def _ipython() -> Any:
+    """A kernel has it; nothing else needs it."""
+    return importlib.import_module("IPython.display")
 
 
 def _html(what: RenderableType) -> str:
