@@ -15,7 +15,7 @@ from fluffle.broker import Envelope
 from fluffle.schemas import Assignment, Tensors, UserError, decode
 from fluffle.schemas.aggregation import strategies
 from tests.aggregator.scripted import Federation
-from tests.aggregator.test_replay import NEEDS
+from tests.aggregator.test_replay import LARGER, NEEDS
 
 
 def attack(federation: Federation, scale: float = 1.0, **changed: Any) -> None:
@@ -37,6 +37,12 @@ def attack(federation: Federation, scale: float = 1.0, **changed: Any) -> None:
     federation.settle()
 
 
+def rules_of(strategy: str) -> dict[str, Any]:
+    """With what the strategy cannot do without."""
+    larger = {"quorum": 5} if strategy in LARGER else {}
+    return {"strategy": strategy, **larger, **NEEDS.get(strategy, {})}
+
+
 def reasons(folder: Path) -> dict[str, int]:
     ledger = LedgerReader(folder)
     try:
@@ -49,12 +55,14 @@ def reasons(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("before", [1, 25])
 def test_an_update_of_wild_length_is_rejected(tmp_path: Path, strategy: str, before: int) -> None:
     # Given a run of any strategy, at its beginning or well into it
-    rules = {"strategy": strategy, **NEEDS.get(strategy, {})}
+    rules = rules_of(strategy)
     federation = Federation(tmp_path, experiment={"versions": 60}, aggregation=rules)
     for _ in range(before):
         federation.answer(1)
-    # When one of its clients sends values just within the finite ones
-    attack(federation, 1e28)
+    # When one of its clients has trained the newest, and sends values just within the finite ones
+    coordinator = federation.service.coordinator
+    assert coordinator is not None
+    attack(federation, 1e28, base_version=coordinator.version)
     # Then it counts for nothing, and the run goes on
     assert reasons(tmp_path)["too_long"] == 1
     federation.finish()
@@ -142,7 +150,7 @@ def test_odd_first_weights_are_refused_or_make_a_run(
     tmp_path: Path, strategy: str, odd: str
 ) -> None:
     # Given a worker that answers the call for version 0 with this
-    rules = {"strategy": strategy, **NEEDS.get(strategy, {})}
+    rules = rules_of(strategy)
     federation = Federation(tmp_path, experiment={"versions": 2}, aggregation=rules)
     coordinator = federation.service.coordinator
     assert coordinator is not None
