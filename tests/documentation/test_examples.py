@@ -78,6 +78,7 @@ NOT_RUN = {
     ("docs/kubernetes.md", "fluffle broker definitions"): "needs a cluster",
     ("docs/kubernetes.md", "kubectl"): "needs a cluster; tests/deploy builds the manifests",
     ("docs/site-policy.md", "fluffle"): "tests/integration/test_site_join.py",
+    ("docs/reliability.md", "python"): "tests/chaos runs the sceptic",
     ("docs/verify.md", "fluffle verify"): "tests/integration/test_verify.py",
     ("docs/verify.md", "fluffle worker"): "tests/chaos/processes, with a broker",
 }

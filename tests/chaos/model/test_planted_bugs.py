@@ -140,6 +140,12 @@ def batches() -> Iterator[range]:
     return (range(at, at + 10) for at in range(0, WITHIN, 10))
 
 
+def by_what_breaks(seeds: range) -> dict[int, list[str]]:
+    """The schedules that break an invariant, and do not only end an aggregator."""
+    broken = explore(seeds).broken
+    return {seed: why for seed, why in broken.items() if "died" not in str(why)}
+
+
 @pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
 def test_a_planted_bug_is_found_and_its_history_is_minimal(
     plant: Plant, monkeypatch: pytest.MonkeyPatch
@@ -147,9 +153,9 @@ def test_a_planted_bug_is_found_and_its_history_is_minimal(
     # Given production code with a bug
     plant(monkeypatch)
     # When schedules are explored, then one of the first few hundred shows it
-    found = next((f.broken for f in map(explore, batches()) if f.broken), None)
+    # (by what it breaks: a database that refuses it is another guard)
+    found = next(filter(None, map(by_what_breaks, batches())), None)
     assert found is not None, f"not found within {WITHIN} schedules"
-    assert "died" not in str(found), "it is to be found by what it breaks"
     # And the schedule that is left cannot do with one fault less
     seed = min(found)
     faults = minimise(draw(seed), lambda fewer: bool(broken(seed, fewer)))
