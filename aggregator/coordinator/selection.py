@@ -48,7 +48,11 @@ class Selector:
         self._selection = selection or make_selection(experiment)
         self._seed = experiment.experiment.seed
         self._clients = experiment.task.clients
-        self._arrival = arrival if experiment.participation.only_available else None
+        # Whose bytes are to be the same on any transport asks no clock.
+        chooses = (
+            experiment.participation.only_available and not experiment.aggregation.deterministic
+        )
+        self._arrival = arrival if chooses else None
         self._duration = duration
         #: Nobody who was looked for will be there before this; the past where somebody may be.
         self._nobody_until = -NEVER

@@ -93,7 +93,7 @@ def test_a_federation_and_users_with_the_rights_of_one_role_each(
     # And nothing has reached a queue
     depths = rabbitmq.ctl("list_queues", "name", "messages").splitlines()
     ours = [line.split() for line in depths if line.startswith(federation)]
-    assert len(ours) == 5
+    assert len(ours) == 6
     assert {depth for _, depth in ours} == {"0"}
 
 

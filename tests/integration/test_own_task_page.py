@@ -101,6 +101,7 @@ def test_the_streamed_task(start: Start, tmp_path: Path) -> None:
     with (tmp_path / "signs.py").open("a") as file:
         file.write("\n    def examples(self, client):\n        return 200\n")
     delay = ("--set", "devices.delay_s=1", "--set", "devices.delay=constant")
+    out = ("--out", tmp_path / "again", *out[2:])
     run = start("run", tmp_path / "mine.toml", *out, *delay, "--json")
     assert run.wait() == 0, run.output
     assert run.summary()["virtual_s"] > 0

@@ -16,7 +16,7 @@ from tests.simulation.pull import simulate
 #: Five clients, each of a speed of its own; R = 3.
 RINGMASTER: dict[str, Any] = {
     "experiment": {"versions": 40, "seed": 5},
-    "participation": {"concurrency": 5, "stop_stale": True},
+    "participation": {"concurrency": 5, "stop_stale": True, "assignment_deadline_s": 600.0},
     "aggregation": {"strategy": "ringmaster", "delay_threshold": 3, "deadline_s": 1000.0},
     "devices": {"delay": "uniform", "delay_s": 5.0, "delay_of": "client"},
 }
