@@ -60,6 +60,19 @@ def spec(tensors: Mapping[str, Array]) -> Spec:
     return {key: (dtype_name(array), array.shape) for key, array in tensors.items()}
 
 
+def misfit(found: Spec, wanted: Spec, known_as: Mapping[str, str] | None = None) -> str | None:
+    """The first tensor that is another than is wanted, for a person; None where all agree.
+
+    known_as: what a person calls them, said beside.
+    """
+    for name in wanted | found:
+        if found.get(name) != wanted.get(name):
+            called = f" ({known_as[name]})" if known_as and name in known_as else ""
+            there = found.get(name, "missing")
+            return f"{name}{called} is {there}, not {wanted.get(name, 'there')}"
+    return None
+
+
 def dtype_name(array: Array) -> str:
     """``array.dtype.name``, which NumPy makes anew each time, slowly."""
     return _DTYPE_NAMES.get(array.dtype) or array.dtype.name

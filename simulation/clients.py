@@ -255,13 +255,8 @@ class Clients:
         """In a slot's thread, long before its time maybe. What the client goes on from was saved
         before its turn was issued, so there is nothing to wait for.
         """
-        trained_at, begun, seconds = (
-            turn.at,
-            turn.begun,
-            step.takes_s(self._examples(step.model.plan, step.assignment.client)),
-        )
-
-        training = self._trainings.submit(step, trained_at, seconds, begun)
+        trained_at = turn.at
+        training = self._trainings.submit(step, trained_at, seconds, turn.begun)
 
         def trained() -> ClientUpdate | BaseException:
             self._training.pop(step.assignment.client, None)

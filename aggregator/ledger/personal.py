@@ -13,9 +13,7 @@ import math
 import numpy as np
 
 from fluffle.aggregator.ledger.reader import LedgerReader
-
-#: What is measured, and the percentile at which its worst tenth begins.
-_MEASURES = {"accuracy": 10, "loss": 90}
+from fluffle.schemas.spread import MEASURES, spread
 
 
 def personal(ledger: LedgerReader) -> dict[str, float] | None:
@@ -33,16 +31,8 @@ def personal(ledger: LedgerReader) -> dict[str, float] | None:
         )
     ]
     found: dict[str, float] = {}
-    for name, percentile in _MEASURES.items():
+    for name in MEASURES:
         values = np.array([m[f"personal_{name}"] for m in told if f"personal_{name}" in m], float)
-        if not len(values):
-            continue
-        worst = values.min() if percentile < 50 else values.max()
-        found |= {
-            f"{name}_worst": float(worst),
-            f"{name}_p{percentile}": float(np.percentile(values, percentile)),
-            f"{name}_mean": float(values.mean()),
-            f"{name}_std": float(values.std()),
-            "clients": len(values),
-        }
+        if len(values):
+            found |= {**spread(name, values), "clients": len(values)}
     return {name: value for name, value in found.items() if math.isfinite(value)} or None

@@ -14,10 +14,11 @@ import numpy as np
 from fluffle import Examples, Task
 from fluffle.display import Display
 from fluffle.running import run_virtual
-from fluffle.schemas import Experiment, Plan
+from fluffle.schemas import Experiment, Plan, UserError
 from fluffle.worker.tasks import registry
 from fluffle.worker.training.per_plan import make_trainer
 from fluffle.worker.training.runtime import configure
+from fluffle.worker.training.trial import check
 
 SCHEDULE = {"kind": "cosine", "over": 6, "warmup": 2}
 #: Name -> (model's layers, [training], whether all examples are one: batches have no order then).
@@ -89,6 +90,12 @@ class Toy(Task):
             x, y = x[:1].repeat(EXAMPLES, 0), y[:1].repeat(EXAMPLES)
         return Examples(x, [y, y] if self.kind == "two" else y)
 
+    def validation(self) -> Examples | None:
+        if self.kind != "dense":
+            return None
+        x, y = self.dataset()
+        return Examples(x[:7], y[:7])
+
     def sample_weights(self) -> Any:
         return np.full(EXAMPLES, 0.3) if self.kind == "weighted" else None
 
@@ -124,6 +131,37 @@ def outcomes(engine: str) -> dict[str, Any]:
         if case in EVALUATED:
             for name, value in trainer.evaluate(trained.tensors)[0].items():
                 found[f"{case}/evaluated/{name}"] = value
+    return found
+
+
+class Far(Toy):
+    """Labels that the model has no output for."""
+
+    def dataset(self) -> Examples:
+        x, y = super().dataset()
+        return Examples(x, y + 2)
+
+
+class Unmeasured(Toy):
+    """No accuracy."""
+
+    metrics = ()  # type: ignore[assignment]
+
+
+def refusals() -> dict[str, str]:
+    """What is said of tasks that would be trained, and not as they are meant."""
+    found = {}
+    for kind in (Far, Unmeasured):
+        registry.TASKS[kind.__name__] = kind
+        tables = {
+            "experiment": {"target_accuracy": 0.9},
+            "task": {"name": kind.__name__, "clients": 1},
+            "training": {"engine": "jax"},
+        }
+        try:
+            check(Experiment.model_validate(tables))
+        except UserError as error:
+            found[f"refused/{kind.__name__}"] = str(error)
     return found
 
 
@@ -168,6 +206,7 @@ if __name__ == "__main__":
     values = outcomes(sys.argv[1])
     if sys.argv[1] == "jax":
         alone_and_together()
+        values |= refusals()
         for slots in (1, 3):
             values[f"slots/{slots}"] = run_with(slots, Path(sys.argv[2]).parent / f"run-{slots}")
     np.savez(sys.argv[2], **{name.replace("/", "|"): value for name, value in values.items()})

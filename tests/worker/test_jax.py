@@ -44,6 +44,18 @@ def test_both_engines_train_the_same(outcomes: dict[str, Outcomes], case: str) -
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_both_engines_measure_what_decisions_are_made_on(outcomes: dict[str, Outcomes]) -> None:
+    assert all("nesterov/evaluated/validation_loss" in found for found in outcomes.values())
+
+
+def test_what_would_be_trained_otherwise_than_it_is_meant_is_refused(
+    outcomes: dict[str, Outcomes],
+) -> None:
+    found = outcomes["jax"]
+    assert "the model has 3 outputs, so labels are 0 to 2" in str(found["refused/Far"])
+    assert "target_accuracy would never apply" in str(found["refused/Unmeasured"])
+
+
 @pytest.mark.parametrize(
     ("training", "said"),
     [

@@ -19,13 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.schemas import UserError
+from fluffle.schemas.spread import MEASURES, spread
 from fluffle.worker.tasks.structure import labels_of
 from fluffle.worker.tasks.task import Task, examples_of
 
 #: More clients than this are sampled, by the run's seed.
 MOST_CLIENTS = 1000
-#: What is measured, and the percentile at which its worst tenth begins.
-_MEASURES = {"accuracy": 10, "loss": 90}
 #: Keeps this draw apart from everything else that is drawn from the experiment's seed.
 _STREAM = 0x6279
 
@@ -63,16 +62,10 @@ class ByClient:
         """The summaries; ``measure`` gives the metrics over some test examples."""
         measured = [measure(group) for group in self.groups]
         found: dict[str, float] = {}
-        for name, percentile in _MEASURES.items():
+        for name in MEASURES:
             if all(name in metrics for metrics in measured):
                 values = self.weights @ np.array([metrics[name] for metrics in measured])
-                worst = values.min() if percentile < 50 else values.max()
-                found |= {
-                    f"client_{name}_worst": float(worst),
-                    f"client_{name}_p{percentile}": float(np.percentile(values, percentile)),
-                    f"client_{name}_mean": float(values.mean()),
-                    f"client_{name}_std": float(values.std()),
-                }
+                found |= spread(name, values, "client_")
         return found
 
 

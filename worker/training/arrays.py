@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fluffle.schemas import Plan, Tensors, UserError
-from fluffle.schemas.tensors import DTYPES, NAME, dtype_name, model_groups, spec
+from fluffle.schemas.tensors import DTYPES, NAME, dtype_name, misfit, model_groups, spec
 from fluffle.worker.tasks.arrays import ArrayTask
 from fluffle.worker.tasks.registry import load_task, trying
 from fluffle.worker.training.message_size import check_fits
@@ -94,13 +94,8 @@ class ArrayTrainer:
 
     def _own(self, tensors: Tensors) -> dict[str, Any]:
         """Copies under the task's own names. Raises: ValueError where they are not its model's."""
-        if (found := spec(model_groups(tensors))) != self._spec:
-            both = self._spec | found
-            wrong = next(name for name in both if found.get(name) != self._spec.get(name))
-            raise ValueError(
-                f"these weights do not fit {self._plan.task.name}: {wrong} is "
-                f"{found.get(wrong, 'missing')}, not {self._spec.get(wrong, 'there')}"
-            )
+        if wrong := misfit(spec(model_groups(tensors)), self._spec):
+            raise ValueError(f"these weights do not fit {self._plan.task.name}: {wrong}")
         return {name.partition("/")[2]: np.array(tensors[name]) for name in self._spec}
 
     def _checked(self, local: Mapping[str, Any]) -> Tensors:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from fluffle.schemas import Plan
+from fluffle.schemas import Plan, UserError, user_code
 from fluffle.worker.tasks.losses import named_accuracy
 from fluffle.worker.tasks.structure import count_of
 from fluffle.worker.tasks.task import Task, examples_of
@@ -40,6 +40,26 @@ def test_indices(plan: Plan, task: Task) -> NDArray[np.int32]:
     wanted = min(plan.evaluation.examples or total, total)
     chosen = np.random.default_rng(plan.seed).permutation(total)[:wanted]
     return np.sort(chosen).astype(np.int32)
+
+
+def examples_for(task: Task, client: str, whole: int | None) -> NDArray[np.int32]:
+    """Which examples this client trains on. Raises: ValueError where they make no batch.
+
+    whole: how many examples the model takes at once, where it takes no other number.
+    """
+    indices = task.client_indices(client)
+    if len(indices) < (whole or 1):
+        few = f"fewer than {whole}" if whole else "no"
+        raise ValueError(f"client {client} has {few} examples")
+    return indices
+
+
+def not_finite(task: Task, part: str, example: int) -> UserError:
+    """What to say where the loss is no number for want of numbers in an example's inputs."""
+    return UserError(
+        f"{user_code.file_of(type(task)).name}: {part}(): the inputs of example {example} hold NaN "
+        "or infinity, and so does the loss: fill in what is missing, or leave the example out"
+    )
 
 
 def of_validation(metrics: dict[str, float]) -> dict[str, float]:

@@ -53,6 +53,17 @@ def batch_of(model: keras.Model) -> int | None:
     return sizes.pop() if sizes else None
 
 
+def fixed_batch(model: keras.Model, batch_size: int) -> int | None:
+    """As ``batch_of``. Raises: UserError where trainings have another ``batch_size``."""
+    whole = batch_of(model)
+    if whole not in (None, batch_size):
+        raise UserError(
+            f"the model takes batches of {whole}, no more and no fewer: set "
+            f"training.batch_size = {whole}, not {batch_size}"
+        )
+    return whole
+
+
 class _Reading:
     """A ``Normalization`` whose mean and variance are its weights, in the shape of its inputs."""
 

@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from fluffle.schemas import Plan, Tensors, UserError, user_code
-from fluffle.schemas.tensors import Array, model_groups, spec
+from fluffle.schemas import Plan, Tensors, UserError
+from fluffle.schemas.tensors import Array, misfit, model_groups, spec
 from fluffle.worker.tasks.by_client import ByClient
 from fluffle.worker.tasks.losses import compile_model
 from fluffle.worker.tasks.registry import load_task
@@ -28,19 +28,26 @@ from fluffle.worker.tasks.task import Task
 from fluffle.worker.training.algorithms import registry as algorithms
 from fluffle.worker.training.algorithms.base import Batch, Given, Turn
 from fluffle.worker.training.batches import Batches
-from fluffle.worker.training.building import BUILDING, floats, of_validation, seeded, test_indices
+from fluffle.worker.training.building import (
+    BUILDING,
+    examples_for,
+    floats,
+    not_finite,
+    of_validation,
+    seeded,
+    test_indices,
+)
 from fluffle.worker.training.context import Context, Steered
 from fluffle.worker.training.execution import Execution
 from fluffle.worker.training.gradients import Optimizer, gradients_of, objective, scaled_for
 from fluffle.worker.training.interrupt import TrainingStopped, Watch
-from fluffle.worker.training.local_state import batch_of, forget, read_statistics
-from fluffle.worker.training.message_size import check_fits
+from fluffle.worker.training.local_state import fixed_batch, forget, read_statistics
 from fluffle.worker.training.phases import Stage, stages_of
 from fluffle.worker.training.schedules import LocalOptimizer
 from fluffle.worker.training.seeds import Purpose, Streams
 from fluffle.worker.training.tensor_cache import TensorCache
 from fluffle.worker.training.trained import Trained
-from fluffle.worker.training.travel import Travel, paths_of
+from fluffle.worker.training.travel import Travel, check_travels, paths_of
 from fluffle.worker.training.trial import check_model
 from fluffle.worker.training.variables import (
     generators_of,
@@ -80,14 +87,10 @@ class Trainer:
         self._weights = [*self._parameters, *values_of(self._model)]
         self._tables = tables_of(self._model)
         #: How many examples the model takes at once, where it takes no other number.
-        self._whole = batch_of(self._model)
-        if self._whole not in (None, plan.training.batch_size):
-            raise UserError(
-                f"the model takes batches of {self._whole}, no more and no fewer: set "
-                f"training.batch_size = {self._whole}, not {plan.training.batch_size}"
-            )
+        self._whole = fixed_batch(self._model, plan.training.batch_size)
         self._spec = spec(payload(self._model))
-        self._check_fits()
+        copies = 2 if plan.asks in ("control-variate-I", "control-variate-II") else 1
+        check_travels(self._model, self._travel, copies)
         self._algorithm = algorithms.algorithm_of(plan)
         #: Told while a training runs that it is to end; None where the plan stops none.
         self._stopped = None if plan.stops_beyond is None else tf.Variable(False, trainable=False)
@@ -99,15 +102,6 @@ class Trainer:
             predict=lambda batch: self._model(self._task.preprocess(batch.x), training=True),
             preprocess=self._task.preprocess,
         )
-
-    def _check_fits(self) -> None:
-        """Raises: UserError where a message does not hold the model."""
-        copies = 2 if self._plan.asks in ("control-variate-I", "control-variate-II") else 1
-        if self._travel is not None:
-            check_fits(spec(self._travel.initial()), copies=copies)
-        else:
-            paths = lambda: dict(zip(self._spec, self._paths, strict=False))  # noqa: E731
-            check_fits(self._spec, paths, copies)
 
     def _compile(self) -> None:
         if not self.has_own_steps:
@@ -268,10 +262,7 @@ class Trainer:
         """The local training alone; ``purpose`` is that of what it draws."""
         weights = self._checked(base)
         client = streams.client
-        indices = self._task.client_indices(client)
-        if len(indices) < (self._whole or 1):
-            few = f"fewer than {self._whole}" if self._whole else "no"
-            raise ValueError(f"client {client} has {few} examples")
+        indices = examples_for(self._task, client, self._whole)
         seeds = streams.seeds(purpose, 1 + len(self._generators))
         function, execution = self._training
         with execution.loop():
@@ -313,11 +304,7 @@ class Trainer:
             return
         example = _shared(self._task, part).not_finite(indices)
         if example is not None:
-            file = user_code.file_of(type(self._task)).name
-            raise UserError(
-                f"{file}: {part}(): the inputs of example {example} hold NaN or infinity, and so "
-                "does the loss: fill in what is missing, or leave the example out"
-            )
+            raise not_finite(self._task, part, example)
 
     def _steps(self, examples: int, epochs: int | None) -> int:
         """How many steps of the optimizer a training of so many examples has."""
@@ -338,13 +325,9 @@ class Trainer:
         if known is not None:
             return known
         if (found := spec(model_groups(tensors))) != self._spec:
-            both = self._spec | found
-            wrong = next(name for name in both if found.get(name) != self._spec.get(name))
-            named = dict(zip(self._spec, self._paths, strict=False))
-            layer = f" ({named[wrong]})" if wrong in named else ""
+            wrong = misfit(found, self._spec, dict(zip(self._spec, self._paths, strict=False)))
             raise ValueError(
-                f"these weights do not fit the model of {self._plan.task.name}: {wrong}{layer} is "
-                f"{found.get(wrong, 'missing')}, not {self._spec.get(wrong, 'there')}"
+                f"these weights do not fit the model of {self._plan.task.name}: {wrong}"
             )
         arrays = [tensors[name] for name in self._spec]
         if self._tables is not None and not np.array_equal(arrays.pop(), self._tables):

@@ -23,7 +23,8 @@ import numpy as np
 
 from fluffle.schemas import Tensors, UserError
 from fluffle.schemas.experiment import WeightsTable
-from fluffle.schemas.tensors import FROZEN
+from fluffle.schemas.tensors import FROZEN, spec
+from fluffle.worker.training.message_size import check_fits
 from fluffle.worker.training.variables import layers_of, parameters_of, payload, values_of
 
 Group = Literal["send", "keep", "freeze"]
@@ -102,6 +103,20 @@ class Travel:
     def personal(self, tensors: Tensors) -> Tensors:
         """What of a whole model a client keeps."""
         return {_PERSONAL + self._wire[name]: tensors[name] for name in self._kept}
+
+
+def check_travels(model: keras.Model, travel: Travel | None, copies: int = 1) -> None:
+    """Raises: UserError where a message does not hold what travels of the model.
+
+    copies: of the trainable tensors; a strategy may send something of their size along.
+    """
+    sent = payload(model) if travel is None else travel.initial()
+
+    def paths() -> dict[str, str]:
+        known, weights = paths_of(model), [*parameters_of(model), *values_of(model)]
+        return dict(zip(sent, (known[id(v)] for v in weights), strict=False))
+
+    check_fits(spec(sent), dict if travel is not None else paths, copies)
 
 
 def groups_of(table: WeightsTable, model: keras.Model) -> Mapping[int, Group]:

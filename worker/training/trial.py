@@ -46,7 +46,7 @@ def check(experiment: Experiment) -> None:
     task = task_of(table, experiment.partition, experiment.experiment.seed)
     on_jax = experiment.training.engine == "jax"
     if on_jax:
-        trying(task, lambda: _trace(Plan.of(experiment, "delta")))
+        trying(task, lambda: _trace(task, experiment))
     if isinstance(task, ArrayTask):
         _try_out_arrays(task, experiment)
         return
@@ -73,13 +73,20 @@ def check(experiment: Experiment) -> None:
         trying(task, lambda: ByClient(task, np.arange(total, dtype=np.int32)))
 
 
-def _trace(plan: Plan) -> None:
-    """Raises: UserError for what the JAX engine does not do; and what the task raises."""
+def _trace(task: Task, experiment: Experiment) -> None:
+    """The trial on the JAX engine. Raises: UserError; and what the task raises."""
     from fluffle.worker.training.per_plan import make_trainer
 
-    trainer = make_trainer(plan)
-    if plan.task.clients:
-        trainer.trace()  # type: ignore[attr-defined]  # the JAX engine's
+    trainer: Any = make_trainer(Plan.of(experiment, "delta"))
+    model = _model_of(task)
+    for part in ("dataset", "test"):
+        examples = examples_of(task, part)
+        _check_lengths(part, examples)
+        _check_outputs(part, model, examples)
+        _check_labels(task, part, examples, model)
+    if experiment.task.clients:
+        wants_accuracy = experiment.experiment.target_accuracy is not None
+        _check_metrics(trainer.trace(), wants_accuracy, bool(experiment.evaluation.by_client))
 
 
 def untried(task: Task) -> bool:
@@ -159,20 +166,11 @@ def try_out(
 
 def _check_fits(model: keras.Model, experiment: Experiment) -> None:
     """What is too large for a message is said before there is a run."""
-    from fluffle.worker.training.travel import Travel, paths_of
-    from fluffle.worker.training.variables import parameters_of, payload, values_of
+    from fluffle.worker.training.travel import Travel, check_travels
 
-    copies = 2 if experiment.aggregation.strategy == "scaffold" else 1
-    if experiment.weights is not None:
-        sent = spec(Travel(experiment.weights, model).initial())
-        check_fits(sent, copies=copies)
-        return
-
-    def paths() -> dict[str, str]:
-        known, weights = paths_of(model), [*parameters_of(model), *values_of(model)]
-        return dict(zip(payload(model), (known[id(v)] for v in weights), strict=False))
-
-    check_fits(spec(payload(model)), paths, copies)
+    groups = experiment.weights
+    travel = None if groups is None else Travel(groups, model)
+    check_travels(model, travel, 2 if experiment.aggregation.strategy == "scaffold" else 1)
 
 
 def _try_out_groups(task: Task, table: WeightsTable) -> None:

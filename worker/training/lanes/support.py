@@ -11,7 +11,7 @@ from fluffle.schemas import Plan, UserError
 from fluffle.worker.tasks.arrays import ArrayTask
 from fluffle.worker.tasks.task import StreamedTask, Task
 from fluffle.worker.training.local_state import recurrent_states
-from fluffle.worker.training.variables import has_own, layers_of
+from fluffle.worker.training.variables import has_own, layers_of, tables_of
 
 _ENGINE = "training.engine = 'jax'"
 _INSTEAD = "leave the engine out (tensorflow)"
@@ -45,7 +45,7 @@ def check_task(task: Task) -> None:
         raise UserError(f"{_ENGINE}: {kind}: {_INSTEAD}")
 
 
-def check_model(model: keras.Model) -> None:
+def check_supported(model: keras.Model) -> None:
     """Raises: UserError for a model that this engine would train otherwise than it says."""
     own = next((m for m in ("train_step", "test_step") if has_own(model, m)), None)
     if own is not None:
@@ -57,8 +57,8 @@ def check_model(model: keras.Model) -> None:
             raise UserError(
                 f"{_ENGINE}: JAX has no {v.dtype} here, and {v.path} is such: {_INSTEAD}"
             )
-    if not any("float" in v.dtype for v in model.trainable_weights):
-        raise UserError("the model has no trainable weights: nothing to learn (is it frozen?)")
+    if tables_of(model) is not None:
+        raise UserError(f"{_ENGINE} does without look-up layers: {_INSTEAD}")
 
 
 def decides_alone(model: keras.Model) -> bool:

@@ -8,13 +8,10 @@ are drawn by other generators.
 
 from __future__ import annotations
 
-import inspect
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,23 +19,37 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from fluffle.schemas import Plan, Tensors, UserError
-from fluffle.schemas.tensors import model_groups, spec
+from fluffle.schemas import Plan, Tensors
+from fluffle.schemas.tensors import misfit, model_groups, spec
 from fluffle.worker.tasks.by_client import ByClient
 from fluffle.worker.tasks.losses import compile_model
 from fluffle.worker.tasks.registry import load_task
 from fluffle.worker.tasks.structure import leaves, mapped
 from fluffle.worker.tasks.task import Task, examples_of
 from fluffle.worker.tasks.weighting import weights_of
-from fluffle.worker.training.building import BUILDING, floats, seeded, test_indices
+from fluffle.worker.training.building import (
+    BUILDING,
+    examples_for,
+    floats,
+    not_finite,
+    of_validation,
+    seeded,
+    test_indices,
+)
 from fluffle.worker.training.keras_optimizers import of_keras
 from fluffle.worker.training.lanes.layout import Layout, Shape, layout, shape_of
 from fluffle.worker.training.lanes.program import Program
-from fluffle.worker.training.lanes.support import check_model, check_plan, check_task, decides_alone
-from fluffle.worker.training.local_state import batch_of, read_statistics, recurrent_states
+from fluffle.worker.training.lanes.support import (
+    check_plan,
+    check_supported,
+    check_task,
+    decides_alone,
+)
+from fluffle.worker.training.local_state import fixed_batch, read_statistics, recurrent_states
 from fluffle.worker.training.seeds import Streams
 from fluffle.worker.training.trained import Job, Trained
-from fluffle.worker.training.travel import Travel
+from fluffle.worker.training.travel import Travel, check_travels
+from fluffle.worker.training.trial import check_model
 from fluffle.worker.training.variables import generators_of, parameters_of, payload, values_of
 
 #: Examples per step of an evaluation.
@@ -60,6 +71,8 @@ class JaxTrainer:
             self._model = model = task.model()
         self._travel = None if plan.weights is None else Travel(plan.weights, model)
         check_model(model)
+        check_supported(model)
+        check_travels(model, self._travel)
         compile_model(task, model, weighted=True)
         read_statistics(model)
         self._parameters, values = parameters_of(model), values_of(model)
@@ -69,11 +82,11 @@ class JaxTrainer:
         self._carried = [np.zeros(v.shape, v.dtype) for v in carried]
         self._spec = spec(payload(model))
         #: How many examples the model takes at once, where it takes no other number.
-        self._whole = batch_of(model)
+        self._whole = fixed_batch(model, plan.training.batch_size)
         self._padded = self._whole is None and decides_alone(model)
         self._lanes = plan.training.lanes or 1
-        self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._lock = threading.Lock()
+        self._compiled: dict[tuple[Any, ...], _Traced] = {}
+        self._parts: dict[str, Any] = {}
 
     def initial(self) -> Tensors:
         """The weights of version 0: a function of the plan's seed alone."""
@@ -115,12 +128,11 @@ class JaxTrainer:
         Raises: ValueError where ``base`` does not fit, or a client has no examples; UserError.
         """
         started = time.perf_counter()
-        indices = [self._task.client_indices(job.client) for job in jobs]
-        for job, mine in zip(jobs, indices, strict=True):
-            if len(mine) < (self._whole or 1):
-                few = f"fewer than {self._whole}" if self._whole else "no"
-                raise ValueError(f"client {job.client} has {few} examples")
-        wholes = [self._whole_of(base, state) for state in states]
+        indices = [examples_for(self._task, job.client, self._whole) for job in jobs]
+        if self._shares:
+            wholes = [self._whole_of(base)] * len(jobs)
+        else:
+            wholes = [self._whole_of(base, state) for state in states]
         shape = self._shape(len(indices[0]), jobs[0].epochs)
         lanes = self._width(len(jobs))
         padding = [0] * (lanes - len(jobs))  # lanes over are copies of the first
@@ -131,7 +143,7 @@ class JaxTrainer:
         seeds = [np.stack(found) for found in zip(*(seeds for _, seeds in drawn), strict=True)]
         carried = [np.broadcast_to(zero, (lanes, *zero.shape)) for zero in self._carried]
         layouts = [found for found, _ in drawn]
-        program = self._training(shape, lanes)
+        program = self._once((shape, lanes), self._program.training, shape, self._shares)
         found = program(
             weights,
             [*values, *seeds, *carried],
@@ -139,7 +151,7 @@ class JaxTrainer:
             np.stack([one.counts for one in layouts]),
             np.stack([one.rest for one in layouts]),
             np.stack([self._rates(jobs[0].version, shape)] * lanes),
-            self._data,
+            self._on_device("dataset"),
         )
         trained, others, metrics = jax.device_get(found)
         seconds = (time.perf_counter() - started) / len(jobs)
@@ -154,19 +166,23 @@ class JaxTrainer:
             for i, mine in enumerate(indices)
         ]
 
-    def trace(self) -> None:
-        """Go through a training without computing anything. Raises: what the task or Keras does."""
+    def trace(self) -> dict[str, Any]:
+        """Go through a training without computing anything; its metrics, shapes in place of values.
+
+        Raises: what the task or Keras does.
+        """
         mine = self._task.client_indices("0")
         shape = self._shape(len(mine), None)
         rows, seeds = self._draw(Job("0", 0), mine, shape)
         weights, values = self._split([self._whole_of(self.initial())])
-        program = self._program.training(shape, shared=True)
+        program = self._program.training(shape, self._shares)
         inputs = [rows.indices, rows.counts, rows.rest, self._rates(0, shape)]
-        jax.eval_shape(
+        _, _, metrics = jax.eval_shape(
             *(program, weights, [*values, *(a[None] for a in (*seeds, *self._carried))]),
             *(a[None] for a in inputs),
-            self._data,
+            self._on_device("dataset"),
         )
+        return {name: np.zeros(value.shape[1:]) for name, value in metrics.items()}
 
     def _trained(
         self, weights: list[Any], values: list[Any], metrics: Any, mine: Indices, seconds: float
@@ -216,23 +232,24 @@ class JaxTrainer:
         """(parameters as the program takes them, values by lane)."""
         names = [*self._spec]
         cut = len(self._parameters)
-        shared = self._travel is None or not self._travel.keeps
         weights = [
-            wholes[0][name] if shared else np.stack([whole[name] for whole in wholes])
+            wholes[0][name] if self._shares else np.stack([whole[name] for whole in wholes])
             for name in names[:cut]
         ]
         values = [np.stack([whole[name] for whole in wholes]) for name in names[cut:]]
         return weights, values
 
+    @property
+    def _shares(self) -> bool:
+        """Whether all clients begin with the same weights."""
+        return self._travel is None or not self._travel.keeps
+
     def _whole_of(self, base: Tensors, state: Tensors | None = None) -> Tensors:
         """The whole model in its order. Raises: ValueError."""
         whole = base if self._travel is None else self._travel.inward(base, state)
-        if (found := spec(model_groups(whole))) != self._spec:
-            both = self._spec | found
-            wrong = next(name for name in both if found.get(name) != self._spec.get(name))
+        if wrong := misfit(spec(model_groups(whole)), self._spec):
             raise ValueError(
-                f"these weights do not fit the model of {self._plan.task.name}: {wrong} is "
-                f"{found.get(wrong, 'missing')}, not {self._spec.get(wrong, 'there')}"
+                f"these weights do not fit the model of {self._plan.task.name}: {wrong}"
             )
         return whole
 
@@ -243,13 +260,15 @@ class JaxTrainer:
     ) -> tuple[dict[str, float], int]:
         """As ``Trainer.evaluate``."""
         whole = self._whole_of(weights, state)
-        metrics = self._measure(whole, self._test_indices)
+        metrics = self._measure(whole, "test", self._test_indices)
         self._check_inputs("test", self._test_indices, metrics["loss"])
         if by_client and self._plan.evaluation.by_client:
-            metrics |= self._by_client.measure(lambda indices: self._measure(whole, indices))
+            metrics |= self._by_client.measure(lambda mine: self._measure(whole, "test", mine))
+        if by_client and self._task.decided_on is not None:
+            metrics |= of_validation(self._measure(whole, *self._task.decided_on))
         return metrics, len(self._test_indices)
 
-    def _measure(self, whole: Tensors, indices: Indices) -> dict[str, float]:
+    def _measure(self, whole: Tensors, part: str, indices: Indices) -> dict[str, float]:
         size = self._whole or _EVALUATION_BATCH
         count = len(indices) - (len(indices) % size if self._whole else 0)
         shape = shape_of(count, 1, size, self._padded)
@@ -257,8 +276,9 @@ class JaxTrainer:
         arrays, cut = [whole[name] for name in self._spec], len(self._parameters)
         seeds = [np.asarray(v.value) for v in self._generators]
         others = [*arrays[cut:], *seeds, *self._carried]
-        run = self._evaluation(shape)
-        found = run(arrays[:cut], others, rows.indices, rows.counts, rows.rest, self._tests)
+        run = self._once((shape, part), self._program.evaluation, shape)
+        data = self._on_device(part)
+        found = run(arrays[:cut], others, rows.indices, rows.counts, rows.rest, data)
         return floats(jax.device_get(found))
 
     @cached_property
@@ -273,33 +293,28 @@ class JaxTrainer:
         """Raises: UserError where the loss is no number for want of numbers in the inputs."""
         if math.isfinite(loss):
             return
-        for array in leaves(examples_of(self._task, part).x):
-            taken = np.asarray(array)[indices]
+        for array in leaves(self._on_device(part)[0]):
+            taken = np.asarray(array[indices])
             if taken.dtype.kind != "f":
                 continue
             wrong = ~np.isfinite(taken.reshape(len(taken), -1)).all(axis=1)
             if wrong.any():
-                file = Path(inspect.getfile(type(self._task))).name
-                raise UserError(
-                    f"{file}: {part}(): the inputs of example {indices[wrong.argmax()]} hold NaN "
-                    "or infinity, and so does the loss: fill in what is missing, or leave the "
-                    "example out"
-                )
+                raise not_finite(self._task, part, int(indices[wrong.argmax()]))
 
     # ---- what is compiled, once for all threads
 
-    @cached_property
-    def _data(self) -> Any:
-        return _on_device(self._task, "dataset")
-
-    @cached_property
-    def _tests(self) -> Any:
-        return _on_device(self._task, "test")
+    def _on_device(self, part: str) -> Any:
+        """(x, y, weights of examples or None) as arrays of the device."""
+        if part not in self._parts:
+            with BUILDING:
+                self._parts[part] = self._parts.get(part) or _on_device(self._task, part)
+        return self._parts[part]
 
     @cached_property
     def _program(self) -> Program:
         with BUILDING:
-            x, y = (mapped(lambda a: a[: self._whole or 1], part) for part in self._tests[:2])
+            data = self._on_device("dataset")
+            x, y = (mapped(lambda a: a[: self._whole or 1], part) for part in data[:2])
             # Losses and metrics make their variables with the first batch: not while it is traced.
             predicted = self._model(self._task.preprocess(x))
             self._model.compute_loss(x, y, predicted, training=False)
@@ -315,18 +330,13 @@ class JaxTrainer:
                 self._plan.training.proximal_mu or 0.0,
             )
 
-    def _training(self, shape: Shape, lanes: int) -> Callable[..., Any]:
-        shared = self._travel is None or not self._travel.keeps
-        return self._once((shape, lanes), lambda: self._program.training(shape, shared))
-
-    def _evaluation(self, shape: Shape) -> Callable[..., Any]:
-        return self._once((shape,), lambda: self._program.evaluation(shape))
-
-    def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Callable[..., Any]:
-        with self._lock:
-            if key not in self._compiled:
-                self._compiled[key] = _Traced(make())
-            return self._compiled[key]
+    def _once(
+        self, key: tuple[Any, ...], make: Callable[..., Callable[..., Any]], *how: Any
+    ) -> _Traced:
+        """What ``make(*how)`` gives, the same for all who ask by this key."""
+        if key not in self._compiled:
+            self._compiled.setdefault(key, _Traced(make(*how)))
+        return self._compiled[key]
 
 
 class _Traced:
@@ -334,20 +344,18 @@ class _Traced:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        self._lock = threading.Lock()
         self._ready = False
 
     def __call__(self, *inputs: Any) -> Any:
         if self._ready:
             return self._function(*inputs)
-        with self._lock, BUILDING:
+        with BUILDING:
             found = self._function(*inputs)
             self._ready = True
         return found
 
 
 def _on_device(task: Task, part: str) -> Any:
-    """(x, y, weights of examples or None) as arrays of the device, once for a process."""
     examples = examples_of(task, part)
     weights = weights_of(task, examples) if part == "dataset" else None
     x, y = (mapped(jnp.asarray, one) for one in examples)
