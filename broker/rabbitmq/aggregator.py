@@ -36,7 +36,7 @@ class RabbitMQAggregatorPort(Port):
     def __init__(self, settings: Settings) -> None:
         """Raises: BrokerUnreachable, AccessRefused."""
         super().__init__(settings, "aggregator")
-        self._lock = LeaderLock(self._consuming, self._topology.aggregator)
+        self._lock = LeaderLock(self._consuming, self._publishing, self._topology.aggregator)
         self._declarations = Declarations(self._topology)
         self._publisher = Publisher(
             self._publishing, self._declarations.declare, self._user, self._declarations

@@ -19,6 +19,10 @@ through the queue, and whoever receives one, whosever it is, is the one that is 
     seeking after having led, refused for longer
     than a dead connection of ours could be served -> usurped: it must stop
 
+Probes go out on the connection that publishes (``Probes``): RabbitMQ stops reading from one that
+does while it is short of memory or disk, and the one that consumes has to go on then, with its
+acks. A probe that never got out says nothing.
+
 Nothing here makes a second leader harmless: on either side of a partition the broker may serve one
 for a while. What counts is the ledger's epoch, under which every commit is checked.
 """
@@ -27,6 +31,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pika.channel import Channel
@@ -42,14 +47,61 @@ _SEEKS_S, _LEADS_S = 0.3, 2.0
 _ARRIVES_S, _SURELY_ARRIVES_S = 0.7, 5.0
 
 
+class Probes(RobustChannel):
+    """Puts probes into a queue, on a link of its own; ``settled`` is told what became of each."""
+
+    def __init__(self, link: Link, queue: Queue, settled: Callable[[bytes, bool], None]) -> None:
+        """settled: (probe, whether it is in the queue); in this link's thread."""
+        super().__init__(link)
+        self._queue = queue
+        self._settled = settled
+        self._sent = 0
+        #: On their way: number on the channel -> what is in it.
+        self._unconfirmed: dict[int, bytes] = {}
+
+    def send(self, probe: bytes) -> None:
+        """From any thread."""
+        self.link.call(lambda: self._send(probe))
+
+    def opened(self, channel: Channel) -> None:
+        """As ``RobustChannel``."""
+        channel.confirm_delivery(self._answered)
+        self.backoff.reset()
+
+    def lost(self, error: BaseException) -> None:
+        """As ``RobustChannel``."""
+        probes, self._unconfirmed, self._sent = [*self._unconfirmed.values()], {}, 0
+        for probe in probes:
+            self._settled(probe, False)
+
+    def _send(self, probe: bytes) -> None:
+        if self.channel is None or not self.channel.is_open:
+            self._settled(probe, False)
+            return
+        self._sent += 1
+        self._unconfirmed[self._sent] = probe
+        self.channel.basic_publish(self._queue.exchange, self._queue.key, probe, BasicProperties())
+
+    def _answered(self, frame: Any) -> None:
+        """The broker has put probes into the queue, or would not."""
+        method = frame.method
+        last = method.delivery_tag
+        numbers = [n for n in self._unconfirmed if (n <= last if method.multiple else n == last)]
+        for number in numbers:
+            self._settled(self._unconfirmed.pop(number), isinstance(method, Basic.Ack))
+
+
 class LeaderLock(RobustChannel):
     """Takes the lead, takes it again after a reconnect, and only then lets its followers open.
 
     The link's ``changed`` guards ``held``, ``refused``, ``usurped`` and what is sought.
     """
 
-    def __init__(self, link: Link, queue: Queue) -> None:
+    def __init__(self, link: Link, publishing: Link, queue: Queue) -> None:
+        """publishing: the link that probes go out on."""
         super().__init__(link)
+        self._probes = Probes(publishing, queue, self._settled)
+        publishing.attach(self._probes)
         self.backoff = Backoff(first=0.1, most=1.0)
         #: The broker serves us.
         self.held = False
@@ -65,8 +117,7 @@ class LeaderLock(RobustChannel):
         self._tag: str | None = None
         self._me = secrets.token_hex(8)
         self._sent = 0
-        #: Probes on their way: number on the channel -> what is in it; and those not seen yet.
-        self._unconfirmed: dict[int, bytes] = {}
+        #: Probes that have not come yet.
         self._unseen: set[bytes] = set()
 
     def seek(self) -> None:
@@ -102,14 +153,11 @@ class LeaderLock(RobustChannel):
 
     def opened(self, channel: Channel) -> None:
         """As ``RobustChannel``."""
-        channel.confirm_delivery(self._answered)
         self._subscribe()
 
     def lost(self, error: BaseException) -> None:
         """As ``RobustChannel``."""
         self._tag = None
-        self._sent = 0
-        self._unconfirmed.clear()
         self._unseen.clear()
         with self.link.changed:
             self.held = False
@@ -146,24 +194,23 @@ class LeaderLock(RobustChannel):
         self.backoff.reset()
         self._sent += 1
         probe = f"{self._me}:{self._sent}".encode()
-        self._unconfirmed[self._sent] = probe
         self._unseen.add(probe)
-        channel.basic_publish(self._queue.exchange, self._queue.key, probe, BasicProperties())
+        self._probes.send(probe)
         tag, pause = self._tag, _LEADS_S if self.held else _SEEKS_S
         self.link.later(pause, lambda: self._probe(channel) if self._tag == tag else None)
 
-    def _answered(self, frame: Any) -> None:
-        """The broker has put probes into the queue, or would not."""
-        method, channel = frame.method, self.channel
-        last = method.delivery_tag
-        numbers = [n for n in self._unconfirmed if (n <= last if method.multiple else n == last)]
-        for number in numbers:
-            probe = self._unconfirmed.pop(number)
-            if not isinstance(method, Basic.Ack):
-                self._unseen.discard(probe)
-            elif probe in self._unseen:
-                patience = _SURELY_ARRIVES_S if self.held else _ARRIVES_S
-                self.link.later(patience, lambda probe=probe: self._missed_one(channel, probe))  # type: ignore[misc]
+    def _settled(self, probe: bytes, in_queue: bool) -> None:
+        """In the other link's thread."""
+        self.link.call(lambda: self._sought(probe, in_queue))
+
+    def _sought(self, probe: bytes, in_queue: bool) -> None:
+        """What became of a probe that went out."""
+        if not in_queue:
+            self._unseen.discard(probe)
+        elif probe in self._unseen:
+            channel = self.channel
+            patience = _SURELY_ARRIVES_S if self.held else _ARRIVES_S
+            self.link.later(patience, lambda: self._missed_one(channel, probe))
 
     def _missed_one(self, channel: Channel | None, probe: bytes) -> None:
         """Of a probe that had its time: where it has not come, another is served."""

@@ -103,7 +103,8 @@ def test_many_messages_of_the_longest_kind_take_what_is_promised(members: Federa
     members.send(19, 30)
     with members.short_of_memory():
         one.kill(signal.SIGCONT)
-        time.sleep(6.0)  # whatever the broker pushes
+        wait_until(lambda: members.count("messages_unacknowledged", UPDATES) >= 12, one)
+        time.sleep(2.0)  # whatever the broker pushes beyond that
     wait_until(lambda: members.rejected() == 30, one)
     # Then no more of them were in its hands than fit 256 MiB, and one that is put together
     assert peak_mb(one) - before < 256 + 3 * 20
