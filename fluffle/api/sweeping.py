@@ -114,19 +114,21 @@ def work_in_processes(folder: Path, jobs: int, shown: Callable[[], None]) -> boo
 
     shown: called a few times a second. Raises: UserError where one of them dies.
     """
+    from fluffle.running import stopping
+
     environment = {**os.environ, "FLUFFLE_SWEEP_PARENT": str(os.getpid())}
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
     processes: list[subprocess.Popen[bytes]] = []
     stopped = threading.Event()
 
-    def stop(*_: object) -> None:
+    def stop() -> None:
         stopped.set()
         for process in processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
 
-    with _on_signals(stop):
+    with stopping(stop):
         for number in range(jobs):
             with (logs / f"job-{number}.log").open("ab") as log:
                 command = [sys.executable, "-P", "-m", "fluffle.api.sweeping", str(folder)]
@@ -184,19 +186,6 @@ def _claimed(path: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
-
-
-@contextmanager
-def _on_signals(stop: Callable[..., None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _leave_with(parent: int) -> None:
