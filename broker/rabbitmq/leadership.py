@@ -43,7 +43,8 @@ from fluffle.broker.topology import Queue
 
 #: From one probe to the next, of who seeks the lead and of who has it, in seconds.
 _SEEKS_S, _LEADS_S = 0.3, 2.0
-#: A probe that was confirmed comes within this, or to somebody else: of one who seeks, of a leader.
+#: A probe that was confirmed comes within this, or to somebody else: of one who seeks, of a leader,
+#: beyond what anything takes that the broker sends on that connection.
 _ARRIVES_S, _SURELY_ARRIVES_S = 0.7, 5.0
 
 
@@ -207,10 +208,17 @@ class LeaderLock(RobustChannel):
         """What became of a probe that went out."""
         if not in_queue:
             self._unseen.discard(probe)
-        elif probe in self._unseen:
+        elif probe in self._unseen and self._stands():
             channel = self.channel
+            assert channel is not None
             patience = _SURELY_ARRIVES_S if self.held else _ARRIVES_S
-            self.link.later(patience, lambda: self._missed_one(channel, probe))
+
+            def missed() -> None:
+                self._missed_one(channel, probe)
+
+            # Its time begins when an answer has come down the same connection: hundreds of
+            # megabytes of updates may be ahead of both, on a link that takes minutes for them.
+            channel.basic_qos(prefetch_count=0, callback=lambda _: self.link.later(patience, missed))
 
     def _missed_one(self, channel: Channel | None, probe: bytes) -> None:
         """Of a probe that had its time: where it has not come, another is served."""

@@ -48,6 +48,8 @@ class Federation:
             *("aggregator", self._file, "--out", self.out, "--initial", self._weights, *where)
         )
         wait_for_version(self.out, 0, one)
+        # It takes updates once the version is published, which an alarm would keep it from.
+        wait_until(lambda: self.count("consumers", UPDATES), one)
         return one
 
     def send(self, size_mb: int, count: int) -> None:
