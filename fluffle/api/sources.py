@@ -15,6 +15,7 @@ from typing import Any
 from fluffle.experiment_file import experiment_of, full_name, read_document
 from fluffle.schemas import Experiment, UserError
 from fluffle.schemas.user_code import HERE, give
+from fluffle.shipped import experiment_file
 
 Source = str | Path | Mapping[str, Any] | Experiment
 #: The key that a table's bare value means: task="mnist-mlp".
@@ -44,7 +45,7 @@ def document_of(source: Source) -> tuple[dict[str, Any], Path]:
             if isinstance(document.get(table), str):
                 document[table] = {key: document[table]}
         return document, Path()
-    path = Path(source)
+    path = experiment_file(Path(source))
     return read_document(path), path.parent
 
 

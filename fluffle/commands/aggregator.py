@@ -70,9 +70,11 @@ def aggregator(
         say_of_timeouts,
         stopping,
     )
+    from fluffle.shipped import experiment_file
     from fluffle.tracking import tracked, trackers
     from fluffle.worker.tasks.registry import check_name
 
+    file = experiment_file(file)
     experiment = load_experiment(file, settings or [], os.environ)
     make_strategy(experiment, file.parent)  # before anything starts: it may not load
     use_code(file.parent, experiment)

@@ -31,7 +31,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",  # Rich's own would take [cost] for a style
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 

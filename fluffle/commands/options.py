@@ -10,7 +10,15 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-ExperimentFile = Annotated[Path, typer.Argument(help="The experiment file (TOML).")]
+from fluffle.shipped import completions
+
+ExperimentFile = Annotated[
+    Path,
+    typer.Argument(
+        help="The experiment file (TOML), or the name of one that Fluffle brings: mnist.",
+        autocompletion=completions,
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
 Settings = Annotated[
     list[str] | None,

@@ -69,8 +69,10 @@ def run(
     from fluffle.experiment_file import load_experiment
     from fluffle.invocation import to_paste
     from fluffle.launch import launch, new_folder
+    from fluffle.shipped import experiment_file
     from fluffle.tracking import trackers
 
+    file = experiment_file(file)
     experiment = load_experiment(file, settings or [], os.environ)
     if clock == "virtual" and str(context.get_parameter_source("url")).endswith("ENVIRONMENT"):
         url = "embedded"  # the variable is for the workers of this shell

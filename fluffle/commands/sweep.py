@@ -62,7 +62,9 @@ def sweep(
     from fluffle.experiment_file import document_of
     from fluffle.invocation import to_paste
     from fluffle.launch import new_folder, use_data
+    from fluffle.shipped import experiment_file
 
+    file = experiment_file(file)
     document = document_of(file, settings or [], os.environ)
     use_data(data)
     name = (document.get("experiment") or {}).get("name", "experiment")

@@ -21,8 +21,10 @@ DATA = (
     "fluffle/broker/admin/rabbitmq.conf",
     "fluffle/py.typed",
     "fluffle/report/page.html.j2",
-    "fluffle/start/README.md",
-    "fluffle/start/experiment.toml",
+    "fluffle/experiments/mnist.toml",
+    "fluffle/start/keras/README.md",
+    "fluffle/start/keras/experiment.toml",
+    "fluffle/start/notebook/first.ipynb",
 )
 #: Which of the rooms' names can be imported, and where fluffle is.
 LOOK = f"""

@@ -71,3 +71,18 @@ def test_a_task_and_a_strategy_among_them_run(installed: Environment, folder: Pa
     printed = run(installed.python, "-m", "fluffle", *command, *own, cwd=first)
     # Then it ends as any other
     assert json.loads(printed.splitlines()[-1])["versions"] == 2
+
+
+@pytest.mark.tensorflow
+def test_an_experiment_runs_by_its_name_without_a_checkout(
+    installed: Environment, tmp_path: Path
+) -> None:
+    # Given an installed wheel, and a folder with nothing in it
+    shorter = ("--set", "experiment.versions=2", "--clock", "virtual")
+    # When a person runs an experiment that Fluffle brings
+    words = ("run", "synthetic", *shorter, "--out", "first", "--json")
+    printed = run(installed.python, "-m", "fluffle", *words, cwd=tmp_path)
+    # Then it is the one of the tree
+    assert json.loads(printed.splitlines()[-1])["versions"] == 2
+    kept = (tmp_path / "first" / "experiment.toml").read_text()
+    assert 'name = "synthetic-lr"' in kept
