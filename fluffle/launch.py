@@ -60,6 +60,8 @@ def launch(
     make_strategy(experiment, code)  # before anything starts: it may not load
     check_folder(folder)
     slots = slots or max(1, (os.cpu_count() or 1) // max(1, workers))
+    if clock == "real":  # a slot waits for others of its step
+        slots = max(slots, experiment.training.lanes or 1)
     configure(slots, experiment.training.engine)  # before code that may touch it
     use_code(code, experiment)
     use_data(data)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.schemas import ClientUpdate, Tensors, UserError
 from fluffle.schemas.errors import contained
 from fluffle.simulation.bundles import Bundles
 from fluffle.simulation.pool import Pool
@@ -126,6 +126,9 @@ class Trainings:
         found: list[Made | BaseException] = []
         many = trainer.train_many(model.tensors, jobs, states)
         for one, trained, state in zip(trainings, many, states, strict=True):
+            if isinstance(trained, UserError):
+                found.append(trained)
+                continue
             try:
                 found.append(one.made(trained, state))
             except BaseException as error:

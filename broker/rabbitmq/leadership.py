@@ -218,7 +218,9 @@ class LeaderLock(RobustChannel):
 
             # Its time begins when an answer has come down the same connection: hundreds of
             # megabytes of updates may be ahead of both, on a link that takes minutes for them.
-            channel.basic_qos(prefetch_count=0, callback=lambda _: self.link.later(patience, missed))
+            channel.basic_qos(
+                prefetch_count=0, callback=lambda _: self.link.later(patience, missed)
+            )
 
     def _missed_one(self, channel: Channel | None, probe: bytes) -> None:
         """Of a probe that had its time: where it has not come, another is served."""

@@ -35,6 +35,13 @@ if TYPE_CHECKING:
 def worker(
     url: BrokerUrl,
     slots: Annotated[int, typer.Option(min=1, help="Clients trained at the same time.")] = 1,
+    lanes: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Train on JAX: take so many turns at a time, for steps of the experiment's lanes.",
+        ),
+    ] = 0,
     name: Name = "",
     client_id: Annotated[
         str, typer.Option(help="Be this resident client: a site that trains on its own --data.")
@@ -80,6 +87,10 @@ def worker(
     from fluffle.worker.services.journal import Journal
     from fluffle.worker.training.runtime import configure, import_ahead
 
+    engine = "jax" if lanes else None
+    if lanes and slots > 1:
+        raise UserError("--lanes says how many turns are taken at a time: leave out --slots")
+    slots = lanes or slots
     if client_id:
         check_site(client_id, task, name, slots)
         if simulate_devices:
@@ -94,7 +105,7 @@ def worker(
     ) as registry:
         may_leave_early()
         kept = Journal(journal)
-        configure(slots)
+        configure(slots, engine)
         if is_keras(task):
             import_ahead()
         if client_id:
@@ -123,7 +134,7 @@ def check_site(client: str, task: str | None, name: str, slots: int) -> None:
     from fluffle.schemas.extensions import FOLDER
 
     if name or slots > 1:
-        raise UserError("--client-id is one client: leave out --name and --slots")
+        raise UserError("--client-id is one client: leave out --name, --slots and --lanes")
     try:
         Experiment.model_validate({"participation": {"residents": [client]}})
     except ValidationError:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy as np
 
 from fluffle import Examples, Task
 from fluffle.display import Display
-from fluffle.running import run_virtual
+from fluffle.running import run_experiment, run_virtual
 from fluffle.schemas import Experiment, Plan, UserError
 from fluffle.worker.tasks import registry
-from fluffle.worker.training.per_plan import make_trainer
+from fluffle.worker.training.per_plan import make_slot_trainer, make_trainer
 from fluffle.worker.training.runtime import configure
 from fluffle.worker.training.trial import check
 
@@ -32,6 +33,7 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "recurrent": ("recurrent", {"optimizer": "adam"}, False),
     "two outputs": ("two", {}, False),
     "int weights": ("counting", {}, False),
+    "sequences, short batches": ("sequence", {"batch_size": 5}, True),
 }
 EXAMPLES = 12
 EVALUATED = ("nesterov", "two outputs", "batch statistics, short batches")
@@ -58,6 +60,8 @@ class Toy(Task):
             inner = layers.BatchNormalization()(inner)
         if self.kind == "recurrent":
             inner = layers.GRU(4)(layers.Reshape((2, 3))(i))
+        if self.kind == "sequence":
+            inner = layers.Dense(4, "tanh")(layers.Reshape((2, 3))(i))
         outputs = layers.Dense(3, "softmax", name="a")(inner)
         if self.kind == "two":
             outputs = [outputs, layers.Dense(3, "softmax", name="b")(inner)]
@@ -85,9 +89,10 @@ class Toy(Task):
 
     def dataset(self) -> Examples:
         rng = np.random.default_rng(0)
-        x, y = rng.normal(size=(EXAMPLES, 6)).astype("float32"), rng.integers(3, size=EXAMPLES)
+        shape = (EXAMPLES, 2) if self.kind == "sequence" else EXAMPLES
+        x, y = rng.normal(size=(EXAMPLES, 6)).astype("float32"), rng.integers(3, size=shape)
         if self.same:
-            x, y = x[:1].repeat(EXAMPLES, 0), y[:1].repeat(EXAMPLES)
+            x, y = x[:1].repeat(EXAMPLES, 0), y[:1].repeat(EXAMPLES, 0)
         return Examples(x, [y, y] if self.kind == "two" else y)
 
     def validation(self) -> Examples | None:
@@ -201,6 +206,51 @@ def alone_and_together() -> None:
         assert (array != together[1].tensors[name]).any(), name
 
 
+def run_by_threads(slots: int, folder: Path) -> str:
+    """A hash of what a deterministic cohort comes to, whose turns threads take in real time."""
+    tables = {
+        "experiment": {"versions": 3},
+        "task": {"name": "digits-lr", "clients": 9},
+        "partition": {"kind": "dirichlet", "alpha": 1.0},
+        "training": {"engine": "jax", "lanes": 4, "batch_size": 10, "optimizer": "sgd"},
+        "participation": {"mode": "cohort"},
+        "aggregation": {"quorum": 9, "deterministic": True, "on_deadline": "extend"},
+    }
+    with Display("test", quiet=True) as display:
+        experiment = Experiment.model_validate(tables)
+        return str(run_experiment(experiment, folder, display, slots=slots)["weights_sha256"])
+
+
+class Broken(Toy):
+    """One client's inputs are no numbers."""
+
+    def dataset(self) -> Examples:
+        x, y = super().dataset()
+        x[5] = np.nan
+        return Examples(x, y)
+
+
+def one_fails_alone() -> dict[str, str]:
+    """What becomes of each of four trainings that share a step, one of which cannot be done."""
+    registry.TASKS["Broken"] = Broken
+    tables = {
+        "task": {"name": "Broken", "clients": 4},
+        "training": {"engine": "jax", "lanes": 4},
+    }
+    trainer = make_slot_trainer(Plan.of(Experiment.model_validate(tables), "delta"))
+    base = trainer.initial()
+
+    def train(client: int) -> str:
+        try:
+            return str(trainer.train(base, str(client), 1).examples)
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as threads:
+        found = threads.map(train, range(4))
+        return {f"broken/{client}": text for client, text in enumerate(found)}
+
+
 if __name__ == "__main__":
     configure(1, sys.argv[1])
     values = outcomes(sys.argv[1])
@@ -209,4 +259,8 @@ if __name__ == "__main__":
         values |= refusals()
         for slots in (1, 3):
             values[f"slots/{slots}"] = run_with(slots, Path(sys.argv[2]).parent / f"run-{slots}")
+        for slots in (2, 6):
+            folder = Path(sys.argv[2]).parent / f"threads-{slots}"
+            values[f"threads/{slots}"] = run_by_threads(slots, folder)
+        values |= one_fails_alone()
     np.savez(sys.argv[2], **{name.replace("/", "|"): value for name, value in values.items()})

@@ -86,3 +86,19 @@ def test_a_run_has_the_same_bytes_on_any_number_of_slots(outcomes: dict[str, Out
     one, three = (str(outcomes["jax"][f"slots/{slots}"]) for slots in (1, 3))
     assert len(one) == 64
     assert one == three
+
+
+def test_threads_that_share_steps_give_the_same_bytes_whoever_shares_them(
+    outcomes: dict[str, Outcomes],
+) -> None:
+    two, six = (str(outcomes["jax"][f"threads/{slots}"]) for slots in (2, 6))
+    assert len(two) == 64
+    assert two == six
+
+
+def test_of_those_that_share_a_step_one_fails_alone(outcomes: dict[str, Outcomes]) -> None:
+    failed, *others = sorted(
+        (str(outcomes["jax"][f"broken/{client}"]) for client in range(4)), key=len, reverse=True
+    )
+    assert "example 5" in failed
+    assert others == ["3", "3", "3"]

@@ -66,7 +66,7 @@ from fluffle.worker.services.turn import (
     undecorated,
 )
 from fluffle.worker.training.interrupt import TrainingStopped
-from fluffle.worker.training.per_plan import PerPlan, make_tried_trainer
+from fluffle.worker.training.per_plan import PerPlan, make_slot_trainer
 
 if TYPE_CHECKING:
     from fluffle.worker.training.trained import LocalTrainer
@@ -110,7 +110,7 @@ class Slot:
     """Takes turns until told to stop. Raises: Closed when the port is."""
 
     def __init__(
-        self, worker: SlotContext, make_trainer: Callable[[Plan], LocalTrainer] = make_tried_trainer
+        self, worker: SlotContext, make_trainer: Callable[[Plan], LocalTrainer] = make_slot_trainer
     ) -> None:
         self._worker = worker
         self._port = worker.port

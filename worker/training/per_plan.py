@@ -74,6 +74,25 @@ def make_trainer(plan: Plan) -> LocalTrainer:
     return OwnStepTrainer(plan) if trainer.has_own_steps else trainer
 
 
+def _gathered_on_jax(plan: Plan) -> LocalTrainer:
+    from fluffle.worker.training.lanes.gathered import Gathered
+
+    return Gathered(_on_jax.of(plan))
+
+
+#: As the trainer below it: threads gather for its steps.
+_gathering = PerPlan(_gathered_on_jax)
+
+
+def make_slot_trainer(plan: Plan) -> LocalTrainer:
+    """As ``make_tried_trainer``, for slots: where the plan has lanes, they share its steps."""
+    trainer = make_tried_trainer(plan)
+    if plan.training.engine != "jax" or (plan.training.lanes or 1) == 1:
+        return trainer
+    with _IMPORTING:
+        return _gathering.of(plan)
+
+
 def make_tried_trainer(plan: Plan) -> LocalTrainer:
     """As ``make_trainer``, for whoever trains: a task from a file is tried first, once."""
     trainer, task = make_trainer(plan), load_task(plan)

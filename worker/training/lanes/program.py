@@ -177,9 +177,10 @@ class Program:
         held += zip(self._metrics, metrics, strict=True)
         with keras.StatelessScope(state_mapping=held) as scope:
             predicted = self._model(self._preprocess(x), training=training)
-            loss = self._model.compute_loss(x, y, predicted, of_loss, training=training)
+            of_steps = _along(of_loss, predicted)
+            loss = self._model.compute_loss(x, y, predicted, of_steps, training=training)
             of_metrics = None if mask is None else mask.astype(jnp.float32)
-            self._model.compute_metrics(x, y, predicted, of_metrics)
+            self._model.compute_metrics(x, y, predicted, _along(of_metrics, predicted))
         after = [scope.get_current_value(v) for v in self._others]
         counted = [scope.get_current_value(v) for v in self._metrics]
         return jnp.asarray(loss, jnp.float32), (after, counted)
@@ -189,3 +190,14 @@ class Program:
         with keras.StatelessScope(state_mapping=held):
             found = {**self._model.get_metrics_result(), "loss": loss}
         return found
+
+
+def _along(weights: Any, predicted: Any) -> Any:
+    """Weights of examples, shape (n,), as Keras takes them for outputs that have more axes.
+
+    A sequence's steps all weigh what the sequence does: (n, 1) for predictions (n, steps, classes).
+    """
+    more = getattr(predicted, "ndim", 2) - 2
+    if weights is None or weights.ndim > 1 or more < 1:
+        return weights
+    return weights.reshape(-1, *(1,) * more)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from fluffle.schemas import Plan, Tensors
+from fluffle.schemas import Plan, Tensors, UserError
 from fluffle.schemas.tensors import misfit, model_groups, spec
 from fluffle.worker.tasks.by_client import ByClient
 from fluffle.worker.tasks.losses import compile_model
@@ -118,13 +118,22 @@ class JaxTrainer:
     ) -> Trained:
         """As ``Trainer.train``; a program that runs is not stopped."""
         job = Job(client, turn, epochs, version)
-        return self.train_many(base, [job], [state])[0]
+        (trained,) = self.train_many(base, [job], [state])
+        if isinstance(trained, UserError):
+            raise trained
+        return trained
 
     def train_many(
-        self, base: Tensors, jobs: Sequence[Job], states: Sequence[Tensors | None]
-    ) -> list[Trained]:
+        self,
+        base: Tensors,
+        jobs: Sequence[Job],
+        states: Sequence[Tensors | None],
+        lanes: int | None = None,
+    ) -> list[Trained | UserError]:
         """Trainings of one shape, no more than there are lanes, all from the same base.
 
+        lanes: of the program, for who cannot know how many will come; by default what they take.
+        An error stands in the place of the training that it is about alone.
         Raises: ValueError where ``base`` does not fit, or a client has no examples; UserError.
         """
         started = time.perf_counter()
@@ -134,7 +143,7 @@ class JaxTrainer:
         else:
             wholes = [self._whole_of(base, state) for state in states]
         shape = self._shape(len(indices[0]), jobs[0].epochs)
-        lanes = self._width(len(jobs))
+        lanes = lanes or self._width(len(jobs))
         padding = [0] * (lanes - len(jobs))  # lanes over are copies of the first
         drawn = [self._draw(job, mine, shape) for job, mine in zip(jobs, indices, strict=True)]
         drawn += [drawn[i] for i in padding]
@@ -155,16 +164,17 @@ class JaxTrainer:
         )
         trained, others, metrics = jax.device_get(found)
         seconds = (time.perf_counter() - started) / len(jobs)
-        return [
-            self._trained(
-                [a[i] for a in trained],
-                [a[i] for a in others[: self._values]],
-                {name: value[i] for name, value in metrics.items()},
-                mine,
-                seconds,
-            )
-            for i, mine in enumerate(indices)
-        ]
+        results: list[Trained | UserError] = []
+        for i, mine in enumerate(indices):
+            measured = {name: value[i] for name, value in metrics.items()}
+            values = [a[i] for a in others[: self._values]]
+            try:
+                results.append(
+                    self._trained([a[i] for a in trained], values, measured, mine, seconds)
+                )
+            except UserError as error:
+                results.append(error)
+        return results
 
     def trace(self) -> dict[str, Any]:
         """Go through a training without computing anything; its metrics, shapes in place of values.
