@@ -112,7 +112,7 @@ class Gathered:
         started, lanes = time.perf_counter(), self._trainer.lanes
         try:
             found = self._trainer.train_many(step.base, step.jobs, step.states, lanes)
-            seconds = time.perf_counter() - started  # each slot trained for as long as the step took
+            seconds = time.perf_counter() - started  # each slot has trained for all of it
             results = [
                 dataclasses.replace(one, seconds=seconds) if isinstance(one, Trained) else one
                 for one in found
