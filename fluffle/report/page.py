@@ -16,6 +16,7 @@ from fluffle.report import tables
 from fluffle.report.costs import target_of
 from fluffle.report.data import Run, read_runs
 from fluffle.report.figures import PICTURES, Picture
+from fluffle.report.interactive import INTERACTIVE, write_interactive
 from fluffle.report.series import Series, are_groups, series_of, together
 from fluffle.report.style import RC, Empty, inline, save
 from fluffle.schemas import UserError
@@ -41,12 +42,14 @@ def write_report(
     """
     runs = [_with(run, target, price) for run in read_runs(folders)]
     figures = [f"{picture.name}.{kind}" for picture in PICTURES for kind in ("svg", "pdf")]
-    may_fill(out, figures, PAGE, ": Fluffle report</title>")
+    may_fill(out, [*figures, INTERACTIVE], PAGE, ": Fluffle report</title>")
     try:
         out.mkdir(parents=True, exist_ok=True)
         sections, left_out = _draw(runs, out)
         page = out / PAGE
-        page.write_text(_render(runs, sections, left_out), encoding="utf-8")
+        moving = write_interactive(runs, _title(runs), out)
+        text = _render(runs, sections, left_out, interactive=moving is not None)
+        page.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the report into {out}: {error}") from None
     return page
@@ -115,7 +118,14 @@ def _caption(picture: Picture, series: list[Series]) -> str:
     return said
 
 
-def _render(runs: list[Run], sections: list[dict[str, str]], left_out: list[str]) -> str:
+def _title(runs: list[Run]) -> str:
+    labels = [one.label for one in series_of(runs)]
+    return ", ".join(labels) if len(labels) <= _COLUMNS else f"{len(runs)} runs"
+
+
+def _render(
+    runs: list[Run], sections: list[dict[str, str]], left_out: list[str], *, interactive: bool
+) -> str:
     environment = Environment(
         loader=PackageLoader("fluffle.report", "."),
         autoescape=True,
@@ -132,7 +142,8 @@ def _render(runs: list[Run], sections: list[dict[str, str]], left_out: list[str]
     spent = tables.to_target(runs)
     many = len(labels) > _COLUMNS
     return environment.get_template("page.html.j2").render(
-        title=", ".join(labels) if len(labels) <= _COLUMNS else f"{len(runs)} runs",
+        title=_title(runs),
+        interactive=INTERACTIVE if interactive else "",
         labels=labels,
         many=many,
         settings=tables.settings(runs),

@@ -23,7 +23,11 @@ LOCKED = {
     "gpu": [*PROJECT["dependencies"], *EXTRAS["gpu"], *EXTRAS["report"]],
     "dev": [
         *PROJECT["dependencies"],
-        *(line for extra in ("data", "report", "privacy", "docs", "dev") for line in EXTRAS[extra]),
+        *(
+            line
+            for extra in ("data", "report", "privacy", "pandas", "docs", "dev")
+            for line in EXTRAS[extra]
+        ),
     ],
     "build": PYPROJECT["build-system"]["requires"],
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fluffle.report.interactive import INTERACTIVE
 from fluffle.report.page import write_report
 from tests.fluffle.browser import Browser, chromium
 from tests.fluffle.runs import write_run
@@ -88,3 +89,47 @@ def test_figures_follow_the_page_into_the_dark(browser: Browser, page: Path) -> 
         seen[scheme] = browser.evaluate(COLOURS)
     assert seen["light"] == ["rgb(255, 255, 255)", "rgb(26, 26, 27)", "rgb(26, 26, 27)"]
     assert seen["dark"] == ["rgb(22, 22, 24)", "rgb(236, 236, 238)", "rgb(236, 236, 238)"]
+
+
+#: How many curves and bands are shown, in all pictures and the legend; no line of a target.
+VISIBLE = """
+return [...Bokeh.documents[0]._all_models.values()]
+  .filter(model => model.type == 'GlyphRenderer' && model.visible)
+  .filter(model => model.glyph.type != 'HSpan').length;
+"""
+#: The corner of the legend.
+LEGEND = """
+const box = document.querySelector('.wide').getBoundingClientRect();
+return [box.left, box.top];
+"""
+
+
+def test_in_the_interactive_page_a_click_on_a_name_hides_its_curves_in_all_pictures(
+    browser: Browser, page: Path
+) -> None:
+    # Given the page beside the report, which loads nothing
+    moving = page.parent / INTERACTIVE
+    assert f'href="{INTERACTIVE}"' in page.read_text()
+    browser.open(moving)
+    shown = browser.evaluate(VISIBLE)
+    assert shown > 8
+    # When a person clicks on a name
+    left, top = browser.evaluate(LEGEND)
+    for kind in ("mousePressed", "mouseReleased"):
+        place = {"x": left + 25, "y": top + 15, "button": "left", "clickCount": 1}
+        browser.command("Input.dispatchMouseEvent", type=kind, **place)
+    # Then half of all curves, those of one run, are gone
+    assert browser.evaluate(VISIBLE) == shown / 2
+    # And nothing was refused, or went wrong
+    assert not [line for line in browser.console() if "[bokeh" not in line]
+
+
+def test_names_of_runs_are_text_in_the_interactive_page(browser: Browser, tmp_path: Path) -> None:
+    # Given runs whose folders are called by markup
+    names = ["<img src=x onerror=console.error(1)>", "</script><script>console.error(2)<"]
+    folders = [write_run(tmp_path / name.replace("/", "\u2215")) for name in names]
+    page = write_report(folders, tmp_path / "report")
+    browser.open(page.parent / INTERACTIVE)
+    # Then none of it runs
+    assert browser.evaluate(VISIBLE) > 8
+    assert not [line for line in browser.console() if "[bokeh" not in line]
