@@ -172,6 +172,9 @@ class TrainingTable(Table):
     )
     #: How often a client goes over its examples in one turn.
     epochs: int = Field(1, ge=1, le=2**31 - 1)
+    #: Steps of the optimizer in one turn, the same for every client, in place of epochs: examples
+    #: are gone over as often as that takes, and the last time perhaps not to the end.
+    steps: int | None = Field(None, ge=1, le=2**31 - 1)
     #: Examples in a step of the optimizer; the last batch of an epoch may be shorter.
     batch_size: int = Field(32, ge=1, le=2**31)
     #: sgd, adam (compiled into the training loop) or the name of any other Keras optimizer.
@@ -202,6 +205,11 @@ class TrainingTable(Table):
     algorithm_parameters: dict[str, Scalar] | None = None
     #: An algorithm from a file, or an ArrayTask: clients keep what it returns for their next turn.
     keep_state: bool | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A plan without the newer keys has the bytes that it had before there were any."""
+        return _without(dump(self), "steps")
 
 
 #: What ``devices.preset`` stands for.
@@ -588,6 +596,7 @@ class Experiment(Table):
             strategy,
             self.task.name,
         )
+        self._check_steps()
         if training.algorithm == "fedrep":
             check_fedrep(
                 training.algorithm_parameters,
@@ -635,6 +644,22 @@ class Experiment(Table):
         if self.training.nesterov and not self.training.momentum:
             raise ValueError("training.nesterov needs training.momentum")
         return self
+
+    def _check_steps(self) -> None:
+        if self.training.steps is None:
+            return
+        devices = self.devices or DevicesTable()
+        others = {
+            "training.epochs": self.training.epochs != 1,
+            "training.engine = 'jax'": self.training.engine == "jax",
+            "training.algorithm = 'fedrep'": self.training.algorithm == "fedrep",
+            "devices.stragglers": devices.effective("stragglers"),
+            "devices.seconds_per_example": devices.effective("seconds_per_example"),
+            "devices.hardware": devices.hardware,
+        }
+        for key, counts_epochs in others.items():
+            if counts_epochs:
+                raise ValueError(f"{key} counts epochs, which training.steps replaces: choose one")
 
     def _check_personal(self) -> None:
         algorithm = self.training.algorithm or self.aggregation.strategy

@@ -6,6 +6,7 @@ others beside it, and whoever looks at it later, knows what there is to do.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -168,7 +169,9 @@ def _combinations(
 
 def _folder_of(settings: Settings, seed: int) -> str:
     words = [f"{key.rpartition('.')[2]}={value}" for key, value in settings.items()]
-    name = re.sub(r"[^A-Za-z0-9=._,+-]+", "-", ",".join(words)).lstrip(".-")[:_LONGEST]
+    name = re.sub(r"[^A-Za-z0-9=._,+-]+", "-", ",".join(words)).lstrip(".-")
+    if len(name) > _LONGEST:  # others may begin alike
+        name = f"{name[:_LONGEST]}-{hashlib.sha256(','.join(words).encode()).hexdigest()[:8]}"
     return f"{name or 'base'},seed={seed}"
 
 

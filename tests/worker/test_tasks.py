@@ -78,6 +78,7 @@ IID = {"synthetic_iid": True}
         (("synthetic-lr", 30, "natural", IID), {"batch_size": 10, "epochs": 10}, 3, 30, 0.60),
         (("synthetic-lr", 30, "natural"), {"batch_size": 10, "epochs": 10}, 1, 30, 0.57),
         (("wearables-cnn", 10, "natural"), {**ADAM, "epochs": 10}, 3, 10, 0.60),
+        (("heart-lr", 4, "natural"), {**ADAM, "batch_size": 4, "steps": 100}, 5, 4, 0.70),
         (("shakespeare-gru", 658, "natural"), {**ADAM, "batch_size": 8}, 10, 1, 0.22),
     ],
     ids=lambda value: "-".join(map(str, value[:3])) if isinstance(value, tuple) else "",
@@ -118,6 +119,28 @@ def test_recurrent_and_time_convolutions_give_the_same_bytes_beside_another_trai
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda trainer: trainer.train(base, "3", 7).tensors, trainers))
     assert {tensors_sha256(tensors) for tensors in both} == {alone}
+
+
+def test_each_hospital_standardises_its_patients_by_what_it_trains_on() -> None:
+    # Given the four hospitals, as FLamby divides them
+    ready("heart-lr")
+    task = load_task(plan("heart-lr", 4, "natural"))
+    owners, of_test = task.owners(), task.test_owners()
+    assert owners is not None
+    assert of_test is not None
+    assert np.bincount(owners).tolist() == [199, 172, 30, 85]
+    assert np.bincount(of_test).tolist() == [104, 89, 16, 45]
+
+    # Then each one's training examples are around 0, 1 apart, and what never differs there is 0
+    raw = datasets.load("fed-heart").x_train
+    for hospital in range(4):
+        x = task.dataset().x[owners == hospital].astype(float)
+        differs = raw[owners == hospital].std(axis=0) > 0
+        np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(x.std(axis=0, ddof=1), differs, atol=1e-5)
+
+    # And the test's are by the same numbers: nobody's mean is 0 by itself
+    assert abs(task.test().x[of_test == 3].mean(axis=0)).max() > 0.05
 
 
 class _Coloured(CifarCnn):

@@ -264,6 +264,52 @@ def test_the_last_batch_keeps_its_true_shape(
         np.testing.assert_allclose(base[name] - array, 0.5 * 3 * steps, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "steps"), [(7, 5), (7, 4), (3, 5), (30, 5), (20, 5), (1, 1)])
+def test_every_client_takes_as_many_steps_as_the_plan_says(
+    monkeypatch: pytest.MonkeyPatch, size: int, steps: int
+) -> None:
+    # Given a model whose every gradient is 1, and a client whose epochs are 1 to 8 batches of 4
+    monkeypatch.setattr(Ones, "client_indices", Uneven.client_indices)
+    trainer = Trainer(plan("Ones", batch_size=4, steps=steps, optimizer="sgd", learning_rate=0.5))
+    base = trainer.initial()
+
+    # When it trains
+    trained = trainer.train(base, str(size), 0)
+
+    # Then the model has moved by so many steps, and the update counts each example once
+    for name, array in trained.tensors.items():
+        np.testing.assert_allclose(base[name] - array, 0.5 * steps, rtol=1e-5)
+    assert trained.examples == size
+
+
+def test_steps_that_end_within_an_epoch_leave_the_others_of_it_out() -> None:
+    # Given one weight for each example, and clients of 30
+    trainer = Trainer(plan("OneHot", batch_size=5, steps=8, optimizer="sgd", learning_rate=1.0))
+    base = trainer.initial()
+
+    # When client 1 of 4 takes eight steps of 5: six are an epoch
+    moved = (base["trainable/0"] - trainer.train(base, "1", 0).tensors["trainable/0"])[:, 0]
+
+    # Then each of its examples has been used once, and ten of them twice
+    used = np.rint(moved * 5).astype(int)
+    np.testing.assert_allclose(moved, used / 5, atol=1e-5)
+    assert sorted(used[30:60]) == [1] * 20 + [2] * 10
+    assert not np.delete(used, np.arange(30, 60)).any()
+
+
+def test_as_many_steps_as_epochs_have_give_the_same_bytes() -> None:
+    # Given clients of 30 examples, in batches of 8
+    by_epochs = Trainer(plan("Blobs", batch_size=8, epochs=3))
+    by_steps = Trainer(plan("Blobs", batch_size=8, steps=12))
+
+    # When one trains for three epochs, which are twelve steps
+    base = by_epochs.initial()
+    both = [trainer.train(base, "2", 5).tensors for trainer in (by_epochs, by_steps)]
+
+    # Then it does not matter which of them the plan counts
+    assert tensors_sha256(both[0]) == tensors_sha256(both[1])
+
+
 def test_an_epoch_visits_each_example_of_the_client_once_and_no_other() -> None:
     # Given one weight for each example
     trainer = Trainer(plan("OneHot", batch_size=5, epochs=2, optimizer="sgd", learning_rate=1.0))

@@ -16,6 +16,7 @@ from fluffle.worker.datasets import cache
 from fluffle.worker.datasets.cifar10 import CIFAR10
 from fluffle.worker.datasets.digits import DIGITS
 from fluffle.worker.datasets.fashion_mnist import FASHION_MNIST
+from fluffle.worker.datasets.fed_heart import FED_HEART
 from fluffle.worker.datasets.mnist import MNIST
 from fluffle.worker.datasets.recipe import Arrays, Dataset, Expected, Progress, Read, Recipe, Source
 from fluffle.worker.datasets.shakespeare import SHAKESPEARE
@@ -35,7 +36,7 @@ __all__ = [
     "recipe",
 ]
 
-_ALL = (MNIST, FASHION_MNIST, DIGITS, CIFAR10, SHAKESPEARE, WEARABLES)
+_ALL = (MNIST, FASHION_MNIST, DIGITS, CIFAR10, SHAKESPEARE, WEARABLES, FED_HEART)
 _RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 

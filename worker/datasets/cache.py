@@ -15,7 +15,7 @@ from filelock import FileLock
 from fluffle.schemas import UserError
 from fluffle.worker.datasets.recipe import (
     FIELDS,
-    OWNER,
+    OWNERS,
     Arrays,
     Dataset,
     Progress,
@@ -62,7 +62,7 @@ def is_whole(recipe: Recipe, folder: Path) -> bool:
 
 def open_dataset(folder: Path) -> Dataset:
     """The arrays, mapped: pages come in when they are read and cost nothing before."""
-    fields = [*FIELDS, OWNER] if (folder / f"{OWNER}.npy").exists() else FIELDS
+    fields = [*FIELDS, *(f for f in OWNERS if (folder / f"{f}.npy").exists())]
     arrays = {f: np.asarray(np.load(folder / f"{f}.npy", mmap_mode="r")) for f in fields}
     return Dataset(**arrays)
 

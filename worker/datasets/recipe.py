@@ -23,8 +23,8 @@ Progress = Callable[[str, int, int | None], None]
 Read = Callable[[Path, Progress], Arrays]
 
 FIELDS = ("x_train", "y_train", "x_test", "y_test")
-#: The field of data that comes with owners of its own.
-OWNER = "owner_train"
+#: The fields of data that comes with owners of its own: of what trains, and of the test.
+OWNERS = ("owner_train", "owner_test")
 
 
 class Unavailable(Exception):

@@ -15,6 +15,7 @@ from fluffle.worker.datasets import Progress
 from fluffle.worker.tasks import custom
 from fluffle.worker.tasks.arrays import ArrayTask
 from fluffle.worker.tasks.client_data import among_sites
+from fluffle.worker.tasks.heart import HeartLr
 from fluffle.worker.tasks.images import (
     CifarCnn,
     DigitsLr,
@@ -41,6 +42,7 @@ TASKS: dict[str, type[Task]] = {
     "synthetic-lr": SyntheticLr,
     "shakespeare-gru": ShakespeareGru,
     "wearables-cnn": WearablesCnn,
+    "heart-lr": HeartLr,
 }
 
 T = TypeVar("T")

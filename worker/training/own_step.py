@@ -48,7 +48,7 @@ class OwnStepTrainer(Trainer):
                     f"{what or 'proximal_mu'} changes the gradients, and the model's own "
                     "train_step() makes its own: choose one of them"
                 )
-            for key in ("optimizer_state", "local_schedule", "version_schedule"):
+            for key in ("steps", "optimizer_state", "local_schedule", "version_schedule"):
                 if getattr(plan.training, key) not in (None, "reset"):
                     raise UserError(f"training.{key} is not for a model's own train_step()")
             _say_once(type(self._model).__name__)

@@ -59,6 +59,8 @@ def make_trainer(plan: Plan) -> LocalTrainer:
         with _IMPORTING:
             return _on_jax.of(plan)
     task = load_task(plan)
+    if plan.training.steps and isinstance(task, ArrayTask | StreamedTask):
+        raise UserError("training.steps is for examples in memory, and a loop of ours: set epochs")
     if isinstance(task, ArrayTask):
         return ArrayTrainer(plan)
     with _IMPORTING:

@@ -266,8 +266,8 @@ class Trainer:
         seeds = streams.seeds(purpose, 1 + len(self._generators))
         function, execution = self._training
         with execution.loop():
-            count = tf.constant(self._plan.training.epochs if epochs is None else epochs)
-            values, metrics = function(weights, tf.constant(indices), seeds, count)
+            counts = tf.constant(self._counts(len(indices), epochs))
+            values, metrics = function(weights, tf.constant(indices), seeds, counts)
         found = floats(metrics)
         self._check_inputs("dataset", indices, found["loss"])
         return Trained(self._named(values), len(indices), found)
@@ -306,10 +306,20 @@ class Trainer:
         if example is not None:
             raise not_finite(self._task, part, example)
 
+    def _counts(self, examples: int, epochs: int | None) -> tuple[int, int]:
+        """How many epochs a training of so many examples has, and how many of them the last."""
+        training = self._plan.training
+        if training.steps is None:
+            return training.epochs if epochs is None else epochs, examples
+        of_epoch = math.ceil(examples / training.batch_size)
+        before = (training.steps - 1) // of_epoch
+        last = (training.steps - before * of_epoch) * training.batch_size
+        return before + 1, min(last, examples)
+
     def _steps(self, examples: int, epochs: int | None) -> int:
         """How many steps of the optimizer a training of so many examples has."""
         training = self._plan.training
-        return math.ceil(examples / training.batch_size) * (
+        return training.steps or math.ceil(examples / training.batch_size) * (
             training.epochs if epochs is None else epochs
         )
 
@@ -368,11 +378,11 @@ class Trainer:
             early = [
                 Execution(partial(step, measured=False, stage=stage))
                 for stage in self._stages
-                if stage.epochs > (stage is self._stages[-1])
+                if self._plan.training.steps or stage.epochs > (stage is self._stages[-1])
             ]
             seeds = tf.TensorSpec([1 + len(self._generators), 2], tf.int64)
-            epochs = tf.TensorSpec([], tf.int32)
-            return self._traced(self._train_graph(early, last, optimizer), last, seeds, epochs)
+            counts = tf.TensorSpec([2], tf.int32)
+            return self._traced(self._train_graph(early, last, optimizer), last, seeds, counts)
 
     def _optimizer(self) -> Optimizer:
         steered = Steered(self._local_optimizer, self._algorithm, self._context)
@@ -388,6 +398,8 @@ class Trainer:
         """Of a turn, one after the other. Raises: UserError where they do not fit the model."""
         epochs = self._plan.training.epochs
         phases = self._trying(lambda: self._algorithm.phases(epochs))
+        if phases and self._plan.training.steps:
+            raise UserError("the algorithm's phases count epochs: remove training.steps")
         groups = None if self._travel is None else self._travel.groups
         return stages_of(phases, epochs, groups, len(self._parameters))
 
@@ -408,9 +420,12 @@ class Trainer:
     ) -> Callable[..., Any]:
         batch_size, stages = self._plan.training.batch_size, self._stages
 
-        def epoch(number: Any, indices: Any, seed: Any, execution: Execution) -> Any:
+        def epoch(
+            number: Any, indices: Any, seed: Any, execution: Execution, examples: Any = None
+        ) -> Any:
             seed = tf.random.experimental.stateless_fold_in(seed, number)
             order = tf.random.experimental.stateless_shuffle(indices, seed, alg="philox")
+            order = order if examples is None else order[:examples]
             whole = self._whole is not None
             return mean_over_batches(execution, order, batch_size, whole, self._stopped)
 
@@ -423,7 +438,8 @@ class Trainer:
             )
             return number
 
-        def train(weights: list[Any], indices: Any, seeds: Any, epochs: Any) -> Any:
+        def train(weights: list[Any], indices: Any, seeds: Any, counts: Any) -> Any:
+            epochs, examples = counts[0], counts[1] if self._plan.training.steps else None
             self._assign(weights)
             forget(self._model)
             for i, generator in enumerate(self._generators):
@@ -438,7 +454,7 @@ class Trainer:
                     number = repeated(until, number, indices, seeds[0], early[i])
                 if is_last:
                     self._model.reset_metrics()
-                    loss = epoch(number, indices, seeds[0], last)
+                    loss = epoch(number, indices, seeds[0], last, examples)
                 for variable, value in held:
                     variable.assign(value)
             optimizer.finish()
