@@ -163,8 +163,11 @@ def run(jobs: dict[str, Settings], seeds: tuple[int, ...], out: Path) -> dict[st
     sweep = fl.sweep(COMMON, [*jobs.values()], seeds=seeds, out=out, code=HERE, slots=1)
     if sweep.failed:
         raise SystemExit(f"{sweep.failed}")
-    # A sweep goes seed by seed.
-    return {name: sweep.runs[i :: len(jobs)] for i, name in enumerate(jobs)}
+    done = {run.folder.name: run for run in sweep.runs}
+    return {
+        name: [done[cell.folder] for cell in sweep.plan.cells if cell.settings == settings]
+        for name, settings in jobs.items()
+    }
 
 
 def measures(run: Any) -> tuple[float, float]:
@@ -172,10 +175,8 @@ def measures(run: Any) -> tuple[float, float]:
     weights = run.weights()
     kernel, bias = (weights[f"trainable/{i}"].astype(float) for i in (0, 1))
     data = load("fed-heart")
-    zeros = [np.zeros(len(part)) for part in (data.x_test, data.x_train)]
-    owners = [data.owner_test, data.owner_train]
     both = []
-    for of_test, of_train in (zeros, owners):
+    for of_test, of_train in ((None, None), (data.owner_test, data.owner_train)):
         x = standardised(data.x_test, of_test, data.x_train, of_train)
         both.append(float(np.mean(((x @ kernel + bias)[:, 0] > 0) == data.y_test)))
     return both[0], both[1]

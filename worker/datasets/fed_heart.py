@@ -130,7 +130,7 @@ def _shares(
         more = min(len(level), missing)
         shares[rng.choice(level, size=more, replace=False)] += 1
         missing -= more
-    return shares.astype(np.int64)
+    return np.asarray(shares, np.int64)
 
 
 FED_HEART = Recipe(

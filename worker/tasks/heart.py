@@ -57,13 +57,15 @@ class HeartLr(StoredTask):
 
 def standardised(
     x: NDArray[np.float32],
-    owners: NDArray[Any],
+    owners: NDArray[Any] | None,
     known: NDArray[np.float32],
-    known_owners: NDArray[Any],
+    known_owners: NDArray[Any] | None,
 ) -> NDArray[np.float32]:
     """x, shape (examples, features), by the mean and the (sample's) standard deviation that its
-    owner's examples in ``known`` have.
+    owner's examples in ``known`` have; where nobody owns any, by those of all of them.
     """
+    if owners is None or known_owners is None:
+        owners, known_owners = np.zeros(len(x)), np.zeros(len(known))
     result = np.empty(x.shape, np.float64)
     for owner in np.unique(owners):
         theirs = known[known_owners == owner].astype(np.float64)
