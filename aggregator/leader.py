@@ -36,6 +36,7 @@ from fluffle.aggregator.coordinator.effects import (
     RecordFailure,
     Reject,
     SaveBuffer,
+    Unmask,
 )
 from fluffle.aggregator.disk_space import room_for_updates
 from fluffle.aggregator.intake import Unusable, message_of
@@ -52,16 +53,21 @@ from fluffle.schemas import (
     Evaluation,
     Event,
     GlobalModel,
+    Masks,
     Tensors,
+    UnmaskRequest,
     transforms,
 )
 from fluffle.schemas.codec import one_line
 from fluffle.schemas.messages import FromWorker
+from fluffle.schemas.tensors import spec
 
 _log = logging.getLogger(__name__)
 
 #: How often the first few rejections of a reason and a sender are said, in seconds.
 _SAID_EVERY_S = 600.0
+#: The helper is asked again after this, in seconds: the same request has the same answer.
+_ASK_AGAIN_S = 20.0
 
 
 class Leader:
@@ -91,6 +97,9 @@ class Leader:
         self._unacked = Unacked()
         self._said_what_decides = False
         self._prefetch = Prefetch(port)
+        #: What the helper has been asked for, and when it is asked again.
+        self._asked: UnmaskRequest | None = None
+        self._ask_again_at = 0.0
         #: Bytes of models of which the message in our hands tells.
         self._fetched_bytes = 0
         #: Turns up to this may have been answered before they were issued: after a crash they are
@@ -111,6 +120,8 @@ class Leader:
         """Do one thing: the timer if it is due, else a message; False if none came in time."""
         self.presence.flush()
         now = self._clock()
+        if self._asked is not None:
+            return self._await_masks(self._asked, timeout_s)
         if now >= self.call_at:
             self._execute(self.coordinator.on_timer(now), None)
             return True
@@ -118,6 +129,34 @@ class Leader:
         if delivery is not None:
             self._on_delivery(delivery)
         return delivery is not None
+
+    def _await_masks(self, asked: UnmaskRequest, timeout_s: float) -> bool:
+        """Take the helper's answer, and nothing else: a closed buffer is one set."""
+        envelope = self._port.receive_masks(timeout_s)
+        if envelope is None:
+            if self._clock() >= self._ask_again_at:
+                _log.warning("waiting for the helper to unmask version %d", asked.version)
+                self._ask(asked)
+            return False
+        try:
+            masks = envelope.message()
+        except DecodeError:
+            return True
+        if not isinstance(masks, Masks) or masks.request != asked.digest:
+            return True  # an answer to whoever led before, asked twice
+        if masks.refused is None and spec(masks.tensors) != {
+            "masks/words": ("uint32", (asked.words,))
+        }:
+            return True
+        self._asked = None
+        with self._timed("fold"):
+            effects = self.coordinator.on_masks(masks, self._clock())
+        self._execute(effects, None)
+        return True
+
+    def _ask(self, request: UnmaskRequest) -> None:
+        self._asked, self._ask_again_at = request, self._clock() + _ASK_AGAIN_S
+        self._port.ask_helper(Envelope.of(request))
 
     def pause(self) -> None:
         """Make the open buffer durable, so that nothing is trained twice after a restart."""
@@ -240,6 +279,9 @@ class Leader:
             case SaveBuffer():
                 ledger.save_buffer(effect, self._unacked.sizes(), elapsed_s)
                 self._settle()
+            case Unmask(request):
+                ledger.check_lead()
+                self._ask(request)
             case Publish(model):
                 # A model that is published again follows no transaction that would notice.
                 ledger.check_lead()

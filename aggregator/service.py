@@ -53,6 +53,7 @@ class AggregatorService:
         clock: Callable[[], float] = time.monotonic,
         arrival: Arrival | None = None,
         on_timing: Callable[[str, float], None] = lambda stage, seconds: None,
+        helper_key: str | None = None,
     ) -> None:
         """
         code: the folder of a strategy from a file, by default the present one.
@@ -62,6 +63,7 @@ class AggregatorService:
         arrival: (client, now) -> the first time from now on at which a pooled client is there, by
             the same clock; None where nobody knows, and turns go to any.
         on_timing: is told how long each fold, commit and publish took.
+        helper_key: the public key of the run's own helper of secure aggregation, if it has one.
         """
         self.experiment = experiment
         self.folder = folder
@@ -73,6 +75,7 @@ class AggregatorService:
         self._clock = clock
         self._arrival = arrival
         self._on_timing = on_timing
+        self._helper_key = helper_key
         self._stop = threading.Event()
         self._at_work = False
         #: How the run stood when this aggregator came: whoever stands by has seen no end.
@@ -252,6 +255,7 @@ class AggregatorService:
                 checkpoint,
                 selector=selector,
                 trigger=make_trigger(experiment, self._code),
+                helper_key=self._helper_key,
             ),
             ledger,
             self._port,

@@ -42,6 +42,8 @@ class EmbeddedBroker:
         self.assignments = WorkQueue(clock, DELIVERY_LIMIT)
         self.updates = WorkQueue(clock, DELIVERY_LIMIT, self._delivery_limit)
         self.events: deque[tuple[float, Envelope]] = deque(maxlen=EVENTS_MAX_LENGTH)
+        self.requests = WorkQueue(clock, DELIVERY_LIMIT)
+        self.masks: deque[Envelope] = deque()
         self.workers: set[EmbeddedWorkerPort] = set()
         self.leader: EmbeddedAggregatorPort | None = None
         self.max_updates_bytes = max_updates_bytes
@@ -59,6 +61,10 @@ class EmbeddedBroker:
     def worker(self, worker_id: str, slots: int) -> EmbeddedWorkerPort:
         """A port for one worker; ``slots`` = 0 takes no turns."""
         return EmbeddedWorkerPort(self, worker_id, slots)
+
+    def helper(self) -> EmbeddedHelperPort:
+        """A port for the helper of secure aggregation."""
+        return EmbeddedHelperPort(self)
 
     def depths(self) -> dict[str, int]:
         """How many messages are where; ``rejected`` counts all that ever were."""
@@ -191,6 +197,25 @@ class EmbeddedAggregatorPort:
                 self._broker.bury(delivery.envelope, reason)
                 self._broker.changed.notify_all()
 
+    def ask_helper(self, envelope: Envelope) -> None:
+        """Send this to the helper."""
+        self._broker.check_size(envelope)
+        with self._broker.changed:
+            self._check_lead()
+            self._broker.requests.put(envelope)
+            self._broker.changed.notify_all()
+
+    def receive_masks(self, timeout_s: float) -> Envelope | None:
+        """The next answer of the helper's; None after ``timeout_s``."""
+
+        def arrived() -> bool:
+            self._check_lead()
+            return bool(self._broker.masks)
+
+        with self._broker.changed:
+            self._broker.changed.wait_for(arrived, timeout_s)
+            return self._broker.masks.popleft() if self._broker.masks else None
+
     def close(self) -> None:
         """Give everything unacked and the leader's lock back. May be called twice."""
         with self._broker.changed:
@@ -302,3 +327,40 @@ class EmbeddedWorkerPort:
     def _check_open(self) -> None:
         if self._closed:
             raise Closed
+
+
+class EmbeddedHelperPort:
+    """``HelperPort`` in memory."""
+
+    def __init__(self, broker: EmbeddedBroker) -> None:
+        self._broker = broker
+        self._closed = False
+
+    def receive(self, timeout_s: float) -> Delivery | None:
+        """The next request; None after ``timeout_s``. Raises: Closed."""
+        with self._broker.changed:
+            return self._broker.changed.wait_for(self._next, timeout_s)
+
+    def answer(self, envelope: Envelope) -> None:
+        """Send an answer. Raises: MessageTooLarge."""
+        self._broker.check_size(envelope)
+        with self._broker.changed:
+            self._broker.masks.append(envelope)
+            self._broker.changed.notify_all()
+
+    def ack(self, delivery: Delivery) -> None:
+        """This request is answered."""
+        with self._broker.changed:
+            self._broker.requests.ack(self, delivery)
+
+    def close(self) -> None:
+        """Give everything unacked back. May be called twice."""
+        with self._broker.changed:
+            self._closed = True
+            self._broker.requests.give_back(self)
+            self._broker.changed.notify_all()
+
+    def _next(self) -> Delivery | None:
+        if self._closed:
+            raise Closed
+        return self._broker.requests.take(self)

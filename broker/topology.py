@@ -32,6 +32,8 @@ PROBE_TTL_S, LEAD_GIVEN_BACK_S = 10, 2
 REJECTED_MAX_BYTES = 2 * 1024 * MIB
 #: And for a week: each copy says so itself, as arguments of a queue that is there cannot change.
 REJECTED_TTL_S = 7 * 24 * 3600.0
+#: Requests to a helper and its answers that wait: one that is lost is asked for again.
+HELPER_MAX_LENGTH = 64
 EVENTS_MAX_LENGTH = 10_000
 EVENTS_TTL_S = 60
 #: The late joiners' store: whole segments beyond this are deleted, the last one stays.
@@ -45,6 +47,8 @@ ASSIGNMENTS = "assignments"
 REJECTED = "rejected"
 PROBE = "probe"
 STORE = "latest-model"
+UNMASK = "unmask"
+MASKS = "masks"
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,30 @@ class Topology:
             "x-consumer-disconnected-timeout": LEAD_GIVEN_BACK_S * 1000,
         }
         return Queue(name, _frozen(arguments), name, PROBE)
+
+    @property
+    def helper(self) -> str:
+        """Direct exchange between an aggregator and the helper of secure aggregation."""
+        return f"{self.federation}.helper"
+
+    @property
+    def unmask(self) -> Queue:
+        """Work queue of the helper's: sets whose masks an aggregator asks for."""
+        return self._of_helper(UNMASK)
+
+    @property
+    def masks(self) -> Queue:
+        """Work queue of the aggregator's: the helper's answers."""
+        return self._of_helper(MASKS)
+
+    def _of_helper(self, key: str) -> Queue:
+        arguments = {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-max-length": HELPER_MAX_LENGTH,
+            "x-consumer-disconnected-timeout": GIVEN_BACK_S * 1000,
+        }
+        return Queue(f"{self.federation}.{key}", _frozen(arguments), self.helper, key)
 
     def mailbox(self, worker_id: str) -> Queue:
         """Exclusive queue of one connection of one worker: the newest model only.

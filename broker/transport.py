@@ -142,6 +142,20 @@ class AggregatorPort(Protocol):
         """
         ...
 
+    def ask_helper(self, envelope: Envelope) -> None:
+        """Send this to the helper; returns once confirmed. Asked again it answers the same.
+
+        Raises: LeadershipLost, Closed.
+        """
+        ...
+
+    def receive_masks(self, timeout_s: float) -> Envelope | None:
+        """The next answer of the helper's, whatever it answers; None after ``timeout_s``.
+
+        Raises: LeadershipLost, Closed.
+        """
+        ...
+
     def close(self) -> None:
         """Give everything unacked and the leader's lock back. May be called twice."""
         ...
@@ -196,6 +210,26 @@ class WorkerPort(Protocol):
         ...
 
 
+class HelperPort(Protocol):
+    """What a helper of secure aggregation does with a broker."""
+
+    def receive(self, timeout_s: float) -> Delivery | None:
+        """The next request; None after ``timeout_s``. Raises: Closed."""
+        ...
+
+    def answer(self, envelope: Envelope) -> None:
+        """Send an answer; returns once confirmed. Raises: MessageTooLarge, Closed."""
+        ...
+
+    def ack(self, delivery: Delivery) -> None:
+        """This request is answered."""
+        ...
+
+    def close(self) -> None:
+        """Give everything unacked back. May be called twice."""
+        ...
+
+
 class Broker(Protocol):
     """Where a federation meets."""
 
@@ -205,4 +239,8 @@ class Broker(Protocol):
 
     def worker(self, worker_id: str, slots: int) -> WorkerPort:
         """A port for one worker; ``slots`` = 0 takes no turns (an evaluator, a resident site)."""
+        ...
+
+    def helper(self) -> HelperPort:
+        """A port for the helper of secure aggregation."""
         ...

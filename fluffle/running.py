@@ -31,6 +31,8 @@ from fluffle.broker import AggregatorPort, Broker
 from fluffle.device_files import check_travels
 from fluffle.display import Display, snapshot
 from fluffle.export import STATES, save_models
+from fluffle.helper.service import FOLDER as HELPER
+from fluffle.helper.service import check_helper_key, own_helper, working
 from fluffle.memory import MemoryWatch
 from fluffle.schemas import Experiment, Tensors, UserError
 from fluffle.schemas.experiment import DevicesTable
@@ -47,7 +49,7 @@ _REFRESH_S = 0.2
 #: Where ``--broker local`` keeps its queues, in the run folder.
 NODE = "rabbitmq"
 #: What a run that ended before its ledger was made may have left.
-_LEFT = (NODE, STATES, "logs", "lost+found")
+_LEFT = (NODE, STATES, HELPER, "logs", "lost+found")
 
 
 def run_experiment(
@@ -94,6 +96,13 @@ def run_experiment(
         stack.callback(port.close)
         if amqp == url:
             say_of_timeouts(experiment, port)
+        helper = None
+        if amqp != url or not amqp:
+            helper = own_helper(experiment, broker, folder)
+        elif experiment.secure_aggregation is not None:
+            check_helper_key(experiment)
+        if helper is not None:
+            stack.enter_context(working(helper))
         service = AggregatorService(
             experiment,
             port,
@@ -101,6 +110,7 @@ def run_experiment(
             run_id=new_run_id(experiment),
             code=code,
             initial=initial,
+            helper_key=helper.public_key if helper else None,
         )
         # An update that a real broker has must not outlive its client's state.
         states = ClientStates(folder / STATES, memory_bytes=0 if amqp else MEMORY_BYTES)

@@ -10,8 +10,10 @@ from fluffle.schemas.messages import (
     Evaluation,
     Event,
     GlobalModel,
+    Masks,
     Message,
     Run,
+    UnmaskRequest,
 )
 from fluffle.schemas.tensors import Tensors, group, tensors_sha256
 
@@ -25,10 +27,12 @@ __all__ = [
     "Event",
     "Experiment",
     "GlobalModel",
+    "Masks",
     "Message",
     "Plan",
     "Run",
     "Tensors",
+    "UnmaskRequest",
     "UserError",
     "decode",
     "encode",

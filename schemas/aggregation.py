@@ -30,6 +30,8 @@ class AggregationTable(Table):
     one_by_one: ClassVar[bool] = False
     #: Whether ``[privacy]`` may come on top: no update moves a sum by more than its length.
     private: ClassVar[bool] = False
+    #: Whether ``[secure_aggregation]`` goes with it: all that it needs is a weighted sum.
+    linear: ClassVar[bool] = False
     #: Keys that may be others when a run is resumed: they change nothing of what is learned.
     may_change: ClassVar[tuple[str, ...]] = ()
 

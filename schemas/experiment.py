@@ -28,6 +28,7 @@ from fluffle.schemas.device_tables import HardwareTable, Trace
 from fluffle.schemas.extensions import PARTITION, UPDATE_STEP
 from fluffle.schemas.privacy import PrivacyTable, check_privacy
 from fluffle.schemas.schedules import Schedule
+from fluffle.schemas.secure import SecurePlan, SecureTable, check_secure, secure_plan
 from fluffle.schemas.steps import KINDS, Steps, remembers
 from fluffle.schemas.table import (
     Fraction,
@@ -431,6 +432,7 @@ class Experiment(Table):
     #: What is done to an update before it leaves its client; see schemas/steps.py.
     update: Steps | None = None
     privacy: PrivacyTable | None = None
+    secure_aggregation: SecureTable | None = None
     admission: AdmissionTable = AdmissionTable()
 
     @property
@@ -487,7 +489,9 @@ class Experiment(Table):
         """How many updates a deadline needs to close the buffer."""
         if self.samples_secretly:
             return 0  # whoever was chosen and sends nothing counts as zero
-        return max(self.aggregation.min_updates, self.aggregation.least_updates(self.quorum))
+        secure = self.secure_aggregation
+        least = self.aggregation.least_updates(self.quorum)
+        return max(self.aggregation.min_updates, least, secure.min_clients if secure else 0)
 
     @property
     def longest_turn_s(self) -> float:
@@ -641,6 +645,7 @@ class Experiment(Table):
                 f"its length; not with {strategy}"
             )
         check_privacy(self, info.context == STORED)
+        check_secure(self, [name for name, table in strategies().items() if table.linear])
         if self.training.nesterov and not self.training.momentum:
             raise ValueError("training.nesterov needs training.momentum")
         return self
@@ -726,6 +731,8 @@ class Plan(Table):
     weights: WeightsTable | None = None
     #: A training is stopped where its base is more than so many versions older than the newest.
     stops_beyond: int | None = Field(None, ge=0, le=2**53)
+    #: How updates are masked.
+    secure: SecurePlan | None = None
 
     @property
     def keeps_state(self) -> bool:
@@ -746,9 +753,16 @@ class Plan(Table):
 
     @classmethod
     def of(
-        cls, experiment: Experiment, sends: Literal["delta", "weights"], asks: Asks | None = None
+        cls,
+        experiment: Experiment,
+        sends: Literal["delta", "weights"],
+        asks: Asks | None = None,
+        helper_key: str | None = None,
     ) -> Plan:
-        """The plan of an experiment whose strategy wants deltas or weights, and perhaps more."""
+        """The plan of an experiment whose strategy wants deltas or weights, and perhaps more.
+
+        helper_key: that of the run's own helper, where it has one.
+        """
         return cls(
             seed=experiment.experiment.seed,
             sends=sends,
@@ -764,6 +778,7 @@ class Plan(Table):
             update=experiment.update,
             weights=experiment.weights,
             stops_beyond=experiment.stops_beyond,
+            secure=secure_plan(experiment, helper_key),
         )
 
     def admits(self, client: str) -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, SkipValidation
 
+from fluffle.schemas.errors import DecodeError
 from fluffle.schemas.experiment import Plan
+from fluffle.schemas.masking import SEAL_BYTES, Member, set_digest
 from fluffle.schemas.tensors import Tensors
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -233,6 +236,87 @@ class Event(Message):
     peak_rss_mb: FiniteFloat | None = None
 
 
+class UnmaskRequest(Message):
+    """The aggregator asks the helper for the weighted sum of the masks of these updates.
+
+    ``tensors``: ``members/names`` (UTF-8, a line of update id and client for each),
+    ``members/weights`` (int64, [k]), ``members/seals`` (uint8, [k, SEAL_BYTES]).
+    """
+
+    type: ClassVar[str] = "unmask-request"
+
+    #: The version that the sum is for.
+    version: Count
+    words: Annotated[int, Field(ge=0, le=2**28)]
+    tensors: Payload
+
+    @classmethod
+    def of(cls, run: Run, version: int, words: int, members: Sequence[Member]) -> Self:
+        """The request for these members."""
+        lines = "\n".join(f"{member.update_id} {member.client}" for member in members)
+        seals = b"".join(member.seal for member in members)
+        return cls(
+            run=run,
+            version=version,
+            words=words,
+            tensors={
+                "members/names": np.frombuffer(lines.encode(), np.uint8),
+                "members/weights": np.array([member.weight for member in members], np.int64),
+                "members/seals": np.frombuffer(seals, np.uint8).reshape(-1, SEAL_BYTES),
+            },
+        )
+
+    def members(self) -> list[Member]:
+        """Whose masks are asked for. Raises: DecodeError."""
+        try:
+            names = self.tensors["members/names"].tobytes().decode().split("\n")
+            weights, seals = self.tensors["members/weights"], self.tensors["members/seals"]
+            if weights.dtype != np.int64 or seals.dtype != np.uint8:
+                raise DecodeError("weights or seals of another dtype")
+            if weights.shape != (len(names),) or seals.shape != (len(names), SEAL_BYTES):
+                raise DecodeError("as many weights and seals as names are needed")
+            pairs = [_member_name(line) for line in names]
+        except (KeyError, ValueError) as error:
+            raise DecodeError(f"no set of updates ({type(error).__name__})") from None
+        return [
+            Member(update_id, client, int(weight), sealed.tobytes())
+            for (update_id, client), weight, sealed in zip(pairs, weights, seals, strict=True)
+        ]
+
+    @property
+    def digest(self) -> str:
+        """What the set is known by, whoever leads. Raises: DecodeError."""
+        return set_digest(self.run.run_id, self.words, self.members())
+
+    @property
+    def message_id(self) -> str:
+        return f"{self.run.run_id}:unmask:v{self.version}"
+
+
+class Masks(Message):
+    """The helper's answer: ``masks/words`` (uint32, [words]), or why there are none."""
+
+    type: ClassVar[str] = "masks"
+
+    version: Count
+    #: The digest of the request.
+    request: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    refused: Text | None = None
+    tensors: Payload
+
+    @property
+    def message_id(self) -> str:
+        return f"{self.run.run_id}:masks:v{self.version}"
+
+
+def _member_name(line: str) -> tuple[str, str]:
+    update_id, client = line.split(" ")
+    for part in (update_id, client):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}", part):
+            raise ValueError(part)
+    return update_id, client
+
+
 def metric_name(text: str) -> str:
     """What a metric of this name is sent as."""
     return re.sub(r"^\W|[^\w .,:;@%/()+*^~#-]", "_", text)[:64] or "_"
@@ -261,7 +345,10 @@ FromWorker = ClientUpdate | ClientFailed | Evaluation
 
 TYPES: Mapping[str, type[Message]] = {
     cls.type: cls
-    for cls in (GlobalModel, Assignment, ClientUpdate, ClientFailed, Evaluation, Event)
+    for cls in (
+        *(GlobalModel, Assignment, ClientUpdate, ClientFailed, Evaluation, Event),
+        *(UnmaskRequest, Masks),
+    )
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "modules.md"
 #: In the order in which data passes them: whoever reads from the top needs nothing from below.
-ROOMS = ("schemas", "broker", "aggregator", "worker", "simulation", "fluffle")
+ROOMS = ("schemas", "broker", "aggregator", "worker", "helper", "simulation", "fluffle")
 LONGEST = 150
 HEAD = """# Every module
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from fluffle.aggregator.service import AggregatorService
 from fluffle.broker import Envelope
 from fluffle.broker.embedded import EmbeddedBroker
+from fluffle.helper.service import own_helper
 from fluffle.schemas import Experiment, GlobalModel, Message, Plan, Tensors, UserError
 from fluffle.schemas.experiment import DevicesTable
 from fluffle.schemas.messages import order
@@ -61,6 +62,8 @@ class VirtualRun:
         self.clock = Clock()
         broker = EmbeddedBroker(self.clock)
         self._aggregator = broker.aggregator()
+        #: It answers in no time; its masks are random, and cancel.
+        self._helper = own_helper(experiment, broker, folder)
         self.service = AggregatorService(
             experiment,
             self._aggregator,
@@ -71,6 +74,7 @@ class VirtualRun:
             clock_name="virtual",
             clock=self.clock,
             arrival=self._arrival,
+            helper_key=self._helper.public_key if self._helper else None,
         )
         self._experiment = experiment
         self._port = broker.worker(WORKER, _NO_LIMIT)
@@ -118,6 +122,8 @@ class VirtualRun:
         finally:
             log.close()
             self.service.close()
+            if self._helper is not None:
+                self._helper.close()
             pool.close()
             self.busy_s = pool.busy_s
             self._states.close()
@@ -145,7 +151,7 @@ class VirtualRun:
         busy = True
         while busy:
             busy = False
-            while self.service.pump(0.0):
+            while self.service.pump(0.0) or (self._helper and self._helper.pump(0.0)):
                 pass
             model = self._new_model()
             if model is not None:

@@ -43,6 +43,7 @@ REASONS: Mapping[str, str] = {
     "too_stale": "older than aggregation.max_staleness",
     "superseded": "went on from a state that its client has gone on from since",
     "repeated": "from a resident client that counts for this version already, or for a later one",
+    "in_buffer": "its client is in the open buffer, where secure_aggregation has each once",
     "too_soon": "its client counts in a version that is too close, for participation.selection",
     "late": "not of the current cohort, or the run is over",
     "wrong_shape": "names, dtypes or shapes differ from what the strategy wants",
@@ -52,7 +53,7 @@ REASONS: Mapping[str, str] = {
 }
 
 #: Reasons that depend on when a message came. A recorded one stands, whatever the run does later.
-OF_THEIR_TIME = ("late", "too_stale", "superseded", "repeated", "too_soon")
+OF_THEIR_TIME = ("late", "too_stale", "superseded", "repeated", "in_buffer", "too_soon")
 
 #: Finite values that a million updates could still add up to infinity in float32.
 LIMIT = 1e30
@@ -108,6 +109,7 @@ UPDATE_CHECKS: Sequence[tuple[str, _OfUpdate]] = (
     ("late", lambda u, _, now: not (now.running and now.turns.in_time(u, now.version))),
     ("superseded", lambda u, _, now: now.turns.superseded(u)),
     ("repeated", lambda u, _, now: u.base_version <= now.residents.get(u.client, -1)),
+    ("in_buffer", lambda u, _, now: now.turns.has_its_sum(u)),
     ("too_soon", lambda u, _, now: now.turns.too_soon(u, now.version)),
 )
 

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from fluffle.aggregator.coordinator.effects import Checkpoint, Fold
 from fluffle.aggregator.coordinator.selection import client_order
 from fluffle.aggregator.strategies.base import State, Strategy, model_of, told, update_spec
+from fluffle.aggregator.strategies.masked import Masked
 from fluffle.aggregator.triggers.base import Held
 from fluffle.schemas import ClientUpdate, Tensors
+from fluffle.schemas.masking import Member, Words
 from fluffle.schemas.tensors import Spec
 
 
@@ -23,6 +25,7 @@ class Buffer:
         self, strategy: Strategy, checkpoint: Checkpoint, in_client_order: bool, quorum: int
     ) -> None:
         self._strategy = strategy
+        self._masked = strategy if isinstance(strategy, Masked) else None
         self._state = checkpoint.state
         self._in_client_order = in_client_order
         self._waiting = {update.update_id: update for update in checkpoint.waiting}
@@ -84,6 +87,34 @@ class Buffer:
             self._waiting[update.update_id] = update
         else:
             self._state = self._strategy.accept(self.state, update, fold.staleness)
+
+    @property
+    def awaits_masks(self) -> bool:
+        """Whether it was closed with its updates under masks."""
+        masked = self._masked
+        return masked is not None and self._state is not None and masked.is_closed(self._state)
+
+    def close(self) -> None:
+        """Take no more: from now on it is about the sum of these, whoever leads."""
+        assert self._masked is not None
+        self._state = self._masked.close(self.state)
+
+    def members(self) -> list[Member]:
+        """Whose masks are in the buffer's sum."""
+        assert self._masked is not None
+        folds = [*self._recorded, *self._fresh]
+        pairs = zip(folds, self._masked.members(self.state), strict=True)
+        return [Member(f.update_id, f.client, weight, seal) for f, (weight, seal) in pairs]
+
+    def words(self) -> int:
+        """How long the sum of the masks has to be."""
+        assert self._masked is not None
+        return self._masked.words(self.state)
+
+    def unmask(self, masks: Words) -> None:
+        """The sum, by that of the masks."""
+        assert self._masked is not None
+        self._state = self._masked.unmask(self.state, masks)
 
     def record(self) -> list[Fold]:
         """The folds that the ledger does not know yet; from now on it does."""

@@ -12,6 +12,8 @@ Phases and what moves them::
     RUNNING ──deadline otherwise──> RUNNING (extend, republish; with attempt + 1 if nothing at all
                                     has come, a resident has failed, or waiting does not help) or
                                     FINISHING (on_deadline = abort)
+    RUNNING ──the same, updates masked──> RUNNING, closed: recorded, its masks asked for
+    closed ──the helper's sum──> RUNNING, version + 1;  ──refused──> FINISHING (failed)
     RUNNING ──a sampled cohort is settled (turns.py)──> RUNNING, version + 1
     RUNNING ──enough versions, accuracy, patience or minutes; nothing but failures──> FINISHING
     FINISHING ──FINAL_AGAIN_S──> FINISHING (publish the last version again, with attempt + 1)
@@ -37,6 +39,11 @@ them count towards the quorum, the deadline and min_updates like everybody else'
 once for a version, whatever attempts it claims to answer, and its versions only grow: nobody fills
 a buffer alone. What it keeps from one training to its next is its own affair.
 
+With ``[secure_aggregation]`` a buffer that is due is closed first: the set of its updates is made
+durable, and then the helper is asked for the sum of their masks, by whoever leads, until it has
+answered. Who drives the coordinator gives it nothing in between (``Unmask``), so a closed buffer
+is only ever asked for as one set. A client is in a buffer once.
+
 Every update that is given in gets exactly one of Hold, Duplicate, Reject; a held one is settled
 by the next MakeVersion or SaveBuffer, or by Finish (unused).
 """
@@ -47,6 +54,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Literal
+
+import numpy as np
 
 from fluffle.aggregator.coordinator.admission import (
     EVALUATION_CHECKS,
@@ -73,6 +82,7 @@ from fluffle.aggregator.coordinator.effects import (
     RecordFailure,
     Reject,
     SaveBuffer,
+    Unmask,
 )
 from fluffle.aggregator.coordinator.failures import FailuresInARow
 from fluffle.aggregator.coordinator.selection import Selector
@@ -90,9 +100,11 @@ from fluffle.schemas import (
     Evaluation,
     Experiment,
     GlobalModel,
+    Masks,
     Plan,
     Run,
     Tensors,
+    UnmaskRequest,
 )
 from fluffle.schemas.codec import one_line
 from fluffle.schemas.extensions import guarded
@@ -117,21 +129,25 @@ class Coordinator:
         hold_updates: int = 32,
         selector: Selector | None = None,
         trigger: Trigger | None = None,
+        helper_key: str | None = None,
     ) -> None:
         """
         selector: by default that of the experiment, for whom everybody is always there.
         trigger: by default that of the experiment.
+        helper_key: the public key of the run's own helper, where it has one.
         """
         self.experiment = experiment
         self.run = run
         self.phase: Phase = "running" if checkpoint.state is not None else "initialising"
         self.version = checkpoint.version
         self.updates = checkpoint.updates
-        in_client_order = experiment.aggregation.deterministic
+        self._secure = experiment.secure_aggregation is not None
+        # Sums of masked updates are the same in any order.
+        in_client_order = experiment.aggregation.deterministic and not self._secure
         self.buffer = Buffer(strategy, checkpoint, in_client_order, experiment.quorum)
         self._trigger = trigger or make_trigger(experiment)
         self.evaluated: Evaluation | None = None
-        self._plan = Plan.of(experiment, strategy.sends, asks_of(strategy))
+        self._plan = Plan.of(experiment, strategy.sends, asks_of(strategy), helper_key)
         states = checkpoint.states if self._plan.keeps_state else None
         self._selector = selector or Selector(experiment)
         for version, folds in checkpoint.history:
@@ -165,6 +181,9 @@ class Coordinator:
         self._timers.start(now)
         if self.phase == "running" and self.version >= self.experiment.experiment.versions:
             effects = list(self._finish("finished", f"{self.version} versions made", now))
+        elif self.phase == "running" and self.buffer.awaits_masks:
+            effects = [*self._publish(), self._ask_helper()]
+            self._timers.restart_deadline(now)
         elif self.phase == "running":
             effects = [*self._publish(), *self._issue(now)]
             self._timers.restart_deadline(now)
@@ -192,6 +211,19 @@ class Coordinator:
             effects = self._on_initial(update, now)
         else:
             effects = self._on_client_update(update, now)
+        return [*effects, self._call()]
+
+    def on_masks(self, masks: Masks, now: float) -> list[Effect]:
+        """The helper's answer to what ``Unmask`` asked for."""
+        effects: list[Effect] = []
+        if masks.refused is not None:
+            why = f"the helper refused to unmask the buffer: {one_line(masks.refused)}"
+            effects += self._finish("failed", why, now)
+        else:
+            full = self.buffer.size >= self.experiment.quorum
+            self.buffer.unmask(np.asarray(masks.tensors["masks/words"], np.uint32))
+            effects += self._step("quorum" if full else "deadline", now)
+            effects += self._issue(now)
         return [*effects, self._call()]
 
     def on_timer(self, now: float) -> list[Effect]:
@@ -272,10 +304,10 @@ class Coordinator:
         self._timers.hold(now)
         if self._is_due():
             usual = self.experiment.aggregation.trigger == DEFAULT
-            yield from self._step("quorum" if usual else "trigger", now)
+            yield from self._close("quorum" if usual else "trigger", now)
         else:
             yield from self._save_if_enough()
-        yield from self._issue(now)
+            yield from self._issue(now)
 
     def _on_failed(self, failure: ClientFailed, now: float) -> Iterator[Effect]:
         # Client 0 has the turn that makes version 0, however few clients there are.
@@ -335,6 +367,20 @@ class Coordinator:
 
     # ---- versions
 
+    def _close(self, closed_by: str, now: float) -> Iterator[Effect]:
+        """The buffer is due: the next version, or first the masks of this one."""
+        if self._secure:
+            self.buffer.close()
+            yield from self._save_buffer()
+            yield self._ask_helper()
+        else:
+            yield from self._step(closed_by, now)
+            yield from self._issue(now)
+
+    def _ask_helper(self) -> Unmask:
+        members, words = self.buffer.members(), self.buffer.words()
+        return Unmask(UnmaskRequest.of(self.run, self.version + 1, words, members))
+
     def _step(self, closed_by: str, now: float) -> Iterator[Effect]:
         folds = self.buffer.step(self._unheard)
         heard, self._unheard = [version for version, _ in self._unheard], []
@@ -377,8 +423,7 @@ class Coordinator:
             text = f"{self.buffer.size} of {self.experiment.quorum} updates at the deadline"
             yield from self._finish("aborted", text, now)
         elif policy == "step" and self.buffer.size >= self.experiment.min_updates:
-            yield from self._step("deadline", now)
-            yield from self._issue(now)
+            yield from self._close("deadline", now)
         else:
             self._timers.restart_deadline(now)
             self._extensions += 1

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from fluffle.aggregator.strategies.base import State
-from fluffle.schemas import Assignment, ClientFailed, ClientUpdate, Evaluation, GlobalModel
+from fluffle.schemas import (
+    Assignment,
+    ClientFailed,
+    ClientUpdate,
+    Evaluation,
+    GlobalModel,
+    UnmaskRequest,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,13 @@ class SaveBuffer:
 
 
 @dataclass(frozen=True, slots=True)
+class Unmask:
+    """Ask the helper for the masks of a closed buffer; take nothing in until it has answered."""
+
+    request: UnmaskRequest
+
+
+@dataclass(frozen=True, slots=True)
 class RecordFailure:
     """A training that failed; ack it once recorded."""
 
@@ -150,6 +164,7 @@ Effect = (
     | Reject
     | MakeVersion
     | SaveBuffer
+    | Unmask
     | RecordFailure
     | RecordEvaluation
     | RecordDropouts

@@ -56,6 +56,8 @@ class Turns:
         self.open: dict[str, tuple[Assignment, float]] = {}
         self._experiment = experiment
         self._run = run
+        #: Whether a client may be in a buffer only once.
+        self._once = experiment.secure_aggregation is not None
         self._cohort_mode = experiment.participation.mode == "cohort"
         self._busy: set[str] = set()
         self._again: list[Assignment] = []
@@ -122,6 +124,10 @@ class Turns:
         """Whether the selection forbids that its client counts in the next version already."""
         return not self._selector.admits(update.client, version + 1, self._in_buffer)
 
+    def has_its_sum(self, update: ClientUpdate) -> bool:
+        """Whether its client is in the open buffer, where a sum has each client once."""
+        return self._once and update.client in self._in_buffer
+
     def contributed(self, update: ClientUpdate) -> None:
         """This update was folded."""
         self.close(update.update_id)
@@ -171,7 +177,8 @@ class Turns:
     def _fill(self, version: int, now: float) -> list[Assignment]:
         issued: list[Assignment] = []
         while len(self.open) < self._experiment.concurrency:
-            chosen = self._choose(version, now, self._busy)
+            taken = self._busy | self._in_buffer if self._once else self._busy
+            chosen = self._choose(version, now, taken)
             if not chosen:
                 self._waits = True
                 break

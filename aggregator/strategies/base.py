@@ -103,6 +103,15 @@ class Asking(Protocol):
 
 
 @runtime_checkable
+class Reshaping(Protocol):
+    """What a strategy has besides, where updates have other tensors than the model."""
+
+    def update_spec(self, model: Tensors) -> Spec:
+        """What an update of this model has to look like."""
+        ...
+
+
+@runtime_checkable
 class Evaluating(Protocol):
     """What a strategy has besides, where it decides by evaluations.
 
@@ -147,6 +156,8 @@ def broadcast_of(strategy: Strategy, state: State) -> Tensors:
 
 def update_spec(strategy: Strategy, model: Tensors) -> Spec:
     """What an update must look like."""
+    if isinstance(strategy, Reshaping):
+        return strategy.update_spec(model)
     return spec({**model, **strategy.wants(model)} if isinstance(strategy, Asking) else model)
 
 

@@ -61,6 +61,7 @@ class FedAvgParameters(WeightedParameters):
     def make(self, experiment: Experiment) -> Strategy:
         """A cohort's mean of the weights; else that of the deltas."""
         cohort = experiment.participation.mode == "cohort"
-        if cohort and not experiment.update and not experiment.privacy:
+        on_the_way = experiment.update or experiment.privacy or experiment.secure_aggregation
+        if cohort and not on_the_way:
             return FedAvg(self.weighting)
         return FedOpt(Sgd(1.0), self.weighting, self.s)

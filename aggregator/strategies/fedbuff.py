@@ -56,6 +56,7 @@ class FedBuffParameters(OptimizerParameters):
     """A server step along the mean of the buffered deltas, stale ones scaled."""
 
     private: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     #: Names the strategy.
     strategy: Literal["fedbuff"] = "fedbuff"

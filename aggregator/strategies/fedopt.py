@@ -69,6 +69,7 @@ class WeightedParameters(StalenessParameters):
     """What strategies take that may weigh updates by examples."""
 
     private: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     #: Weigh updates by examples, or all the same.
     weighting: Literal["examples", "uniform"] = "examples"

@@ -19,6 +19,7 @@ from fluffle.aggregator.mechanisms.noise import NoiseSource
 from fluffle.aggregator.strategies.base import Asking, Parameters, Strategy, listener_of
 from fluffle.aggregator.strategies.clipping import Adaptive
 from fluffle.aggregator.strategies.custom import CustomParameters, custom_strategy
+from fluffle.aggregator.strategies.masked import Masked
 from fluffle.aggregator.strategies.plateau import Plateau
 from fluffle.aggregator.strategies.private import Private
 from fluffle.schemas import Experiment, UserError
@@ -26,7 +27,8 @@ from fluffle.schemas.extensions import STRATEGY
 
 
 def make_strategy(experiment: Experiment, code: Path | None = None) -> Strategy:
-    """The strategy that an experiment's ``aggregation`` table asks for; ``[privacy]`` comes on top.
+    """The strategy that an experiment's ``aggregation`` table asks for, of masked updates where
+    there is ``[secure_aggregation]``; ``[privacy]`` comes on top.
 
     code: the folder of a strategy from a file; by default the present one.
     Raises: UserError for one that cannot be loaded, or does not go with the rest.
@@ -54,7 +56,7 @@ def make_strategy(experiment: Experiment, code: Path | None = None) -> Strategy:
             f"[[update]] works on deltas, and {table.strategy} wants weights: "
             "choose another aggregation.strategy, such as fedbuff"
         )
-    return strategy
+    return Masked.around(strategy, experiment)
 
 
 def protected(

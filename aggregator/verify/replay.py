@@ -69,6 +69,11 @@ class Replayed:
 def replay(ledger: LedgerReader) -> Replayed:
     """Recompute the whole run. Raises: UserError where it has kept no updates."""
     experiment = Experiment.stored(ledger.meta["experiment"])
+    if experiment.secure_aggregation is not None:
+        raise UserError(
+            f"{ledger.folder} is a run with [secure_aggregation]: its updates came under masks, "
+            "and nobody has them to replay; without --replay its record is checked"
+        )
     if not experiment.aggregation.keep_updates:
         raise UserError(
             f"{ledger.folder} has kept no updates to replay: they are kept where "

@@ -29,14 +29,23 @@ _SHARED = (
 )
 
 
-def of_aggregator(names: Topology) -> Rights:
-    """Makes everything that is shared, publishes models and turns; sends no updates."""
+def of_aggregator(names: Topology, helper: bool = False) -> Rights:
+    """Makes everything that is shared, publishes models and turns; sends no updates.
+
+    helper: also asks the helper, and reads its answers.
+    """
     reads = [name for name in _SHARED if name != "updates.rejected"]
+    more = ("helper", "unmask", "masks") if helper else ()
     return Rights(
-        _any(names, *_SHARED, "submit", "aggregator"),
-        _any(names, *_SHARED, "aggregator"),
-        _any(names, *reads, "submit", "aggregator"),
+        _any(names, *_SHARED, "submit", "aggregator", *more),
+        _any(names, *_SHARED, "aggregator", *more),
+        _any(names, *reads, "submit", "aggregator", *(m for m in more if m != "unmask")),
     )
+
+
+def of_helper(names: Topology) -> Rights:
+    """Reads requests, sends answers; sees no model and no update."""
+    return Rights("^$", _any(names, "helper"), _any(names, "unmask"))
 
 
 def of_aggregator_of_declared(names: Topology) -> Rights:

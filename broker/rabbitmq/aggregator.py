@@ -15,7 +15,7 @@ from fluffle.broker.rabbitmq.consumer import Consumer
 from fluffle.broker.rabbitmq.leadership import LeaderLock
 from fluffle.broker.rabbitmq.port import Port, Settings
 from fluffle.broker.rabbitmq.publisher import Publisher
-from fluffle.broker.topology import ASSIGNMENTS, REJECTED, REJECTED_TTL_S, STORE
+from fluffle.broker.topology import ASSIGNMENTS, REJECTED, REJECTED_TTL_S, STORE, UNMASK
 from fluffle.broker.transport import Delivery, Envelope
 from fluffle.schemas.codec import MAX_MESSAGE_BYTES
 
@@ -44,6 +44,9 @@ class RabbitMQAggregatorPort(Port):
         self._led = False
         self._updates: Consumer | None = None
         self._events: Consumer | None = None
+        #: To the helper of secure aggregation and back, once there was something to ask.
+        self._asking: Publisher | None = None
+        self._masks: Consumer | None = None
         self._consuming.attach(self._lock)
 
     def lead(self, timeout_s: float) -> bool:
@@ -210,6 +213,46 @@ class RabbitMQAggregatorPort(Port):
         )
         with self._changed:
             updates.ack(delivery)
+
+    def ask_helper(self, envelope: Envelope) -> None:
+        """Send this to the helper; returns once confirmed. The first one declares its queues."""
+        with self._changed:
+            self._check_lead()
+            if self._asking is None:
+                self._asking = Publisher(self._publishing, self._make_helpers, self._user)
+                self._publishing.attach(self._asking)
+            if self._masks is None:
+                self._masks = Consumer(self._consuming, self._prepare_masks, 1)
+                self._lock.follow(self._masks)
+        self._asking.publish(self._topology.helper, UNMASK, [envelope], self._check_lead)
+
+    def receive_masks(self, timeout_s: float) -> Envelope | None:
+        """The next answer of the helper's; None after ``timeout_s``.
+
+        It is acked at once: one that is lost with us is asked for again.
+        """
+
+        def arrived() -> Delivery | None:
+            self._check_lead()
+            return self._masks.take() if self._masks is not None else None
+
+        with self._changed:
+            delivery = self._changed.wait_for(arrived, timeout_s)
+            if delivery is None or self._masks is None:
+                return None
+            self._masks.ack(delivery)
+        return delivery.envelope
+
+    def _make_helpers(self, channel: Channel) -> None:
+        names = self._topology
+        channel.exchange_declare(names.helper, "direct", durable=True)
+        for queue in (names.unmask, names.masks):
+            channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+            channel.queue_bind(queue.name, names.helper, queue.key)
+
+    def _prepare_masks(self, channel: Channel) -> str:
+        self._make_helpers(channel)
+        return self._topology.masks.name
 
     def _next(self) -> Delivery | None:
         self._check_lead()

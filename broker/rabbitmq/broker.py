@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fluffle.broker.rabbitmq.aggregator import RabbitMQAggregatorPort
+from fluffle.broker.rabbitmq.helper import RabbitMQHelperPort
 from fluffle.broker.rabbitmq.port import Settings
 from fluffle.broker.rabbitmq.worker import RabbitMQWorkerPort
 from fluffle.broker.topology import Topology
@@ -41,3 +42,7 @@ class RabbitMQBroker:
         Raises: BrokerUnreachable, AccessRefused.
         """
         return RabbitMQWorkerPort(self._settings, worker_id, slots)
+
+    def helper(self) -> RabbitMQHelperPort:
+        """A port for the helper of secure aggregation. Raises: BrokerUnreachable, AccessRefused."""
+        return RabbitMQHelperPort(self._settings)

@@ -59,6 +59,7 @@ def aggregator(
     from fluffle.commands.summary import STOPPED, exit_as, print_json
     from fluffle.device_files import check_travels
     from fluffle.experiment_file import load_experiment
+    from fluffle.helper.service import check_helper_key
     from fluffle.initial import initial_weights
     from fluffle.launch import use_code
     from fluffle.metrics import AggregatorMetrics
@@ -81,6 +82,7 @@ def aggregator(
     check_name(experiment.task.name)
     followed = trackers(tensorboard, mlflow, tracker or [])
     check_travels(experiment)
+    check_helper_key(experiment)
     check_folder(out)
     weights = None if initial is None else initial_weights(initial, experiment)
     broker = connect(url, federation, "aggregator", connect_timeout)

@@ -15,6 +15,7 @@ from fluffle.commands.backup import backup
 from fluffle.commands.doctor import doctor
 from fluffle.commands.evaluator import evaluator
 from fluffle.commands.export import export
+from fluffle.commands.helper import helper
 from fluffle.commands.init import init
 from fluffle.commands.report import report
 from fluffle.commands.results import results
@@ -71,7 +72,7 @@ def fluffle(
 
 
 for command in (
-    *(run, sweep, init, aggregator, worker, evaluator),
+    *(run, sweep, init, aggregator, worker, evaluator, helper),
     *(verify, show, status, report, results, export, backup, doctor),
 ):
     app.command()(command)

@@ -29,6 +29,9 @@ Sites = Annotated[
     typer.Option("--site", help="The client id of a resident client; again for each."),
 ]
 Pool = Annotated[bool, typer.Option(help="With a user for the workers of a pool.")]
+Helper = Annotated[
+    bool, typer.Option("--helper", help="With a user for the helper of secure aggregation.")
+]
 Vhost = Annotated[str, typer.Option(help="RabbitMQ's virtual host.")]
 
 
@@ -69,6 +72,7 @@ def users(
     passwords: Passwords,
     site: Sites = None,
     pool: Pool = True,
+    helper: Helper = False,
     redraw: Redraw = None,
     federation: Federation = "fluffle",
     vhost: Vhost = "/",
@@ -84,7 +88,7 @@ def users(
     """
     from fluffle.broker.admin.definitions import SITE_LIMITS, definitions_of, policies_of
 
-    rights = _rights(federation, site or (), pool)
+    rights = _rights(federation, site or (), pool, helper=helper)
     words = _keep_passwords(passwords, rights, redraw=redraw or ())
     if api:
         from fluffle.broker.admin.management import Management
@@ -137,6 +141,7 @@ def definitions(
     pool: Pool = True,
     admin: Annotated[bool, typer.Option(help="With a user for RabbitMQ's UI: admin.")] = False,
     declared: Declared = False,
+    helper: Helper = False,
     redraw: Redraw = None,
     federation: Federation = "fluffle",
     vhost: Vhost = "/",
@@ -151,7 +156,7 @@ def definitions(
     from fluffle.outputs import may_replace
 
     may_replace(out, [".json"], "OUT")
-    rights = _rights(federation, site or (), pool, declared)
+    rights = _rights(federation, site or (), pool, declared, helper)
     rights |= {"admin": of_admin()} if admin else {}
     words = _keep_passwords(passwords, rights, os.environ, redraw or ())
     tables = definitions_of(federation, vhost, rights, words, sites=site or (), declared=declared)
@@ -179,18 +184,29 @@ def _print_user(passwords: Path, name: str, vhost: str, their: Rights) -> None:
 
 
 def _rights(
-    federation: str, sites: Sequence[str], pool: bool, declared: bool = False
+    federation: str,
+    sites: Sequence[str],
+    pool: bool,
+    declared: bool = False,
+    helper: bool = False,
 ) -> dict[str, Rights]:
     """What each user may do, the sites last. Raises: UserError."""
     from fluffle.broker.admin import permissions
     from fluffle.broker.topology import Topology
 
     names = Topology(federation)
-    lead = permissions.of_aggregator_of_declared if declared else permissions.of_aggregator
+    if declared and helper:
+        raise UserError(
+            "--helper does not go with --declared: what a helper needs is declared by its "
+            "aggregator, when it first asks"
+        )
     rights = {
-        "aggregator": lead(names),
+        "aggregator": permissions.of_aggregator_of_declared(names)
+        if declared
+        else permissions.of_aggregator(names, helper),
         "evaluator": permissions.of_evaluator(names),
         **({"worker": permissions.of_pool_worker(names)} if pool else {}),
+        **({"helper": permissions.of_helper(names)} if helper else {}),
     }
     for name in sites:
         if name in rights:

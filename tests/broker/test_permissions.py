@@ -90,10 +90,10 @@ def federation(
             # As on the broker's machine: piped into sh, where rabbitmqctl is on the PATH
             here = node._environment()
             here["PATH"] = f"{node._scripts}:{here['PATH']}"
-            script = lines(passwords, *sites)
+            script = lines(passwords, "--helper", *sites)
             subprocess.run(["sh", "-e"], input=script, env=here, check=True, text=True)
         else:
-            printed("definitions", str(file), str(passwords), *sites)
+            printed("definitions", str(file), str(passwords), "--helper", *sites)
             node.ctl("import_definitions", str(file))
             for site in SITES:
                 node.ctl("set_user_limits", site, json.dumps(SITE_LIMITS))
@@ -178,6 +178,46 @@ FORBIDDEN: dict[str, Action] = {
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_a_resident_site_may_not(federation: Federation, what: str) -> None:
     assert federation.attempt("hospital-7", FORBIDDEN[what]) == REFUSED
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_a_helper_may_not(federation: Federation, what: str) -> None:
+    action = FORBIDDEN[what]
+    if what.startswith(("publish", "hand", "reject", "write", "use")):
+        pytest.skip("its publishes are tried below, under its own name")
+    assert federation.attempt("helper", action) == REFUSED
+
+
+def test_a_helper_answers_its_aggregator_and_reaches_nothing_else(federation: Federation) -> None:
+    # Given a helper that is there before anything was ever asked
+    port = RabbitMQBroker(federation.url("helper")).helper()
+    with closing(port):
+        # When the aggregator asks
+        federation.leader.ask_helper(Envelope(b"which masks?", "unmask-request"))
+        asked = port.receive(PATIENCE_S)
+        assert asked is not None
+        assert asked.envelope.body == b"which masks?"
+        port.answer(Envelope(b"these", "masks"))
+        port.ack(asked)
+        # Then it has the answer
+        answer = federation.leader.receive_masks(PATIENCE_S)
+        assert answer is not None
+        assert (answer.body, answer.user_id) == (b"these", "helper")
+    # And the helper publishes nowhere else, and nobody else where it does, or reads what it reads
+    for exchange, key in ((NAMES.submit, "updates"), (NAMES.global_model, ""), ("", "x")):
+        assert federation.attempt("helper", publish(exchange, key, user="helper")) == REFUSED
+    for user in ("hospital-7", "worker", "evaluator"):
+        assert federation.attempt(user, publish(NAMES.helper, "masks", user=user)) == REFUSED
+        for queue in (NAMES.unmask, NAMES.masks):
+            assert federation.attempt(user, lambda c, q=queue: c.basic_get(q.name)) == REFUSED
+    assert federation.attempt("helper", lambda c: c.basic_get(NAMES.masks.name)) == REFUSED
+    assert federation.attempt("aggregator", lambda c: c.basic_get(NAMES.unmask.name)) == REFUSED
+
+
+def test_a_helper_does_not_go_with_a_topology_that_operators_declare(tmp_path: Path) -> None:
+    words = ["definitions", str(tmp_path / "d.json"), str(tmp_path), "--declared", "--helper"]
+    done = CliRunner().invoke(app, ["broker", *words])
+    assert "--helper does not go with --declared" in str(done.exception)
 
 
 def test_a_site_speaks_as_itself_and_as_nobody_else(federation: Federation) -> None:

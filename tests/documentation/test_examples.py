@@ -77,6 +77,7 @@ NOT_RUN = {
     ("docs/resident-sites.md", "sha256sum"): "tests/packaging installs it without an index",
     ("docs/kubernetes.md", "fluffle broker definitions"): "needs a cluster",
     ("docs/kubernetes.md", "kubectl"): "needs a cluster; tests/deploy builds the manifests",
+    ("docs/secure-aggregation.md", "fluffle helper"): "tests/integration/test_secure.py",
     ("docs/site-policy.md", "fluffle"): "tests/integration/test_site_join.py",
     ("docs/reliability.md", "python"): "tests/chaos runs the sceptic",
     ("docs/verify.md", "fluffle verify"): "tests/integration/test_verify.py",

@@ -15,7 +15,7 @@ from tests.packaging.conftest import Environment, pip, run
 
 pytestmark = pytest.mark.slow
 
-ROOMS = ("aggregator", "broker", "schemas", "simulation", "worker")
+ROOMS = ("aggregator", "broker", "helper", "schemas", "simulation", "worker")
 #: Files that are no Python, which the code reads or type checkers look for.
 DATA = (
     "fluffle/broker/admin/rabbitmq.conf",

@@ -21,10 +21,12 @@ from fluffle.schemas import (
     Event,
     Experiment,
     GlobalModel,
+    Masks,
     Message,
     Plan,
     Run,
     Tensors,
+    UnmaskRequest,
     decode,
     encode,
     tensors_sha256,
@@ -148,6 +150,17 @@ messages: dict[str, st.SearchStrategy[Message]] = {
         client=st.none() | names,
         slots=st.none() | st.integers(0, 100_000),
         peak_rss_mb=st.none() | finite,
+    ),
+    "unmask-request": st.builds(
+        UnmaskRequest, run=runs, version=counts, words=st.integers(0, 2**28), tensors=tensor_maps
+    ),
+    "masks": st.builds(
+        Masks,
+        run=runs,
+        version=counts,
+        request=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+        refused=st.none() | texts,
+        tensors=tensor_maps,
     ),
 }
 

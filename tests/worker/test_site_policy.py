@@ -47,6 +47,13 @@ def plan(*steps: dict[str, Any], **training: Any) -> Plan:
     return Plan.of(experiment, "delta")
 
 
+def test_a_policy_takes_no_run_whose_updates_it_could_not_look_at() -> None:
+    secure = Experiment.model_validate({"secure_aggregation": {}, "admission": {"norm_factor": 0}})
+    asked = Plan.of(secure, "delta", helper_key="0" * 64)
+    assert "secure_aggregation masks it" in SitePolicy().objection_to(asked)
+    assert SitePolicy().objection_to(Plan.of(Experiment(), "delta")) == ""
+
+
 class Site:
     """A gate on an embedded broker, whose clock stands until it is moved."""
 

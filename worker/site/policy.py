@@ -152,6 +152,8 @@ class SitePolicy(Table):
         clips = [step.norm for step in plan.update or () if isinstance(step, Clip)]
         stds = [step.std for step in plan.update or () if isinstance(step, Noise)]
         wanted = self.steps
+        if plan.secure is not None:
+            return "the policy is held against what leaves, and secure_aggregation masks it before"
         if wanted.clip_norm is not None and not any(norm <= wanted.clip_norm for norm in clips):
             return f"the policy wants updates clipped at {wanted.clip_norm:g} or less"
         if wanted.noise_std is not None and not any(std >= wanted.noise_std for std in stds):

@@ -18,11 +18,14 @@ from fluffle.schemas import (
     Event,
     Experiment,
     GlobalModel,
+    Masks,
     Message,
     Plan,
     Run,
+    UnmaskRequest,
     encode,
 )
+from fluffle.schemas.masking import Member
 
 HERE = Path(__file__).parent
 RUN = Run(run_id="run-1", run_started=1_700_000_000_000, epoch=3)
@@ -95,6 +98,24 @@ MESSAGES: dict[str, Message] = {
         run=RUN, kind="training", worker="w-1", client="client-5", slots=2, peak_rss_mb=512.5
     ),
     "event-least": Event(run=RUN, kind="left", worker="w-1"),
+    "unmask-request": UnmaskRequest.of(
+        RUN,
+        6,
+        1000,
+        [
+            Member("run-1:12:5", "5", 16, bytes(range(80))),
+            Member("run-1:site:v5.0", "site", 1, bytes(80)),
+        ],
+    ),
+    "masks": Masks(
+        run=RUN,
+        version=6,
+        request="0123456789abcdef" * 4,
+        tensors={"masks/words": np.array([0, 1, 2**32 - 1], np.uint32)},
+    ),
+    "masks-refused": Masks(
+        run=RUN, version=6, request="0" * 64, refused="an update is named twice", tensors={}
+    ),
 }
 
 

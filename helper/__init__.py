@@ -1,0 +1,1 @@
+"""The helper of secure aggregation: unmasks sums, each update once, and sees none."""
