@@ -59,26 +59,38 @@ def find_backend() -> Finding:
     return Finding("backend", "ok", found, facts=facts)
 
 
+#: How each engine's cards are counted, in a process of its own.
+_COUNTS = {
+    "TensorFlow": "import tensorflow as t; print(len(t.config.list_physical_devices('GPU')))",
+    "JAX": "import jax; print(sum(d.platform == 'gpu' for d in jax.devices()))",
+}
+
+
 def find_gpu() -> Finding:
-    """NVIDIA GPUs, and whether TensorFlow can use them; only where there is one is it imported."""
+    """NVIDIA GPUs, and which engines can use them; only where there is one are they imported."""
     listed = _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
     if not listed:
         text = "none: training runs on the cores, one for each slot"
         return Finding("gpu", "note", text, facts={"cards": [], "usable": 0})
     cards = listed.splitlines()
-    script = "import tensorflow as t; print(len(t.config.list_physical_devices('GPU')))"
-    seen = _output(sys.executable, "-c", script, timeout_s=_IMPORT_S)
-    usable = int(seen) if seen.isdigit() else 0
-    facts = {"cards": cards, "usable": usable}
-    if usable == 0:
-        return Finding(
-            "gpu",
-            "lack",
-            f"{'; '.join(cards)}; TensorFlow does not see it",
-            "pip install 'fluffle[gpu]' (brings CUDA); the driver has to be new enough for it",
-            facts,
+    seen = {}
+    for engine, script in _COUNTS.items():
+        if importlib.util.find_spec(engine.lower()) is not None:
+            counted = _output(sys.executable, "-c", script, timeout_s=_IMPORT_S)
+            seen[engine] = int(counted) if counted.isdigit() else 0
+    facts = {"cards": cards, "usable": max(seen.values(), default=0)}
+    told = ", ".join(
+        f"{engine} sees {count}" if count else f"{engine} does not see it"
+        for engine, count in seen.items()
+    )
+    found = f"{'; '.join(cards)}; {told or 'no engine is installed'}"
+    if not facts["usable"]:
+        remedy = (
+            "pip install 'fluffle[gpu]', or jax[cuda12] for the engine jax (both bring CUDA); the "
+            "driver has to be new enough for it"
         )
-    return Finding("gpu", "ok", f"{'; '.join(cards)}; TensorFlow sees {usable}", facts=facts)
+        return Finding("gpu", "lack", found, remedy, facts)
+    return Finding("gpu", "ok", found, facts=facts)
 
 
 def find_memory() -> Finding:

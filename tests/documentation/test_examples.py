@@ -60,6 +60,7 @@ NOT_RUN = {
     ("docs/backup.md", "fluffle export"): "tests/integration/test_initial.py",
     ("docs/backup.md", "mv runs/first"): "tests/aggregator/test_backup.py",
     ("docs/compose.md", ""): COMPOSE,
+    ("docs/gpu.md", "docker compose"): COMPOSE,
     ("docs/index.md", "make run"): "every run of the tests begins with `make test`",
     ("docs/index.md", "export PATH"): "changes the shell that one is in",
     ("docs/index.md", "fluffle init my-project"): INIT,
