@@ -221,3 +221,18 @@ def test_the_page_names_what_is_public_and_its_example_runs(
     exec(example("docs/python.md", "class Heights"), space)
     assert space["run"].status == "finished"
     assert space["run"].loss < 3
+
+
+def test_stragglers_of_a_preset_are_refused_for_a_task_with_a_loop_of_its_own(
+    tmp_path: Path,
+) -> None:
+    # Given a task in whose loop nobody can do fewer epochs
+    source, out = write_toy(tmp_path), tmp_path / "out"
+    # When a preset asks for it
+    with pytest.raises(fl.UserError, match=r"set devices\.stragglers = 0"):
+        fl.run(source, devices={"preset": "phones"}, clock="virtual", out=out)
+    # Then nothing has begun, and without it the run ends
+    assert not out.exists()
+    devices = {"preset": "phones", "stragglers": 0.0}
+    run = fl.run(source, devices=devices, clock="virtual", out=out, progress=False)
+    assert run.summary["failures"] == 0

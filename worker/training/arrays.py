@@ -18,6 +18,8 @@ from fluffle.worker.training.trained import Trained
 
 #: Where a client's state is kept, by the names that the task gives.
 _OWN = "own/"
+#: What simulated stragglers would need.
+NO_STRAGGLERS = "devices.stragglers do fewer epochs, and an ArrayTask has its own loop"
 
 
 class ArrayTrainer:
@@ -61,7 +63,7 @@ class ArrayTrainer:
         """
         started = time.perf_counter()
         if epochs is not None and epochs != self._plan.training.epochs:
-            raise UserError("devices.stragglers do fewer epochs, and an ArrayTask has its own loop")
+            raise UserError(NO_STRAGGLERS)
         weights = self._own(base)
         rng = Streams(self._plan.seed, client, turn, version).generator("task")
         kept = None

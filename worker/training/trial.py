@@ -24,7 +24,7 @@ from fluffle.worker.tasks.losses import compile_model, named_accuracy
 from fluffle.worker.tasks.registry import TASKS, task_of, trying
 from fluffle.worker.tasks.structure import count_of, is_structured, mapped, named_leaves
 from fluffle.worker.tasks.task import Examples, StreamedTask, Task, examples_of
-from fluffle.worker.training.arrays import numbers, travelling
+from fluffle.worker.training.arrays import NO_STRAGGLERS, numbers, travelling
 from fluffle.worker.training.message_size import check_fits
 
 if TYPE_CHECKING:
@@ -198,6 +198,9 @@ def _try_out_phases(task: Task, experiment: Experiment) -> None:
 def _try_out_arrays(task: ArrayTask, experiment: Experiment) -> None:
     if experiment.evaluation.by_client:
         raise UserError("evaluation.by_client: an ArrayTask evaluates on all test examples")
+    devices = experiment.devices
+    if devices is not None and devices.effective("stragglers"):
+        raise UserError(f"{NO_STRAGGLERS}: set devices.stragglers = 0")
     task.training = experiment.training
     weights = travelling(trying(task, task.weights))
     check_fits(spec(weights))
