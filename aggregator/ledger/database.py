@@ -6,6 +6,7 @@ nothing (``StaleLeader``).
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,10 @@ from fluffle.aggregator.ledger.disk import cannot_write, make_folder
 from fluffle.aggregator.ledger.leftovers import refuse_without_run
 from fluffle.aggregator.ledger.reader import LEDGER, DamagedLedger, LedgerReader, is_damage
 from fluffle.aggregator.ledger.schema import migrate, schema_of
+from fluffle.aggregator.ledger.wal import examine_log
 from fluffle.schemas import UserError
+
+_log = logging.getLogger(__name__)
 
 #: Transactions take milliseconds; whoever has locked the ledger for this long has stopped.
 _LOCKED_S = 10.0
@@ -42,6 +46,7 @@ class Database(LedgerReader):
         make_folder(folder)
         if not (folder / LEDGER).exists():
             refuse_without_run(folder)
+        self._refuse_damaged_log()
         try:
             self._db = sqlite3.connect(folder / LEDGER, isolation_level=None, timeout=_LOCKED_S)
             schema_of(self._db, folder / LEDGER)
@@ -53,6 +58,21 @@ class Database(LedgerReader):
             if isinstance(error, sqlite3.OperationalError):
                 raise cannot_write(folder, error) from error
             raise UserError(f"{folder / LEDGER} is no ledger: {error}") from error
+
+    def _refuse_damaged_log(self) -> None:
+        """SQLite would go back to before the damage without a word."""
+        try:
+            log = examine_log(self.folder / LEDGER)
+        except OSError as error:
+            raise UserError(f"cannot read {self.folder / LEDGER}-wal: {error.strerror}") from error
+        if log.damage is not None:
+            raise DamagedLedger(self.folder / LEDGER, log.damage)
+        if log.torn:
+            _log.warning(
+                "the last record in %s was not written to its end, as when power is lost, and does "
+                "not count: what it was made of comes again",
+                self.folder / LEDGER,
+            )
 
     def check_lead(self) -> None:
         """Raises: StaleLeader where another has begun an epoch since."""

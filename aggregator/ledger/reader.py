@@ -14,6 +14,7 @@ from fluffle.aggregator.coordinator.norms import VERSIONS
 from fluffle.aggregator.ledger.client_cache import read_entries
 from fluffle.aggregator.ledger.folds import buffered_folds, counted_folds, version_folds
 from fluffle.aggregator.ledger.schema import SCHEMA, migrate, schema_of
+from fluffle.aggregator.ledger.wal import examine_log
 from fluffle.aggregator.ledger.weights import Store
 from fluffle.schemas import ClientUpdate, UserError, decode
 from fluffle.schemas.messages import state_name
@@ -63,6 +64,8 @@ class LedgerReader:
         except sqlite3.DatabaseError as error:
             raise UserError(f"{folder / LEDGER} is no ledger: {error}") from error
         if not begun:
+            if (damage := examine_log(folder / LEDGER).damage) is not None:
+                raise DamagedLedger(folder / LEDGER, damage)
             raise UserError(f"{folder} holds no run yet: its ledger is empty")
 
     @contextmanager

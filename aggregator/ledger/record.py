@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fluffle.aggregator.ledger.disk import sync_folder
 from fluffle.schemas import Experiment
 from fluffle.schemas.device_tables import HARDWARE_COLUMNS, TRACE_COLUMNS, rows_of
 from fluffle.schemas.toml_text import to_toml
@@ -85,5 +86,9 @@ def _versions() -> list[tuple[str, str]]:
 
 def _replace(path: Path, text: str) -> None:
     new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or a loss of power leaves an empty file under the old one's name
     new.replace(path)
+    sync_folder(path.parent)

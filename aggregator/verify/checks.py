@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fluffle.aggregator.coordinator.admission import REASONS, own_id
-from fluffle.aggregator.ledger.reader import LedgerReader
+from fluffle.aggregator.ledger.reader import LEDGER, LedgerReader
+from fluffle.aggregator.ledger.wal import examine_log
 from fluffle.aggregator.triggers.base import Held
 from fluffle.aggregator.triggers.registry import DEFAULT, TRIGGERS
 from fluffle.schemas import ClientUpdate, DecodeError, Experiment, decode
@@ -24,7 +25,9 @@ STATUSES = ("running", "finished", "failed", "aborted")
 
 
 def file_is_whole(ledger: LedgerReader, experiment: Experiment) -> Iterator[str]:
-    """SQLite's own check."""
+    """SQLite's own check, and ours of its log."""
+    if (damage := examine_log(ledger.folder / LEDGER).damage) is not None:
+        yield f"ledger.sqlite is damaged: {damage}"
     for (text,) in ledger.query("PRAGMA integrity_check"):
         if text != "ok":
             yield f"ledger.sqlite is damaged: {text}"

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,12 @@ examples = 1000
 class Started:
     """A process of ours, with what it has printed."""
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    def __init__(self, arguments: list[str], log: Path, under: Sequence[str] = ()) -> None:
+        """``under``: the program that starts it, with arguments: strace, say."""
         self._log = log
         self._out = log.open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fluffle", *arguments],
+            [*under, sys.executable, "-m", "fluffle", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=self._out,
             stderr=subprocess.STDOUT,
