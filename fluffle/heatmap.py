@@ -24,6 +24,8 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 _PARAMETERS: dict[str, tuple[str, float, str]] = {
     "dirichlet": ("alpha", 0.5, "alpha {:g} over all classes, client by client"),
     "dirichlet-by-class": ("alpha", 0.5, "alpha {:g} for each client, class by class"),
+    "labels": ("labels_per_client", 2, "{:g} classes each"),
+    "quantity": ("alpha", 0.5, "alpha {:g} for each client, sizes alone"),
     "shards": ("shards_per_client", 2, "{:g} for each"),
     "power-law": ("exponent", 1, "exponent {:g}"),
     "similarity": ("similarity", 10, "{:g} %"),

@@ -111,9 +111,11 @@ class TaskTable(Table):
 #: Partitions that come with Fluffle.
 PARTITIONS = (
     *("contiguous", "iid", "shards", "dirichlet", "dirichlet-by-class"),
-    *("power-law", "similarity", "natural"),
+    *("labels", "quantity", "power-law", "similarity", "natural"),
 )
-_DIRICHLET = ("dirichlet", "dirichlet-by-class")
+_DIRICHLET = ("dirichlet", "dirichlet-by-class", "quantity")
+#: Drawn again until everybody has enough.
+_DRAWN_AGAIN = ("dirichlet-by-class", "quantity")
 
 
 class PartitionTable(Table):
@@ -121,18 +123,25 @@ class PartitionTable(Table):
 
     #: contiguous stretches in the order of the data; iid, at random; shards of a label; dirichlet
     #: (client by client, of equal sizes), dirichlet-by-class (class by class, of unequal sizes),
-    #: power-law and similarity, skewed on purpose; natural, by the data's own owners. One of your
-    #: own: FILE.py:Class beside the experiment file, or the name that an installed package gave it.
+    #: labels (few classes each), quantity (unequal sizes alone), power-law and similarity, skewed
+    #: on purpose; natural, by the data's own owners. One of your own: FILE.py:Class beside the
+    #: experiment file, or the name that an installed package gave it.
     kind: str = Field("contiguous", max_length=256)
     #: shards: how many label-sorted shards a client gets (McMahan et al. 2017: 2).
     shards_per_client: Annotated[int, OnlyWith("kind", ("shards",))] = Field(2, ge=1, le=2**31)
     #: Smaller is more skewed. dirichlet: the sum of the concentrations of all classes in a client's
     #: mixture (Hsu et al. 2019, arXiv 1909.06335). dirichlet-by-class: the concentration of each
     #: client in a class's shares (Li et al. 2022, NIID-Bench, arXiv 2102.02079, its beta).
+    #: quantity: that of each client in the sizes.
     alpha: Annotated[Positive, OnlyWith("kind", _DIRICHLET)] = 0.5
-    #: dirichlet-by-class: shares are drawn again until every client has this many. Default: 10.
+    #: dirichlet-by-class, quantity: shares are drawn again until every client has this many.
+    #: Default: 10.
     min_examples: Annotated[
-        Annotated[int, Field(ge=1, le=2**31)] | None, OnlyWith("kind", ("dirichlet-by-class",))
+        Annotated[int, Field(ge=1, le=2**31)] | None, OnlyWith("kind", _DRAWN_AGAIN)
+    ] = None
+    #: labels: how many classes a client has (NIID-Bench's #C). Default: 2.
+    labels_per_client: Annotated[
+        Annotated[int, Field(ge=1, le=2**31)] | None, OnlyWith("kind", ("labels",))
     ] = None
     #: power-law: client k's share of the examples is proportional to (k + 1)^-exponent. Default: 1.
     exponent: Annotated[NonNegative | None, OnlyWith("kind", ("power-law",))] = None
@@ -149,7 +158,7 @@ class PartitionTable(Table):
     @model_serializer(mode="wrap")
     def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A plan without the newer keys has the bytes that it had before there were any."""
-        return _without(dump(self), "parameters", "min_examples")
+        return _without(dump(self), "parameters", "min_examples", "labels_per_client")
 
     @model_validator(mode="after")
     def _parameters_are_for_others(self) -> Self:

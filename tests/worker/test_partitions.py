@@ -163,6 +163,76 @@ def test_dirichlet_by_class_that_cannot_be_drawn_says_what_to_change() -> None:
         partition(by_class(0.01), labels_of(1000), 50, 0)
 
 
+@pytest.mark.parametrize("each", [1, 2, 3, 10])
+def test_labels_give_each_client_so_many_classes_and_each_class_evenly(each: int) -> None:
+    # Given ten classes of a hundred among 25 clients
+    labels = np.tile(np.arange(10, dtype=np.uint8), 100)
+    table = PartitionTable(kind="labels", labels_per_client=each)
+    parts = partition(table, labels, 25, 3)
+
+    # Then everything is dealt, client k has class k modulo ten, and so many in all
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(1000))
+    counts = np.array([np.bincount(labels[part], minlength=10) for part in parts])
+    assert ((counts > 0).sum(axis=1) == each).all()
+    assert all(counts[k, k % 10] for k in range(25))
+    # And who has a class has as much of it as the others who have it
+    for of_class in counts.T:
+        assert np.ptp(of_class[of_class > 0]) <= 1
+
+
+def test_labels_are_two_for_each_client_where_nothing_is_said_and_others_by_the_seed() -> None:
+    labels, table = labels_of(2000), PartitionTable(kind="labels")
+    found = [
+        [frozenset(labels[part]) for part in partition(table, labels, 10, seed)]
+        for seed in (1, 1, 2)
+    ]
+    assert found[0] == found[1] != found[2]
+    assert {len(classes) for classes in found[0]} == {2}
+
+
+@pytest.mark.parametrize(
+    ("clients", "each", "said"),
+    [
+        (9, 2, "9 clients with 2 of 10 classes each: it needs at least 10 clients"),
+        (10, 11, "at most 10 classes each"),
+        (200, 10, "200 clients would divide a class of"),
+    ],
+)
+def test_labels_that_cannot_be_dealt_say_what_to_change(clients: int, each: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        partition(
+            PartitionTable(kind="labels", labels_per_client=each), labels_of(1000), clients, 0
+        )
+
+
+def test_quantities_are_a_symmetric_dirichlet_over_clients_and_classes_stay_as_they_are() -> None:
+    # Given 20,000 examples of ten clients under 200 seeds
+    labels = labels_of(20_000)
+    parts = [partition(quantity(2.0, 1), labels, 10, seed) for seed in range(200)]
+    shares = np.array([[len(part) for part in own] for own in parts]) / 20_000
+
+    # Then a client's share is Beta(2, 18): a mean of a tenth, and this variance
+    assert shares.sum(axis=1) == pytest.approx(np.ones(200))
+    assert shares.var() == pytest.approx(0.1 * 0.9 / 21, rel=0.15)
+
+    # And its classes are those of all, within chance
+    large = max(parts[0], key=len)
+    expected = np.bincount(labels) / len(labels)
+    assert np.bincount(labels[large]) / len(large) == pytest.approx(expected, abs=0.05)
+
+
+def test_quantities_leave_nobody_with_fewer_than_ten_or_say_what_to_change() -> None:
+    parts = partition(quantity(0.5), labels_of(3000), 10, 4)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(3000))
+    assert min(map(len, parts)) >= 10
+    with pytest.raises(UserError, match=r"one of 50 clients with fewer than 10.*partition\.alpha"):
+        partition(quantity(0.01), labels_of(1000), 50, 0)
+
+
+def quantity(alpha: float, least: int | None = None) -> PartitionTable:
+    return PartitionTable(kind="quantity", alpha=alpha, min_examples=least)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_clients_than_examples_is_an_error_that_says_what_to_change(kind: str) -> None:
     table = PartitionTable.model_validate({"kind": kind, "shards_per_client": 1})
@@ -242,7 +312,9 @@ def test_a_natural_partition_needs_owners_and_enough_of_them() -> None:
         partition(natural, labels_of(4), 3, 0, owners=[0, 1, 1, 0])
 
 
-@pytest.mark.parametrize("kind", ["shards", "dirichlet", "dirichlet-by-class", "similarity"])
+@pytest.mark.parametrize(
+    "kind", ["shards", "dirichlet", "dirichlet-by-class", "labels", "similarity"]
+)
 def test_examples_with_many_labels_each_cannot_be_sorted_by_label(kind: str) -> None:
     table = PartitionTable.model_validate({"kind": kind})
     with pytest.raises(UserError, match=f"'{kind}' sorts examples by label.*use natural"):

@@ -25,8 +25,8 @@ Parts = list[NDArray[Any]]
 _STREAM = 0x7061
 _HELD_OUT = 0x7661
 
-_BY_LABEL = ("shards", "dirichlet", "dirichlet-by-class", "similarity")
-#: dirichlet-by-class: so many draws may leave a client with too few examples.
+_BY_LABEL = ("shards", "dirichlet", "dirichlet-by-class", "labels", "similarity")
+#: dirichlet-by-class, quantity: so many draws may leave a client with too few examples.
 _DRAWS = 1000
 
 
@@ -61,6 +61,12 @@ def partition(
     elif table.kind == "dirichlet-by-class":
         least = 10 if table.min_examples is None else table.min_examples
         parts = _dirichlet_by_class(targets, clients, table.alpha, least, rng)
+    elif table.kind == "labels":
+        each = 2 if table.labels_per_client is None else table.labels_per_client
+        parts = _labels(targets, clients, each, rng)
+    elif table.kind == "quantity":
+        least = 10 if table.min_examples is None else table.min_examples
+        parts = _quantity(examples, clients, table.alpha, least, rng)
     elif table.kind == "power-law":
         exponent = 1.0 if table.exponent is None else table.exponent
         parts = _power_law(examples, clients, exponent, rng)
@@ -191,6 +197,59 @@ def _dirichlet_by_class(
     raise UserError(
         f"partition.kind = 'dirichlet-by-class': with alpha = {alpha:g} {_DRAWS} draws leave one "
         f"of {clients} clients with fewer than {least} examples: raise partition.alpha, or lower "
+        "partition.min_examples or task.clients"
+    )
+
+
+def _labels(
+    labels: NDArray[np.generic], clients: int, each: int, rng: np.random.Generator
+) -> Parts:
+    """Li et al. 2022 (NIID-Bench, arXiv 2102.02079), section 4.1, #C = ``each``.
+
+    As in the authors' code client i has class i modulo their number and others at random; who has a
+    class divides it evenly. Raises: UserError where a class would be nobody's, or there are fewer.
+    """
+    by_class = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    count = len(by_class)
+    if each > count or clients < count:
+        raise UserError(
+            f"partition.kind = 'labels': {clients} clients with {each} of {count} classes each: "
+            f"it needs at least {count} clients, and at most {count} classes each"
+        )
+    owned: list[list[int]] = [[] for _ in by_class]
+    for client in range(clients):
+        first = client % count
+        others = rng.permutation(np.delete(np.arange(count), first))[: each - 1]
+        for chosen in (first, *others):
+            owned[chosen].append(client)
+    dealt: list[list[NDArray[Any]]] = [[] for _ in range(clients)]
+    for members, holders in zip(by_class, owned, strict=True):
+        if len(holders) > len(members):
+            raise UserError(
+                f"partition.kind = 'labels': {len(holders)} clients would divide a class of "
+                f"{len(members)} examples: lower task.clients or partition.labels_per_client"
+            )
+        for client, part in zip(holders, _equal(members, len(holders)), strict=True):
+            dealt[client].append(part)
+    return [rng.permutation(np.concatenate(own)) for own in dealt]
+
+
+def _quantity(
+    examples: int, clients: int, alpha: float, least: int, rng: np.random.Generator
+) -> Parts:
+    """Iid examples, sizes n Dir(alpha): Li et al. 2022 (NIID-Bench, arXiv 2102.02079), section 4.1.
+
+    Drawn again until everybody has ``least``. Raises: UserError if that does not come.
+    """
+    for _ in range(_DRAWS):
+        # Not below what a gamma variate can be drawn for.
+        ends = np.cumsum(rng.dirichlet(np.full(clients, max(alpha, 1e-6))))
+        cuts = np.floor(ends[:-1] * examples).astype(np.int64)
+        if np.diff(cuts, prepend=0, append=examples).min() >= least:
+            return np.split(rng.permutation(examples), cuts)
+    raise UserError(
+        f"partition.kind = 'quantity': with alpha = {alpha:g} {_DRAWS} draws leave one of "
+        f"{clients} clients with fewer than {least} examples: raise partition.alpha, or lower "
         "partition.min_examples or task.clients"
     )
 
