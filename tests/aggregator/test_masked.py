@@ -15,7 +15,7 @@ from fluffle.aggregator.strategies.base import model_of
 from fluffle.aggregator.strategies.masked import Masked
 from fluffle.aggregator.strategies.registry import make_strategy
 from fluffle.aggregator.verify import verify
-from fluffle.broker import Envelope
+from fluffle.broker import Delivery, Envelope
 from fluffle.broker.embedded import EmbeddedBroker
 from fluffle.helper.ledger import HelperLedger
 from fluffle.helper.service import HelperService
@@ -48,7 +48,7 @@ def experiment(**tables: Any) -> Experiment:
     given: dict[str, Any] = {
         "experiment": {"name": "ward", "versions": 2},
         "task": {"clients": 6},
-        "evaluation": {"every_updates": 1000},
+        "evaluation": {"every_updates": 0},
         "secure_aggregation": {"max_weight": 8, "max_value": 2.0},
         "admission": {"norm_factor": 0, "max_examples": 64},
         "aggregation": {"quorum": 3},
@@ -99,8 +99,11 @@ def test_a_version_is_what_it_would_be_of_the_same_weights_without_masks(
 ) -> None:
     # Given weights that whole numbers up to max_weight can say: no update is stale, and examples
     # are multiples of an eighth of the largest
-    secure = experiment(aggregation={"quorum": 3, **table})
-    plain = experiment(aggregation={"quorum": 3, **table}, secure_aggregation=None)
+    tables: dict[str, Any] = {
+        "aggregation": {"quorum": 3, **table},
+        "evaluation": {"every_updates": 10},
+    }
+    secure, plain = experiment(**tables), experiment(**tables, secure_aggregation=None)
     strategies = make_strategy(secure), make_strategy(plain)
     assert isinstance(strategies[0], Masked)
     states = [s.init({k: a.copy() for k, a in WEIGHTS.items()}) for s in strategies]
@@ -159,7 +162,7 @@ class Ward:
         self.now = 0.0
         self.start()
 
-    def start(self) -> None:
+    def start(self, settle: bool = True) -> None:
         """A leader; where there was one, it is gone without a word."""
         self.port = self.broker.aggregator()
         self.port.lead(0.0)
@@ -173,12 +176,26 @@ class Ward:
             helper_key=self.helper.public_key,
         )
         self.service.begin()
-        self.settle()
+        if settle:
+            self.settle()
 
     def crash(self) -> None:
         """It is gone, and what it held is with the broker again."""
         self.service.close()
         self.port.close()
+
+    def helper_dies(self) -> None:
+        """It is gone with what it held, which another takes on."""
+        self.helper.close()
+        self.helper = HelperService(self.chosen, self.broker.helper(), self.folder / "helper")
+
+    def answer(self, delivery: Delivery, sends: bool) -> None:
+        """A client takes its turn, and sends an update or nothing."""
+        message = delivery.envelope.message()
+        assert isinstance(message, Assignment)
+        if sends:
+            self.send(message)
+        self.worker.ack(delivery)
 
     def settle(self, helps: bool = False) -> None:
         while self.service.pump(0.0) or (helps and self.helper.pump(0.0)):
