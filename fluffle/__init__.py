@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         with_model,
     )
     from fluffle.aggregator.triggers.base import Held, Trigger
+    from fluffle.api.random_search import Range
     from fluffle.api.runs import Run, Verified
     from fluffle.api.start import Stopped, load, run
     from fluffle.api.sweeps import Sweep, SweepStopped, sweep
@@ -42,6 +43,7 @@ __all__ = [
     "Experiment",
     "Held",
     "Phase",
+    "Range",
     "Run",
     "Selection",
     "State",
@@ -76,6 +78,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _HOMES = {
     **dict.fromkeys(("Run", "Verified"), "fluffle.api.runs"),
     **dict.fromkeys(("Stopped", "load", "run"), "fluffle.api.start"),
+    "Range": "fluffle.api.random_search",
     **dict.fromkeys(("Sweep", "SweepStopped", "sweep"), "fluffle.api.sweeps"),
     "ArrayTask": "fluffle.worker.tasks.arrays",
     **dict.fromkeys(("Held", "Trigger"), "fluffle.aggregator.triggers.base"),

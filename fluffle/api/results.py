@@ -45,8 +45,9 @@ def run_folders(folders: Sequence[Path]) -> list[Path]:
 def rows_of(folders: Sequence[Path], target: float | None = None) -> list[Row]:
     """A row for each run: the settings in which they differ, the seed, and what came of it.
 
-    ``time_s`` is virtual or real; ``target_…`` is what a run had spent at the first evaluation with
-    at least this accuracy, None where there was none. Raises: UserError.
+    ``accuracy`` and ``loss`` are of test examples. ``time_s`` is virtual or real; ``target_…`` is
+    what a run had spent at the first evaluation with at least this accuracy (on validation
+    examples where there are any, as the run decides), None where there was none. Raises: UserError.
     """
     read = [_read(folder, target) for folder in run_folders(folders)]
     experiments = [experiment for experiment, _ in read]
@@ -150,7 +151,7 @@ def _at(rows: Sequence[Row], target: float) -> Row:
     up = down = 0
     for row in rows:
         up, down = up + row["bytes_up"], down + row["bytes_down"]
-        accuracy = row.get("accuracy")
+        accuracy = row.get("validation_accuracy", row.get("accuracy"))
         if accuracy is not None and accuracy >= target:
             spent = {"target_updates": row["updates_total"], "target_time_s": row["time_s"]}
             return {"reached": True, **spent, "target_bytes": up + down}

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from fluffle.api import results
 from fluffle.api.plans import SweepPlan, load_plan, make_plan, save_plan
+from fluffle.api.random_search import Range, draws
 from fluffle.api.runs import Run
-from fluffle.api.sources import Source
+from fluffle.api.sources import Source, resolve
 from fluffle.api.sweeping import reason_of, status_of, try_again, work, work_in_processes
 from fluffle.api.tables import frame
 from fluffle.launch import CLOCKS, new_folder
@@ -130,8 +131,9 @@ class Sweep:
 
 def sweep(
     source: Source,
-    grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
+    grid: Mapping[str, Sequence[Any] | Range] | Sequence[Mapping[str, Any]],
     *,
+    random: int | None = None,
     seeds: int | Sequence[int] = 1,
     jobs: int = 1,
     out: str | Path | None = None,
@@ -147,6 +149,7 @@ def sweep(
     source, code, overrides: as ``fl.run`` takes them.
     grid: values by key, ``{"quorum": [1, 3, 10], "concurrency": [10, 50]}``: all combinations; or a
         list of dicts, just those.
+    random: so many settings drawn from the grid instead, whose values may then be an ``fl.Range``.
     seeds: how many, from the experiment's own on; or which.
     jobs: how many processes work on it; 1 is this one, with ``slots`` threads of training.
     out: its folder; one that holds this sweep goes on, and a larger grid adds to it. Default: a new
@@ -162,7 +165,10 @@ def sweep(
     if jobs < 1:
         raise UserError(f"jobs={jobs}: one at least")
     forget_changed()
-    plan = make_plan(source, grid, seeds, overrides, clock, None if code is None else Path(code))
+    settings = _drawn(source, grid, random, overrides)
+    plan = make_plan(
+        source, settings, seeds, overrides, clock, None if code is None else Path(code)
+    )
     if jobs > 1 and plan.is_here:
         raise UserError(
             "this experiment has a class that this process defines, and the processes of a sweep "
@@ -177,6 +183,22 @@ def sweep(
     save_plan(plan, folder)
     try_again(folder, plan)
     return carry_out(folder, jobs, slots, progress, target)
+
+
+def _drawn(
+    source: Source,
+    grid: Mapping[str, Sequence[Any] | Range] | Sequence[Mapping[str, Any]],
+    random: int | None,
+    overrides: Mapping[str, Any],
+) -> Any:
+    """The grid, or what is drawn of it. Raises: UserError."""
+    if random is not None:
+        if not isinstance(grid, Mapping):
+            raise UserError("a random search draws from values by key: give a dict of them")
+        return draws(grid, random, resolve(source, overrides).experiment.experiment.seed)
+    if isinstance(grid, Mapping) and any(isinstance(v, Range) for v in grid.values()):
+        raise UserError("a range has no end of values: say how many settings to draw (random=20)")
+    return grid
 
 
 def carry_out(

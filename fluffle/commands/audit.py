@@ -6,10 +6,13 @@ import csv
 import sys
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fluffle.commands.options import OneObject
 
 app = typer.Typer(help="Look at the audit log of a site.", no_args_is_help=True)
 
@@ -26,12 +29,16 @@ def verify(
     head: Annotated[
         str, typer.Option(help="A hash that an earlier check has printed: it has to be in there.")
     ] = "",
+    json: OneObject = False,
 ) -> None:
     """Check every line: what was edited, removed or added is found. Exit code 2 says where."""
     from fluffle.worker.site import audit
 
     count, last = audit.verify(log, head)
-    typer.echo(f"ok: {count} entries, the last one is {last}")
+    if json:
+        typer.echo(dumps({"entries": count, "head": last}))
+    else:
+        typer.echo(f"ok: {count} entries, the last one is {last}")
 
 
 @app.command()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fluffle.commands.options import Settings
+from fluffle.commands.options import OneObject, Settings
 from fluffle.schemas import Experiment
 
 if TYPE_CHECKING:
@@ -26,10 +27,17 @@ Name = Annotated[str, typer.Argument(help="As in fluffle data list.")]
 
 
 @app.command("list")
-def data_list() -> None:
+def data_list(json: OneObject = False) -> None:
     """The data sets, and whether they are here."""
     from fluffle.worker.datasets import describe
 
+    if json:
+        found = [
+            {"name": recipe.name, "summary": recipe.summary, "path": str(path) if path else None}
+            for recipe, path in describe()
+        ]
+        typer.echo(dumps({"datasets": found}))
+        return
     for recipe, path in describe():
         where = str(path) if path else f"not here yet: fluffle data fetch {recipe.name}"
         typer.echo(f"{recipe.name:16} {recipe.summary}\n{'':16} {where}")
@@ -67,6 +75,7 @@ def data_show(
         Path | None,
         typer.Option(help="Draw the heat map into this file: .svg, .pdf or .png."),
     ] = None,
+    json: OneObject = False,
 ) -> None:
     """How many examples of each label each client gets."""
     from fluffle.display import Display
@@ -74,9 +83,14 @@ def data_show(
 
     with Display(name) as display:
         shares = _shares(name, partition, clients, settings or [], display.fetching)
-    typer.echo(as_text(shares))
+    if json:
+        table = {"labels": list(shares.labels), "examples": shares.sizes.tolist()}
+        typer.echo(dumps({"title": shares.title, **table, "counts": shares.counts.T.tolist()}))
+    else:
+        typer.echo(as_text(shares))
     if out is not None:
         draw(shares, out)
+    if out is not None and not json:
         typer.echo(f"drawn: {out}")
 
 

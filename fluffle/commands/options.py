@@ -75,6 +75,7 @@ Trackers = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="The last line on stdout is the summary object.")
 ]
+OneObject = Annotated[bool, typer.Option("--json", help="One object on stdout: docs/json.md.")]
 Parent = Annotated[int, typer.Option(hidden=True, help="Leave when this process is gone.")]
 
 #: Flag -> what its file holds. The variable is FLUFFLE_ and the flag's name.

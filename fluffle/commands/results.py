@@ -27,10 +27,12 @@ def results(
         ),
     ] = False,
     target: Target = None,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Write a row for each run: the settings in which they differ, and what came of them."""
     from fluffle.api import results as made
 
+    kind = "json" if json else kind
     if target is not None and not 0 < target <= 1:
         raise UserError(f"--target {target}: an accuracy is above 0 and at most 1")
     if kind not in made.FORMATS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from fluffle.commands.options import Data, ExperimentFile, Settings
 from fluffle.schemas.errors import UserError
 
 if TYPE_CHECKING:
+    from fluffle.api.random_search import Range
     from fluffle.api.sweeps import Sweep
 
 _log = logging.getLogger(__name__)
@@ -32,6 +34,16 @@ def sweep(
         typer.Option(
             "--grid", metavar="KEY=A,B,…", help="Values of a key; several make all combinations."
         ),
+    ] = None,
+    ranges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--range", metavar="KEY=LOW..HIGH", help="Of --random: KEY=LOW..HIGH, or …:log."
+        ),
+    ] = None,
+    random: Annotated[
+        int | None,
+        typer.Option(min=1, help="Draw so many settings from --range and --grid; not all."),
     ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="How many seeds, from the experiment's own on.")
@@ -69,10 +81,14 @@ def sweep(
     use_data(data)
     name = (document.get("experiment") or {}).get("name", "experiment")
     folder = out or new_folder(f"sweep-{name}")
+    values = dict(map(grid_values, grid or [])) | dict(map(range_of, ranges or []))
+    if ranges and random is None:
+        raise UserError("--range has no end of values: say how many settings to draw, --random 20")
     try:
         done = run_sweep(
             document,
-            dict(map(grid_values, grid or [])),
+            values,
+            random=random,
             seeds=seeds,
             jobs=jobs,
             out=folder,
@@ -107,6 +123,27 @@ def grid_values(text: str) -> tuple[str, list[Any]]:
         return key.strip(), tomllib.loads(f"values = [{values}]")["values"]
     except tomllib.TOMLDecodeError:
         return key.strip(), [_value(word.strip()) for word in values.split(",")]
+
+
+def range_of(text: str) -> tuple[str, Range]:
+    """A key and its range, from ``KEY=LOW..HIGH`` or ``KEY=LOW..HIGH:log``. Raises: UserError."""
+    from fluffle.api.random_search import Range
+
+    found = re.fullmatch(r"([^=]+)=(.+?)\.\.(.+?)(:log)?", text)
+    try:
+        key, low, high, log = found.groups() if found else ("", "", "", None)
+        return key.strip(), Range(_number(low), _number(high), log is not None)
+    except ValueError:
+        raise UserError(
+            f"--range {text}: write KEY=LOW..HIGH, as in training.learning_rate=0.001..0.1:log"
+        ) from None
+
+
+def _number(word: str) -> float:
+    try:
+        return int(word)
+    except ValueError:
+        return float(word)
 
 
 def _value(word: str) -> Any:
@@ -145,7 +182,12 @@ def _print(done: Sweep, target: float | None) -> None:
 
 #: How a terminal has columns' names, which have to be short.
 _HEADS = {
-    **{"updates_counted": "updates", "time_s": "time (s)"},
+    **{
+        "accuracy": "test accuracy",
+        "loss": "test loss",
+        "updates_counted": "updates",
+        "time_s": "time (s)",
+    },
     **{"target_updates": "updates to target", "target_time_s": "time to target (s)"},
 }
 

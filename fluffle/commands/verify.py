@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fluffle.commands.options import Federation, RunFolder, secure
+from fluffle.commands.options import Federation, OneObject, RunFolder, secure
 
 if TYPE_CHECKING:
     from fluffle.aggregator.ledger.reader import LedgerReader
@@ -24,26 +25,44 @@ def verify(
         str, typer.Option("--broker", help="Also look at the broker that the run is on.")
     ] = "",
     federation: Federation = "fluffle",
+    json: OneObject = False,
 ) -> None:
     """Check a run against the invariants; exit code 1 names what is wrong first."""
-    raise typer.Exit(verify_run(folder, replay=replay, url=url, federation=federation))
+    raise typer.Exit(verify_run(folder, replay=replay, url=url, federation=federation, json=json))
 
 
-def verify_run(folder: Path, *, replay: bool, url: str, federation: str) -> int:
-    """Check the run in this folder; the exit code: 0, or 1 where something is wrong.
+def verify_run(folder: Path, *, replay: bool, url: str, federation: str, json: bool = False) -> int:
+    """Check the run in this folder, and say what was found; 0, or 1 where something is wrong.
 
     Raises: UserError where there is no run, no kept updates to replay, or no broker.
     """
+    said, problems = _find(folder, replay, url, federation)
+    if json:
+        typer.echo(dumps({"ok": not problems, "said": said, "problems": problems}))
+        return int(bool(problems))
+    for line in said:
+        typer.echo(line)
+    if problems:
+        typer.echo(f"wrong: {problems[0]}")
+    if len(problems) > 1:
+        typer.echo(f"and {len(problems) - 1} more, which may follow from it")
+    return int(bool(problems))
+
+
+def _find(folder: Path, replay: bool, url: str, federation: str) -> tuple[list[str], list[str]]:
+    """Lines on what was found good, and what is wrong."""
     from fluffle.aggregator.ledger.damage import blamed
     from fluffle.aggregator.ledger.reader import LedgerReader
 
     with blamed(folder), closing(LedgerReader(folder)) as ledger:
-        if _wrong(_check(ledger, replay)):
-            return 1
-        return int(bool(url) and _wrong(_check_broker(ledger, url, federation)))
+        said: list[str] = []
+        problems = _check(ledger, replay, said)
+        if url and not problems:
+            problems = _check_broker(ledger, url, federation, said)
+        return said, problems
 
 
-def _check(ledger: LedgerReader, replay: bool) -> list[str]:
+def _check(ledger: LedgerReader, replay: bool, said: list[str]) -> list[str]:
     from fluffle.aggregator import verify as checks
     from fluffle.aggregator.ledger.summary import summarise
 
@@ -52,7 +71,7 @@ def _check(ledger: LedgerReader, replay: bool) -> list[str]:
             return problems
         summary = summarise(ledger)
         rejected = sum(summary["updates_rejected"].values())
-        typer.echo(
+        said.append(
             f"ok: {summary['run_id']} ({summary['status']}): {summary['versions']} versions from "
             f"{summary['updates_counted']} updates, {rejected} rejected, {summary['duplicates']} "
             f"duplicates; {len(checks.CHECKS)} checks passed"
@@ -61,11 +80,11 @@ def _check(ledger: LedgerReader, replay: bool) -> list[str]:
             result = checks.replay(ledger)
             if result.problem is not None:
                 return [result.problem]
-            typer.echo(f"ok: {result}")
+            said.append(f"ok: {result}")
     return []
 
 
-def _check_broker(ledger: LedgerReader, url: str, federation: str) -> list[str]:
+def _check_broker(ledger: LedgerReader, url: str, federation: str, said: list[str]) -> list[str]:
     from fluffle.aggregator.verify import live
     from fluffle.broker.admin.inspection import inspect_federation
 
@@ -78,15 +97,6 @@ def _check_broker(ledger: LedgerReader, url: str, federation: str) -> list[str]:
             end = live.unpublished_end(ledger, view)
         problems += [] if end is None else [end]
         if not problems:
-            typer.echo(f"ok: as far as can be seen at {view.where}:")
-        for line in live.seen_at_broker(ledger, view):
-            typer.echo(f"  {line}")
+            said.append(f"ok: as far as can be seen at {view.where}:")
+        said += [f"  {line}" for line in live.seen_at_broker(ledger, view)]
     return problems
-
-
-def _wrong(problems: list[str]) -> bool:
-    if problems:
-        typer.echo(f"wrong: {problems[0]}")
-    if len(problems) > 1:
-        typer.echo(f"and {len(problems) - 1} more, which may follow from it")
-    return bool(problems)

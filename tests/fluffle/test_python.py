@@ -29,6 +29,7 @@ PUBLIC = {
         "Strategy",
         "StreamedTask",
         "Sweep",
+        "Range",
         "SweepStopped",
         "sweep",
         "Task",

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -241,3 +242,98 @@ def test_the_command_gives_results_of_runs_and_of_sweeps(toy: Path) -> None:
     assert over.output.count(r"\\") == 3
     wrong = CliRunner().invoke(app, ["results", "s", "--format", "parquet"])
     assert "needs a file" in str(wrong.exception)
+
+
+RANGES = {"quorum": fl.Range(1, 6), "alpha": fl.Range(0.01, 100.0, log=True), "epochs": [1, 2]}
+
+
+def settings_of(done: fl.Sweep) -> list[dict[str, Any]]:
+    return [cell.settings for cell in done.plan.cells if cell.seed == 42]
+
+
+def test_a_random_search_draws_settings_and_a_larger_one_adds_to_it(toy: Path) -> None:
+    # Given a search that has ended
+    first = sweep(toy, RANGES, random=3)
+    assert len(first.runs) == 6
+    drawn, made = settings_of(first), made_at(first)
+    # When more are wanted
+    more = sweep(toy, RANGES, random=5)
+    # Then those that were made are as they were, and two came
+    assert settings_of(more)[:3] == drawn
+    assert len(more.runs) == 10
+    assert {name: made_at(more)[name] for name in made} == made
+    # And all lie within their ranges, whole where these are
+    for one in settings_of(more):
+        assert isinstance(one["aggregation.quorum"], int)
+        assert 1 <= one["aggregation.quorum"] <= 6
+        assert 0.01 <= one["partition.alpha"] <= 100
+        assert one["training.epochs"] in (1, 2)
+
+
+def test_a_range_by_logarithms_has_as_many_below_its_middle_as_above() -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.array([fl.Range(0.01, 100.0, log=True).draw(rng) for _ in range(2000)])
+    assert abs((drawn < 1).mean() - 0.5) < 0.04
+    whole = [fl.Range(1, 4).draw(rng) for _ in range(2000)]
+    shares = np.bincount(whole, minlength=5)[1:] / 2000
+    assert np.abs(shares - 0.25).max() < 0.04
+
+
+@pytest.mark.parametrize(
+    ("grid", "random", "line"),
+    [
+        ({"quorum": fl.Range(1, 6)}, None, "say how many settings to draw"),
+        ({"quorum": fl.Range(1, 3)}, 9, "only 3 settings or so, and 9 were wanted"),
+        ([{"quorum": 3}], 2, "give a dict"),
+        ({}, 2, "give ranges, or lists of values"),
+        ({"quorum": fl.Range(11, 12)}, 2, "quorum"),
+        ({"quorums": fl.Range(1, 2)}, 2, "did you mean aggregation.quorum"),
+    ],
+)
+def test_a_random_search_that_cannot_be_is_refused_before_anything_runs(
+    toy: Path, grid: Any, random: int | None, line: str
+) -> None:
+    with pytest.raises(fl.UserError, match=line):
+        sweep(toy, grid, random=random)
+    assert not Path("s").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("quorum", "write KEY=LOW..HIGH"),
+        ("quorum=1..x", "write KEY=LOW..HIGH"),
+        ("quorum=6..1", "from a number to a larger one"),
+        ("alpha=0..1:log", "begins above 0"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(toy: Path, option: str, line: str) -> None:
+    words = ["sweep", str(toy), "--random", "2", "--range", option, "--out", "s"]
+    result = CliRunner().invoke(app, words)
+    assert line in str(result.exception)
+    assert not Path("s").exists()
+
+
+def test_the_command_draws_what_python_draws(toy: Path) -> None:
+    words = ["sweep", str(toy), "--random", "2", "--out", "c", "--json"]
+    words += ["--range", "quorum=1..6", "--range", "alpha=0.01..100.0:log", "--grid", "epochs=1,2"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert json.loads(result.stdout.splitlines()[-1])["done"] == 2
+    drawn = [cell.settings for cell in load_plan(Path("c")).cells]
+    orders = {"quorum": fl.Range(1, 6), "alpha": fl.Range(0.01, 100.0, log=True), "epochs": [1, 2]}
+    in_the_order_of_the_command = {"epochs": orders.pop("epochs"), **orders}
+    assert drawn == settings_of(sweep(toy, in_the_order_of_the_command, random=2, seeds=1))
+
+
+def test_a_target_is_reached_on_validation_examples_where_there_are_any(toy: Path) -> None:
+    # Given a task that is splendid on the test examples, and good for nothing on others
+    code = toy.parent / "clouds.py"
+    measured = '"accuracy": float((chances.argmax(axis=1) == y).mean())'
+    assert measured in code.read_text()
+    code.write_text(
+        code.read_text().replace(measured, '"accuracy": 0.99, "validation_accuracy": 0.1')
+    )
+    # When a sweep has a target
+    (row,) = sweep(toy, {"quorum": [2]}, seeds=1).rows(target=0.5)
+    # Then it goes by what the run itself decides by, and reports the other
+    assert (row["reached"], row["accuracy"]) == (False, 0.99)
