@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pika.adapters.blocking_connection import BlockingChannel
 
-from fluffle.broker.admin.session import Session, open_session
+from fluffle.broker.admin.session import NoAnswer, Session, open_session
 from fluffle.broker.topology import Queue, Topology
+from fluffle.schemas.codec import MAX_MESSAGE_BYTES
 from fluffle.schemas.sizes import MIB
 
 #: RabbitMQ 4 takes no larger message unless it is told to.
@@ -40,16 +41,39 @@ class Probe:
     largest_message: int | None
     #: A message of 16 MiB and one byte was taken.
     takes_large: bool
+    #: A message of the size that was asked for was taken; None: nobody asked, or nobody knows.
+    takes_asked: bool | None = None
 
 
-def probe(url: str, federation: str = "fluffle") -> Probe:
+def probe(url: str, federation: str = "fluffle", size: int = 0) -> Probe:
     """Look at a broker, in a few seconds at most.
 
+    size: also try whether it takes a message of so many bytes.
     Raises: BrokerUnreachable, AccessRefused, UserError where the URL is none.
     """
     names = Topology(federation)
     with open_session(url, names, "doctor") as session:
-        return _look(session, names)
+        seen = _look(session, names)
+        return _try_size(session, names, seen, size) if size else seen
+
+
+def _try_size(session: Session, names: Topology, seen: Probe, size: int) -> Probe:
+    """A broker looks at a message's size first, and then whether there is such an exchange."""
+    if size > MAX_MESSAGE_BYTES:  # RabbitMQ 4 ends the connection for it
+        return replace(seen, takes_asked=False)
+    if seen.largest_message is not None:
+        return replace(seen, takes_asked=size <= seen.largest_message)
+    try:
+        told = session.ask(_publish(names.submit, bytes(size)), last=True)
+    except NoAnswer:
+        return seen
+    limit = _limit_in(told)
+    return replace(seen, takes_asked=limit is None, largest_message=limit)
+
+
+def _limit_in(told: str | None) -> int | None:
+    limit = re.search(r"max size (\d+)", told or "")
+    return int(limit[1]) if limit else None
 
 
 def _look(session: Session, names: Topology) -> Probe:
@@ -75,8 +99,7 @@ def _look(session: Session, names: Topology) -> Probe:
         large = _publish(names.submit if submits else names.assign, bytes(COMMON_LIMIT + 1))
         told = ask(large)
         takes_large = told is None
-        limit = re.search(r"max size (\d+)", told or "")
-        largest = int(limit[1]) if limit else None
+        largest = _limit_in(told)
     return Probe(
         where=session.where,
         user=user,

@@ -27,13 +27,19 @@ def doctor(
         str,
         typer.Option(help="Its management API, where that is not http://HOST:15672."),
     ] = "",
+    parameters: Annotated[
+        int,
+        typer.Option(min=0, help="Of a model that shall fit into the broker's messages."),
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Where runs shall go.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Say what this machine has and lacks, and how to get it."""
     from fluffle.doctor import examine, troubles
 
-    findings = examine("" if url in ("embedded", "local") else url, federation, out, api)
+    findings = examine(
+        "" if url in ("embedded", "local") else url, federation, out, api, parameters
+    )
     answers = troubles(findings)
     if as_json:
         typer.echo(to_json(findings, answers))

@@ -21,11 +21,14 @@ from fluffle.doctor.troubles import TROUBLES
 __all__ = ["Finding", "examine", "troubles"]
 
 
-def examine(broker: str, federation: str, out: Path, api: str = "") -> list[Finding]:
+def examine(
+    broker: str, federation: str, out: Path, api: str = "", parameters: int = 0
+) -> list[Finding]:
     """Everything, in the order in which it is shown; the slow checks run side by side.
 
     broker: an AMQP URL, or "" for none. out: the folder that runs shall go to.
     api: where the broker's management API is, or "" for its host.
+    parameters: of a model that the broker's messages shall hold; 0: of none.
     """
     import pika  # noqa: F401 several checks import it, whose parts two threads cannot
 
@@ -37,7 +40,7 @@ def examine(broker: str, federation: str, out: Path, api: str = "") -> list[Find
         lambda: find_disk(out),
         find_data,
         find_server,
-        lambda: find_broker(broker, federation),
+        lambda: find_broker(broker, federation, parameters),
         lambda: find_settings(broker, federation, api),
         find_docker,
     ]

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from fluffle.doctor.finding import Finding
 from fluffle.schemas import UserError
+from fluffle.schemas.codec import MAX_HEAD_BYTES
 from fluffle.schemas.sizes import MIB
 
 _LARGER = "max_message_size in its rabbitmq.conf raises it (ours: broker/admin/rabbitmq.conf)"
@@ -37,25 +38,29 @@ def find_server() -> Finding:
     return Finding("rabbitmq", "ok", found, facts=facts)
 
 
-def find_broker(url: str, federation: str) -> Finding:
-    """The broker at a URL: version, rights, limits."""
+def find_broker(url: str, federation: str, parameters: int = 0) -> Finding:
+    """The broker at a URL: version, rights, limits.
+
+    parameters: of a model that shall fit into its messages, in float32.
+    """
     if not url:
         text = "none was looked at"
         return Finding("broker", "note", text, "fluffle doctor --broker amqp://…", {"url": False})
     from fluffle.broker.admin.probe import COMMON_LIMIT, probe
 
     try:
-        seen = probe(url, federation)
+        size = parameters * 4 + MAX_HEAD_BYTES if parameters else 0
+        seen = probe(url, federation, size)
     except UserError as error:
         facts = {"url": True, "reachable": False, "error": str(error)}
         return Finding("broker", "lack", str(error), _mend(str(error)), facts)
     major = int(seen.version.split(".")[0]) if seen.version[:1].isdigit() else 0
     if seen.largest_message is not None:
-        size = f"messages up to {seen.largest_message / MIB:.3g} MiB"
+        limit = f"messages up to {seen.largest_message / MIB:.3g} MiB"
     elif seen.takes_large:
-        size = f"messages over {COMMON_LIMIT // MIB} MiB pass"
+        limit = f"messages over {COMMON_LIMIT // MIB} MiB pass"
     else:
-        size = f"messages up to {16 if major >= 4 else 128} MiB unless configured otherwise"
+        limit = f"messages up to {16 if major >= 4 else 128} MiB unless configured otherwise"
     can = [role for role, may in (("train", seen.may_train), ("lead", seen.may_lead)) if may]
     roles = f"may {' and '.join(can)}" if can else "may neither train nor lead"
     if not seen.federation:
@@ -67,11 +72,18 @@ def find_broker(url: str, federation: str) -> Finding:
         if seen.waiting is not None:
             many = f"{seen.waiting} updates wait in {{}}.updates"
         state = many.format(federation)
-    found = f"RabbitMQ {seen.version} at {seen.where}: user {seen.user} {roles}; {size}; {state}"
+    found = f"RabbitMQ {seen.version} at {seen.where}: user {seen.user} {roles}; {limit}; {state}"
     facts = {"url": True, "reachable": True, **asdict(seen)}
     if not (seen.may_train or seen.may_lead):
         get = "`fluffle broker users` prints the rabbitmqctl lines that give them"
         return Finding("broker", "lack", found, get, facts)
+    if size:
+        needs = f"a model of {parameters:,} parameters needs {size / MIB:.3g} MiB"
+        if seen.takes_asked is False:
+            get = f"{_LARGER}; 512 MiB is the most that RabbitMQ has: above it, freeze weights"
+            return Finding("broker", "lack", f"{found}; {needs}, which is too much", get, facts)
+        fits = "and fits" if seen.takes_asked else "and nobody could say whether that fits"
+        return Finding("broker", "ok", f"{found}; {needs} {fits}", facts=facts)
     small = seen.largest_message is not None and seen.largest_message <= COMMON_LIMIT
     return Finding("broker", "ok", found, f"for larger models: {_LARGER}" if small else "", facts)
 

@@ -105,6 +105,30 @@ def test_a_server_with_a_small_limit_says_how_small() -> None:
     assert not found.takes_large
 
 
+def test_a_model_that_is_too_large_for_the_brokers_messages_is_named() -> None:
+    # Given the limit that RabbitMQ 4 has by itself, and nobody who has led yet
+    with Node(settings={"max_message_size": str(16 * MIB)}) as node:
+        small = find_broker(node.url, "fluffle", 4_000_000)
+        large = find_broker(node.url, "fluffle", 5_000_000)
+        beyond = find_broker(node.url, "fluffle", 200_000_000)
+    # Then the doctor says of each model whether it fits, and what would help
+    assert small.status == "ok", small
+    assert "needs 15.3 MiB and fits" in small.found
+    assert large.status == beyond.status == "lack", (large, beyond)
+    assert "messages up to 16 MiB" in large.found
+    assert "a model of 5,000,000 parameters needs 19.1 MiB, which is too much" in large.found
+    assert "max_message_size" in large.get
+    assert "512 MiB is the most" in beyond.get
+
+
+def test_a_model_fits_that_is_larger_than_the_usual_limit_and_smaller_than_ours(
+    rabbitmq: Node, federation: str
+) -> None:
+    finding = find_broker(rabbitmq.url, federation, 10_000_000)
+    assert finding.status == "ok", finding
+    assert "needs 38.2 MiB and fits" in finding.found
+
+
 def test_what_cannot_be_reached_or_entered_is_said_without_the_password(rabbitmq: Node) -> None:
     with pytest.raises(BrokerUnreachable, match=r"no RabbitMQ at 127\.0\.0\.1:9") as gone:
         probe("amqp://guest:s3cret@127.0.0.1:9/")

@@ -110,6 +110,17 @@ class Cluster:
         said = self.nodes[0].ctl("eval", "length(rabbit_nodes:list_running()).")
         return int(said.strip())
 
+    def told(self) -> str:
+        """Queues and bindings as each node that runs knows them: what a worker may lack."""
+        running = [node for node in self.nodes if node._process is not None]
+        asked = (
+            ("list_queues", "name", "pid", "consumers", "messages"),
+            ("list_bindings", "source_name", "destination_name"),
+            # Where a node routes by a copy of its own, which may differ
+            ("eval", "[{K, ets:info(K, size)} || K <- [rabbit_route, rabbit_queue]]."),
+        )
+        return "\n".join(node.ctl(*question) for node in running for question in asked)
+
     def leader_of(self, queue: str) -> Member:
         """The node whose replica of a quorum queue leads."""
         for node in self.nodes:

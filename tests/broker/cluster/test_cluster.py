@@ -52,6 +52,8 @@ class Federation:
     epoch: int = 0
     over: threading.Event = field(default_factory=threading.Event)
     errors: list[BaseException] = field(default_factory=list)
+    #: What the broker says of itself, where something is missing.
+    told: Callable[[], str] = str
 
     def lead(self) -> None:
         """As the service does: wait for the lead, publish, take updates and ack them."""
@@ -102,6 +104,8 @@ class Federation:
         began, wanted = time.monotonic(), len(self.versions) + more
         while len(self.versions) < wanted or min(self.seen.values()) < wanted - more:
             took = time.monotonic() - began
+            if took >= within_s:
+                print(self.told())
             assert took < within_s, (len(self.versions), wanted, self.seen, self.errors)
             time.sleep(0.02)
         return time.monotonic() - began
@@ -113,6 +117,7 @@ def federation(cluster: Cluster) -> Iterator[Federation]:
         node.start_again()
     one = Federation(RabbitMQBroker(cluster.url, heartbeat_s=5, connect_timeout_s=60))
     one.seen = {"w1": -1, "w2": -1, "w3": -1}
+    one.told = cluster.told
 
     def guarded(work: Callable[[], None]) -> None:
         try:
