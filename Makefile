@@ -105,5 +105,5 @@ $(VENV)/run.stamp: pyproject.toml requirements/$(EXTRA).txt
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp requirements/dev.txt
-	@$(call install,$(EXTRA)$(comma)jax$(comma)data$(comma)report$(comma)privacy$(comma)secure$(comma)pandas$(comma)docs$(comma)dev,$(EXTRA) build dev)
+	@$(call install,$(EXTRA)$(comma)jax$(comma)data$(comma)report$(comma)privacy$(comma)secure$(comma)pandas$(comma)watch$(comma)docs$(comma)dev,$(EXTRA) build dev)
 	@touch $@

@@ -24,6 +24,7 @@ from fluffle.commands.show import show
 from fluffle.commands.status import status
 from fluffle.commands.sweep import sweep
 from fluffle.commands.verify import verify
+from fluffle.commands.watch import watch
 from fluffle.commands.worker import worker
 from fluffle.schemas.errors import UserError
 
@@ -73,7 +74,7 @@ def fluffle(
 
 for command in (
     *(run, sweep, init, aggregator, worker, evaluator, helper),
-    *(verify, show, status, report, results, export, backup, doctor),
+    *(verify, show, status, watch, report, results, export, backup, doctor),
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")

@@ -81,6 +81,8 @@ NOT_RUN = {
     ("docs/secure-aggregation.md", "fluffle helper"): "tests/integration/test_secure.py",
     ("docs/site-policy.md", "fluffle"): "tests/integration/test_site_join.py",
     ("docs/reliability.md", "python"): "tests/chaos runs the sceptic",
+    ("docs/watch.md", "pip install"): "tests/integration/test_watch.py, in a browser",
+    ("docs/watch.md", "ssh"): "needs another machine",
     ("docs/verify.md", "fluffle verify"): "tests/integration/test_verify.py",
     ("docs/verify.md", "fluffle worker"): "tests/chaos/processes, with a broker",
 }
@@ -94,6 +96,7 @@ OTHERS = {
     "rabbitmqctl",
     "sh",
     "sha256sum",
+    "ssh",
     "tensorboard",
     "export",
     "echo",

@@ -25,7 +25,7 @@ _ARGUMENTS = (
 
 
 class Browser:
-    """One window. Addresses are files of this machine."""
+    """One window. Addresses are files of this machine, and servers on it."""
 
     def __init__(self, driver: str, profile: Path) -> None:
         self._driver = driver
@@ -34,8 +34,9 @@ class Browser:
         answer = self._call("/session", {"capabilities": {"alwaysMatch": wanted}})
         self._session = f"/session/{answer['sessionId']}"
 
-    def open(self, page: Path) -> None:
-        self._call(f"{self._session}/url", {"url": page.resolve().as_uri()})
+    def open(self, page: Path | str) -> None:
+        url = page if isinstance(page, str) else page.resolve().as_uri()
+        self._call(f"{self._session}/url", {"url": url})
 
     def evaluate(self, script: str) -> Any:
         """What this script returns."""

@@ -19,6 +19,9 @@ ROOMS = ("aggregator", "broker", "helper", "schemas", "simulation", "worker")
 #: Files that are no Python, which the code reads or type checkers look for.
 DATA = (
     "fluffle/broker/admin/rabbitmq.conf",
+    "fluffle/live/page.css",
+    "fluffle/live/page.html",
+    "fluffle/live/page.js",
     "fluffle/py.typed",
     "fluffle/report/page.html.j2",
     "fluffle/experiments/mnist.toml",

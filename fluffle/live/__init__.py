@@ -1,0 +1,1 @@
+"""The live page, `fluffle watch`: how runs stand while they go on, read from their ledgers."""
