@@ -137,7 +137,7 @@ function staleness(bars) {
     const left = LEFT + stale * step;
     svg.append(drawn('rect', {class: 'bar', x: left + 2, width: step - 4, y: y(updates),
       height: HEIGHT - BOTTOM - y(updates), rx: 2}));
-    if (bars.length <= 10 || stale % 2 === 0 || stale === 19)
+    if (bars.length <= 10 || (stale % 2 === 0 && stale < 18) || stale === 19)
       svg.append(drawn('text', {x: left + step / 2, y: HEIGHT - 6, 'text-anchor': 'middle'},
         stale === 19 ? '19+' : String(stale)));
   });
