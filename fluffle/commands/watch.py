@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,12 @@ def watch(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="On this machine alone; 0: any free port.")
     ] = 8080,
+    address: Annotated[
+        str,
+        typer.Option(
+            help="Where to listen. In a container 0.0.0.0, with its port published on 127.0.0.1.",
+        ),
+    ] = "127.0.0.1",
 ) -> None:
     """Show runs in a browser while they go on: curves, who trained, what was rejected.
 
@@ -31,6 +38,8 @@ def watch(
         raise UserError(f"the page needs {error.name}: pip install 'fluffle[watch]'") from None
     from fluffle.live.runs import Runs
 
-    server = LiveServer(Runs(folders), port)
+    server = LiveServer(Runs(folders), port, address)
     typer.echo(f"watching at {server.url}  (Ctrl-C ends it)")
+    # To be told to end is no failure: without a handler of ours uvicorn would die of the signal.
+    signal.signal(signal.SIGTERM, lambda *_: server.end())
     server.serve()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,15 @@ class Runs:
 
 def _run_folders(folder: Path) -> list[tuple[float, Path]]:
     """When each changed, and where: this folder, or the runs one or two levels below it."""
-    for pattern in (LEDGER, f"*/{LEDGER}", f"*/*/{LEDGER}"):
-        try:
-            if found := [
-                (file.parent.stat().st_ctime, file.parent) for file in folder.glob(pattern)
-            ]:
-                return found
-        except OSError:
-            continue  # one of them has just gone
-    return []
+    if (folder / LEDGER).is_file():
+        patterns: tuple[str, ...] = (LEDGER,)
+    else:
+        patterns = (f"*/{LEDGER}", f"*/*/{LEDGER}")
+    found = []
+    for file in (file for pattern in patterns for file in folder.glob(pattern)):
+        with suppress(OSError):  # it has just gone
+            found.append((file.parent.stat().st_ctime, file.parent))
+    return found
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:

@@ -71,18 +71,22 @@ class _Guarded:
 class LiveServer:
     """One page for these runs, on a port of this machine."""
 
-    def __init__(self, runs: Runs, port: int) -> None:
-        """port: 0 for any that is free. Raises: UserError where it is taken, or not ours."""
+    def __init__(self, runs: Runs, port: int, address: str = ADDRESS) -> None:
+        """port: 0 for any that is free. Raises: UserError where it is taken, or not ours.
+
+        address: another than loopback's is for a container whose port this machine alone sees:
+        whoever asks for another host's page is refused all the same.
+        """
         self._runs = runs
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            self._socket.bind((ADDRESS, port))
+            self._socket.bind((address, port))
             self._socket.listen(_MOST_PAGES)
         except OSError as error:
             self._socket.close()
             raise UserError(
-                f"cannot serve at {ADDRESS}:{port} ({error.strerror}): choose another --port"
+                f"cannot serve at {address}:{port} ({error.strerror}): choose another --port"
             ) from None
         self.url = f"http://{ADDRESS}:{self._socket.getsockname()[1]}"
         routes = [Route(path, self._file) for path in _FILES]

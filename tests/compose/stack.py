@@ -33,7 +33,7 @@ class Stack:
         # Root tests what anybody else would do: a container that is not root's.
         self.uid, self.gid = (os.getuid(), os.getgid()) if os.getuid() else (1000, 1000)
         self._settings = settings
-        self._ui_port, self._amqp_port = _free_port(), _free_port()
+        self._ui_port, self._amqp_port, self.page_port = (_free_port() for _ in range(3))
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("FLUFFLE_")}
         if subprocess.run(["docker", "buildx", "version"], capture_output=True).returncode:
             self._environment["DOCKER_BUILDKIT"] = "0"
@@ -50,6 +50,7 @@ class Stack:
             "GID": self.gid,
             "UI_PORT": self._ui_port,
             "AMQP_PORT": self._amqp_port,
+            "DASHBOARD_PORT": self.page_port,
             "SETTINGS": self._settings,
             "WORKER_PASSWORD": "carrot",
             "EVALUATOR_PASSWORD": "lettuce",

@@ -52,7 +52,7 @@ def test_verbs_that_load_tensorflow_have_the_memory_for_it_and_no_secret(tmp_pat
 def test_what_is_open_is_open_to_this_machine_alone():
     published = [port for one in services("compose.yaml").values() for port in one.get("ports", [])]
     assert {port["host_ip"] for port in published} == {"127.0.0.1"}
-    assert {port["target"] for port in published} == {15672}
+    assert {port["target"] for port in published} == {15672, 8080}
 
 
 def test_with_gpus_workers_and_evaluator_share_the_cards():

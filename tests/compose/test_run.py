@@ -45,7 +45,7 @@ def test_a_run_is_scaled_and_loses_workers_aggregator_and_broker_and_still_ends_
     stack.configure(FLUFFLE_EXPERIMENT__VERSIONS=last)
     stack.compose("up", "--no-build", "--scale", "worker=10", "--exit-code-from", "aggregator")
     codes = stack.exit_codes()
-    assert len(codes) == 14
+    assert len(codes) == 15
     assert set(codes.values()) == {0}
 
     # And the run folder is whole, and belongs to who asked for it

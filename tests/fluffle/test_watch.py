@@ -110,6 +110,13 @@ def test_what_is_added_later_is_what_one_look_would_have_seen(tmp_path: Path) ->
     assert seen[-1] == RunReading(tmp_path / "run", "run").look()
 
 
+def test_runs_are_found_at_both_depths(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "first")
+    write_run(tmp_path / "runs" / "experiments" / "mnist.toml")
+    state = Runs([tmp_path / "runs"]).state(None)
+    assert {run["label"] for run in state["runs"]} == {"first", "mnist.toml"}
+
+
 def test_another_run_in_the_same_folder_begins_anew(tmp_path: Path) -> None:
     reading = RunReading(write_run(tmp_path / "run"), "run")
     assert reading.look() is not None
