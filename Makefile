@@ -19,6 +19,9 @@ SEED ?=
 VERSIONS ?=
 SUITES ?=
 
+# A thousand processes of the tests would each compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help run test test-fast test-oldest test-brokers test-compose chaos chaos-processes lint fuzz fuzz-live format \
   bench broker docs wheel lock clean

@@ -75,3 +75,13 @@ def test_a_tensorflow_that_is_not_installed_is_one_line() -> None:
     first, second = done.stdout.splitlines()
     assert first == second
     assert first.startswith("training needs tensorflow, which is not installed: pip install")
+
+
+def test_jax_is_not_imported_with_tensorflow_and_can_still_be() -> None:
+    pytest.importorskip("jax", reason="the extra jax is not installed")
+    done = run(
+        "from fluffle.worker.training.runtime import configure; configure(1)\n"
+        "import sys, tensorflow, keras; print('jax' in sys.modules)\n"
+        "import jax; print(int(jax.numpy.ones(2).sum()))"
+    )
+    assert done.stdout.split() == ["False", "2"], done.stderr

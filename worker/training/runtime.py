@@ -144,7 +144,7 @@ class _OnImport(MetaPathFinder):
             loader, execute = spec.loader, spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
-                with _quiet_stderr():
+                with _quiet_stderr(), _without_jax():
                     execute(module)
                 self._set_up()
 
@@ -162,6 +162,22 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+@contextmanager
+def _without_jax() -> Iterator[None]:
+    """TensorFlow imports JAX where it is installed, for a converter that nobody here uses.
+
+    That is a fifth of its own import. Keras likewise looks for what its backend is not.
+    """
+    hides = "jax" not in sys.modules and os.environ.get("KERAS_BACKEND") != "jax"
+    if hides:
+        sys.modules["jax"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hides:
+            del sys.modules["jax"]
 
 
 @contextmanager
