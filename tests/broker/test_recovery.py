@@ -239,10 +239,10 @@ def test_a_message_that_is_too_large_is_refused_with_the_setting_that_helps(
     broker = RabbitMQBroker(fragile.url, federation)
     leader, worker = ports.leader(broker), ports.worker(broker)
     with pytest.raises(MessageTooLarge, match=r"3 MB .* 1.05 MB .* max_message_size") as caught:
-        leader.publish_model(model(1, size=2_200_000))
+        leader.publish_model(model(1, size=3_000_000))
     assert "\n" not in str(caught.value)
     with pytest.raises(MessageTooLarge, match="max_message_size"):
-        worker.submit(update("u", size=2_200_000))
+        worker.submit(update("u", size=3_000_000))
     # And nothing else suffers
     leader.publish_model(model(2))
     worker.submit(update("v"))

@@ -70,9 +70,9 @@ def test_a_worker_that_stalls_in_every_system_call_holds_nobody_up(
 ) -> None:
     (tmp_path / "experiment.toml").write_text(EXPERIMENT)
     where = ["--broker", rabbitmq.url, "--federation", federation]
-    # Given a worker whose calls on the network all take a fifth of a second longer, and another
-    slow = ("strace", "-f", "-qq", "-o", str(tmp_path / "trace"))
-    calls = ("-e", "trace=sendto,recvfrom", "-e", "inject=sendto,recvfrom:delay_enter=200000")
+    # Given a worker whose calls on the network all take a twentieth of a second longer, and another
+    slow = ("strace", "--seccomp-bpf", "-f", "-qq", "-o", str(tmp_path / "trace"))
+    calls = ("-e", "trace=sendto,recvfrom", "-e", "inject=sendto,recvfrom:delay_enter=50000")
     (tmp_path / "trace").touch()
     stalled = Started(
         ["worker", *where, "--name", "stalled"], tmp_path / "stalled.log", under=(*slow, *calls)
